@@ -1,0 +1,42 @@
+"""Let mmdet be imported where mmcv has no compiled operators (``mmcv-lite``).
+
+mmdet imports every operator of mmcv when it is imported, Mask2Former needs none of them: its point
+sampling is ``torch.nn.functional.grid_sample``, and its deformable attention falls back to plain PyTorch
+on tensors that are not on a GPU. So names are enough. One that is called after all raises.
+"""
+
+import importlib.util
+import sys
+import types
+
+_EXTENSION = "mmcv._ext"
+
+
+class _MissingOps(types.ModuleType):
+    """Has every operator by name; none can be called."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*_args, **_kwargs):
+            raise RuntimeError(f"mmcv's operator {name!r} is not compiled here: install the full mmcv, not mmcv-lite")
+
+        return missing
+
+
+def ensure_mmcv_ops() -> bool:
+    """Register a stand-in for ``mmcv._ext`` where the compiled module is not installed.
+
+    Call it before the first import of mmdet. Calling it again, or where the full mmcv is installed,
+    changes nothing.
+
+    Returns:
+        True where the compiled operators are there, False where the stand-in is.
+    """
+    if _EXTENSION in sys.modules:
+        return not isinstance(sys.modules[_EXTENSION], _MissingOps)
+    if importlib.util.find_spec(_EXTENSION) is not None:
+        return True
+    sys.modules[_EXTENSION] = _MissingOps(_EXTENSION)
+    return False

@@ -1,0 +1,50 @@
+"""The public names: models, tensors, and the request parameters a client may send.
+
+Everything that crosses Triton is named here once; the configurations under `model_repository/` repeat
+these names and a test holds the two together. Shapes are without the batch dimension, `-1` is free.
+"""
+
+from dataclasses import dataclass
+
+PUBLIC_MODEL = "mask2former"
+PUBLIC_TENSOR_MODEL = "mask2former_tensor"
+
+MAX_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the contract.
+
+    Attributes:
+        name: the tensor's name in Triton.
+        datatype: KServe v2 datatype (`FP32`, `INT32`, `UINT8`, `BYTES`).
+        dims: shape without the batch dimension; -1 is free. K instances, Q queries, C classes,
+            H x W the original image, h x w the engine's masks (stride 4).
+        group: the ensemble step that makes it.
+        meaning: one line for people.
+    """
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...]
+    group: str
+    meaning: str
+
+
+OUTPUTS: tuple[Tensor, ...] = (
+    Tensor("num_instances", "INT32", (1,), "postprocess", "how many rows are valid"),
+    Tensor("scores", "FP32", (-1,), "postprocess", "class score x mask score, descending"),
+    Tensor("labels", "INT32", (-1,), "postprocess", "class index, 0-based"),
+    Tensor("boxes", "FP32", (-1, 4), "postprocess", "x1 y1 x2 y2 in original-image pixels, half-open"),
+    Tensor("areas", "INT32", (-1,), "postprocess", "mask pixels"),
+    Tensor("queries", "INT32", (-1,), "postprocess", "the query each instance came from"),
+    Tensor("rle", "BYTES", (-1,), "postprocess", "COCO compressed RLE counts of the full-size mask"),
+    Tensor("size", "INT32", (2,), "postprocess", "h, w of the original image"),
+    Tensor("masks", "UINT8", (-1, -1, -1), "masks", "dense 0/1 masks [K, H, W]"),
+    Tensor("cls_logits", "FP32", (-1, -1), "raw", "engine output [Q, C+1]"),
+    Tensor("mask_logits", "FP32", (-1, -1, -1), "raw", "engine output [Q, h, w]"),
+)
+
+STRUCTURED_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "postprocess")
+RAW_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "raw")
