@@ -12,6 +12,10 @@ PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 MAX_BATCH_SIZE = 8
 
 
+class InputError(ValueError):
+    """What a client sent cannot be used; the message names it and says what is allowed."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One tensor of the contract.

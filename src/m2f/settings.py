@@ -1,0 +1,134 @@
+"""The post-processing settings: MMDeploy's `post_processing` keys, checked and typed.
+
+The repository states its own in the `parameters` of `mask2former_postprocess`; a client overrides them
+for one request with Triton request parameters of the same names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from m2f.contract import InputError
+
+NO_LIMIT = -1
+SEMANTICS = ("mmdet",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How logits become instances. The defaults are mmdetection's own.
+
+    Attributes:
+        score_threshold: final score (class score x mask score) must be >= it, 0..1.
+        pre_top_k: candidates taken from the Q x C class scores (mmdet's `max_per_image`); -1: all.
+        iou_threshold: class-aware NMS drops a mask whose IoU with a better one is above it; 1: off.
+        max_output_boxes_per_class: instances kept per class; -1: no limit.
+        keep_top_k: instances kept per image, after everything else; -1: no limit.
+        background_label_id: -1: no-object is the last class column; 0: the first (TAO).
+        export_postprocess_mask: false: no full-size masks are made, `rle` and `masks` are empty.
+        classes: only these classes, by index or name, comma-separated; empty: all.
+        semantics: whose post-processing is reproduced.
+    """
+
+    score_threshold: float = 0.0
+    pre_top_k: int = 100
+    iou_threshold: float = 1.0
+    max_output_boxes_per_class: int = NO_LIMIT
+    keep_top_k: int = NO_LIMIT
+    background_label_id: int = -1
+    export_postprocess_mask: bool = True
+    classes: str = ""
+    semantics: str = "mmdet"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name))
+
+    @classmethod
+    def from_repository(cls, parameters: Mapping[str, str]) -> Settings:
+        """Read the settings out of a model's `parameters` block, where every value is a string.
+
+        Keys that are not settings (class names, mask stride) are left to whoever uses them.
+
+        Raises:
+            InputError: a value of the wrong type or out of range.
+        """
+        return cls(**{name: _parse(name, parameters[name]) for name in KEYS if name in parameters})
+
+    def override(self, parameters: Mapping[str, Any]) -> Settings:
+        """Return these settings with a request's parameters on top.
+
+        Raises:
+            InputError: unknown key, wrong type or out of range; the message names the key and what is allowed.
+        """
+        for name in parameters:
+            if name not in KEYS:
+                raise InputError(f"unknown request parameter '{name}'; allowed: {', '.join(KEYS)}")
+        return replace(self, **parameters) if parameters else self
+
+    def class_indices(self, class_names: tuple[str, ...], num_classes: int) -> frozenset[int] | None:
+        """Resolve `classes` to class indices; None means all.
+
+        Raises:
+            InputError: a name the model does not have, or an index outside 0..num_classes-1.
+        """
+        if not self.classes.strip():
+            return None
+        return frozenset(_class_index(word.strip(), class_names, num_classes) for word in self.classes.split(","))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_limit(value: Any) -> bool:
+    return _is_int(value) and (value >= 1 or value == NO_LIMIT)
+
+
+KEYS = tuple(field.name for field in fields(Settings))
+_TEXT_KEYS = ("classes", "semantics")
+
+_FRACTION = "a number from 0 to 1"
+_LIMIT = "a whole number >= 1, or -1 for no limit"
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "score_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
+    "pre_top_k": (_LIMIT, _is_limit),
+    "iou_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
+    "max_output_boxes_per_class": (_LIMIT, _is_limit),
+    "keep_top_k": (_LIMIT, _is_limit),
+    "background_label_id": ("-1 (no-object comes last) or 0 (first)", lambda v: _is_int(v) and v in (-1, 0)),
+    "export_postprocess_mask": ("true or false", lambda v: isinstance(v, bool)),
+    "classes": ("a string of class indices or names, comma-separated", lambda v: isinstance(v, str)),
+    "semantics": ("one of: " + ", ".join(SEMANTICS), lambda v: v in SEMANTICS),
+}
+
+
+def _check(name: str, value: object) -> None:
+    allowed, accepts = _ALLOWED[name]
+    if not accepts(value):
+        raise InputError(f"parameter '{name}' must be {allowed}; got {value!r}")
+
+
+def _parse(name: str, text: str) -> Any:
+    if name in _TEXT_KEYS:
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise InputError(f"parameter '{name}' must be {_ALLOWED[name][0]}; got {text!r}") from None
+
+
+def _class_index(word: str, class_names: tuple[str, ...], num_classes: int) -> int:
+    if word in class_names:
+        return class_names.index(word)
+    if word.isdecimal() and int(word) < num_classes:
+        return int(word)
+    known = f"; names: {', '.join(class_names)}" if class_names else ""
+    raise InputError(f"parameter 'classes' has no class {word!r}; allowed: 0 to {num_classes - 1}{known}")
