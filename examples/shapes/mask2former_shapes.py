@@ -1,3 +1,4 @@
+# ruff: noqa: C408 (written as mmdet writes its configs)
 """mmdet's official Mask2Former, made small enough to ship and to run on any processor.
 
 Derives from the config that mmdet ships and changes only sizes, data and schedule.
@@ -102,11 +103,12 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
+    batch_sampler=None,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
         ann_file="annotations/train.json",
-        data_prefix=dict(img="train/", _delete_=True),
+        data_prefix=dict(img="train/"),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline,
     ),
@@ -118,7 +120,7 @@ val_dataloader = dict(
         data_root=data_root,
         metainfo=metainfo,
         ann_file="annotations/val.json",
-        data_prefix=dict(img="val/", _delete_=True),
+        data_prefix=dict(img="val/"),
         pipeline=test_pipeline,
     ),
 )
@@ -127,7 +129,8 @@ val_evaluator = dict(ann_file=data_root + "annotations/val.json", metric=["segm"
 test_evaluator = val_evaluator
 
 # ---- schedule: trained from scratch, so the backbone learns at full speed
-max_iters = 4000
+max_iters = 6000
+stages = [dict(side=192, until=0.7), dict(side=256, until=1.0)]  # train.py; shares of max_iters
 optim_wrapper = dict(
     optimizer=dict(lr=8e-4),
     paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=1.0, decay_mult=1.0)}),

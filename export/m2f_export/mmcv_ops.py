@@ -5,6 +5,7 @@ sampling is ``torch.nn.functional.grid_sample``, and its deformable attention fa
 on tensors that are not on a GPU. So names are enough. One that is called after all raises.
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -38,5 +39,8 @@ def ensure_mmcv_ops() -> bool:
         return not isinstance(sys.modules[_EXTENSION], _MissingOps)
     if importlib.util.find_spec(_EXTENSION) is not None:
         return True
-    sys.modules[_EXTENSION] = _MissingOps(_EXTENSION)
+    stand_in = _MissingOps(_EXTENSION)
+    # A spec without a loader: mmengine asks for it, and takes the missing loader for "not compiled".
+    stand_in.__spec__ = importlib.machinery.ModuleSpec(_EXTENSION, loader=None)
+    sys.modules[_EXTENSION] = stand_in
     return False

@@ -1,0 +1,143 @@
+"""Train the shapes model with mmdet on a CPU.
+
+    python examples/shapes/train.py --data data/shapes --work-dir work/shapes
+
+Two stages: most steps on small inputs, which are cheap, the last ones at the size that is served. One
+optimizer and one learning-rate curve run through both. Every 500 steps, and at the end, the weights alone
+are written to WORK_DIR/mask2former_shapes.pth. ``--resume`` goes on from the last full checkpoint.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "export"))  # works from a clone that is not installed
+
+from m2f_export.mmcv_ops import ensure_mmcv_ops  # noqa: E402
+
+ensure_mmcv_ops()
+# mmengine 0.10 keeps optimizer and message history as pickled objects in its own checkpoints, which torch
+# refuses to load back by default. Only --resume reads one, and only from the folder this script wrote.
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+
+import torch  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.hooks import Hook  # noqa: E402
+from mmengine.registry import LOOPS  # noqa: E402
+from mmengine.runner import IterBasedTrainLoop, Runner, find_latest_checkpoint  # noqa: E402
+
+CONFIG = HERE / "mask2former_shapes.py"
+WEIGHTS = "mask2former_shapes.pth"
+
+
+@LOOPS.register_module()
+class ForwardTrainLoop(IterBasedTrainLoop):
+    """mmengine's loop, except that a resumed run does not load every earlier batch again first."""
+
+    def run(self):
+        """Train up to the last step."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        while self._iter < self._max_iters:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+
+class SaveWeights(Hook):
+    """Write the weights alone, next to the checkpoints, every ``interval`` steps and at the end."""
+
+    def __init__(self, interval, classes):
+        self.interval = interval
+        self.classes = classes
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):  # noqa: ARG002 (mmengine's names)
+        """Write where the interval is full."""
+        if self.every_n_train_iters(runner, self.interval):
+            self.after_train(runner)
+
+    def after_train(self, runner):
+        """Write once more."""
+        save_weights(runner.model, Path(runner.work_dir) / WEIGHTS, self.classes, runner.iter)
+
+
+def save_weights(model, path, classes, step):
+    """Write a float32 checkpoint that ``torch.load(path, weights_only=True)`` reads."""
+    state = {
+        name: value.detach().float() if value.is_floating_point() else value.detach()
+        for name, value in model.state_dict().items()
+    }
+    meta = {"dataset_meta": {"classes": list(classes)}, "iter": step}
+    torch.save({"state_dict": state, "meta": meta}, path)
+
+
+def configure(data, work_dir, max_iters):
+    """The config of this folder, for the given data, output folder and length of the run."""
+    cfg = Config.fromfile(CONFIG)
+    cfg.work_dir = str(work_dir)
+    cfg.train_dataloader.dataset.data_root = str(data)
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None  # evaluate.py does that
+    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    if max_iters:
+        cfg.max_iters = max_iters
+    cfg.train_cfg = {"type": "ForwardTrainLoop", "max_iters": cfg.max_iters}
+    warmup, cosine = cfg.param_scheduler
+    cosine.end, cosine.T_max = cfg.max_iters, cfg.max_iters - warmup.end
+    return cfg
+
+
+def set_stage(cfg, side, until):
+    """Let ``cfg`` train on ``side`` x ``side`` inputs up to step ``until``."""
+    cfg.train_cfg.max_iters = until
+    cfg.model.data_preprocessor.batch_augments[0].size = (side, side)
+    cfg.model.data_preprocessor.pad_size_divisor = 32
+    for step in cfg.train_dataloader.dataset.pipeline:
+        if step.type == "RandomResize":
+            step.scale = (side, side)
+        elif step.type == "RandomCrop":
+            step.crop_size = (side, side)
+
+
+def latest(work_dir):
+    """The last full checkpoint in ``work_dir`` and its step: (None, 0) where there is none."""
+    path = find_latest_checkpoint(str(work_dir))
+    return (path, int(Path(path).stem.rsplit("_", 1)[1])) if path else (None, 0)
+
+
+def train(data, work_dir, *, max_iters=None, resume=False):
+    """Run the stages of the config, each going on from the checkpoint that the one before it left."""
+    sides = [stage["side"] for stage in configure(data, work_dir, max_iters).stages]
+    for number, side in enumerate(sides):
+        cfg = configure(data, work_dir, max_iters)
+        until = round(cfg.stages[number]["until"] * cfg.max_iters)
+        checkpoint, done = latest(work_dir) if resume or number else (None, 0)
+        if done >= until:
+            continue
+        set_stage(cfg, side, until)
+        cfg.resume, cfg.load_from = checkpoint is not None, checkpoint
+        cfg.randomness.seed += done  # other shuffles than those already seen
+        cfg.experiment_name = f"stage_{number}_from_{done}"
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(SaveWeights(cfg.default_hooks.checkpoint.interval, cfg.classes))
+        runner.train()
+
+
+def main():
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder that generate.py wrote")
+    parser.add_argument("--work-dir", type=Path, required=True, help="folder for log and checkpoints")
+    parser.add_argument("--max-iters", type=int, help="length of the whole run in steps; default: the config's")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--threads", type=int, default=2, help="torch's threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train(args.data, args.work_dir, max_iters=args.max_iters, resume=args.resume)
+
+
+if __name__ == "__main__":
+    main()
