@@ -1,0 +1,52 @@
+"""The `m2f` command. A subcommand's module is imported when it is called, so none needs the others' extras."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = {  # name: (module, attribute, extra that its requirements are in)
+    "predict": ("m2f_client.predict", "predict", "client"),
+    "serve": ("m2f_server.command", "serve", "server"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports its commands by need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or one that says what to install where its requirements are missing."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, attribute, extra = COMMANDS[cmd_name]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            return _not_installed(cmd_name, extra, error.name)
+        return command
+
+
+def _not_installed(name: str, extra: str, module: str | None) -> click.Command:
+    message = f"m2f {name} needs: pip install 'm2f[{extra}]' (no module named {module!r})"
+
+    @click.command(
+        name,
+        short_help=f"Needs: pip install 'm2f[{extra}]'",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        add_help_option=False,
+    )
+    def missing() -> None:
+        raise click.ClickException(message)
+
+    return missing
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="m2f", prog_name="m2f")
+def main() -> None:
+    """Mask2Former on NVIDIA Triton: serve it, and find the instances of images."""

@@ -1,0 +1,180 @@
+"""The client: images in, `Result`s out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2f.contract import MAX_BATCH_SIZE, PUBLIC_MODEL, STRUCTURED_OUTPUTS
+from m2f_client.errors import InvalidRequest, ModelNotFound, ServerError, UnreadableImage
+from m2f_client.result import ROW_OUTPUTS, Result
+from m2f_client.transport import DEFAULT_URL, Parameter, Transport, open_transport
+
+ImageSource = str | os.PathLike[str] | bytes
+NAMES_MODEL = "mask2former_postprocess"
+_INT64 = range(-(2**63), 2**63)
+
+
+class Client:
+    """A connection to a Mask2Former server. A context manager; safe to share between threads.
+
+    Args:
+        url: `grpc://host:port` or `http://host:port`.
+        timeout: seconds to wait for an answer; None waits for ever.
+        model: the public ensemble.
+        transport: what carries the requests instead of `url`; for tests and special connections.
+
+    Raises:
+        InvalidAddress: `url` is not one. Nothing is sent before the first request.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout: float | None = 60.0,
+        model: str = PUBLIC_MODEL,
+        transport: Transport | None = None,
+    ) -> None:
+        self._transport = transport if transport is not None else open_transport(url, timeout)
+        self._model = model
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return self._transport.url
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+    def predict(
+        self, image: ImageSource, *, outputs: Sequence[str] = STRUCTURED_OUTPUTS, **parameters: Parameter | None
+    ) -> Result:
+        """Find the instances of one image.
+
+        Args:
+            image: path of an encoded image (JPEG, PNG, WebP), or its bytes.
+            outputs: names of `m2f.contract.OUTPUTS`; the server computes only what is asked for.
+            **parameters: request parameters (`score_threshold=0.5`, `classes="0,2"`, ...); None is not sent.
+
+        Raises:
+            UnreadableImage: the file cannot be read.
+            InvalidRequest: the server refuses image, outputs or parameters; it says why.
+            ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.errors`.
+        """
+        return self.predict_batch([image], outputs=outputs, **parameters)[0]
+
+    def predict_batch(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        outputs: Sequence[str] = STRUCTURED_OUTPUTS,
+        **parameters: Parameter | None,
+    ) -> list[Result]:
+        """Find the instances of 1 to 8 images in one request; arguments and errors as for `predict`."""
+        inputs = {"image": image_tensor(images)}
+        names = needed_outputs(outputs, batched=len(images) > 1)
+        arrays = self._transport.infer(self._model, inputs, names, checked_parameters(parameters))
+        return [Result.from_batch(arrays, index) for index in range(len(images))]
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The model's class names, read from the server once; None where it states none.
+
+        Raises:
+            ServerUnavailable, Timeout, ServerError: see `m2f_client.errors`.
+        """
+        try:
+            config = self._transport.model_config(NAMES_MODEL)
+        except ModelNotFound:
+            return None  # somebody else's repository
+        return class_names_of(config)
+
+
+def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
+    """Return the `image` input: encoded images as `bytes`, object [N, 1].
+
+    Raises:
+        InvalidRequest: not 1 to 8 images.
+        UnreadableImage: a file cannot be read.
+    """
+    if not 1 <= len(images) <= MAX_BATCH_SIZE:
+        raise InvalidRequest(f"a request takes 1 to {MAX_BATCH_SIZE} images; got {len(images)}")
+    tensor = np.empty((len(images), 1), np.object_)
+    tensor[:, 0] = [_read(image) for image in images]
+    return tensor
+
+
+def _read(image: ImageSource) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{os.fspath(image)}: {error.strerror}") from error
+
+
+def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
+    """Return what to ask the server for: `outputs`, and what is needed to read them.
+
+    A mask cannot be decoded without `size`, and a batch not be unpadded without `num_instances`.
+    """
+    names = list(dict.fromkeys(outputs))
+    if not names:
+        raise InvalidRequest("no outputs asked for")
+    if batched and any(name in ROW_OUTPUTS for name in names):
+        names.append("num_instances")
+    if "rle" in names or (batched and "masks" in names):
+        names.append("size")
+    return tuple(dict.fromkeys(names))
+
+
+def checked_parameters(parameters: Mapping[str, Parameter | None]) -> dict[str, Parameter]:
+    """Return the request parameters that both protocols can carry; None values are left out.
+
+    Raises:
+        InvalidRequest: a value is not str, int (64 bit), float or bool.
+    """
+    checked: dict[str, Parameter] = {}
+    for name, value in parameters.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        if plain is None:
+            continue
+        if not isinstance(plain, str | int | float):
+            raise InvalidRequest(f"parameter '{name}' must be str, int, float or bool; got {type(value).__name__}")
+        if isinstance(plain, int) and plain not in _INT64:
+            raise InvalidRequest(f"parameter '{name}' must fit 64 bits; got {plain}")
+        checked[name] = plain
+    return checked
+
+
+def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the parameter `class_names` (a JSON list of strings) of a model configuration, or None.
+
+    Raises:
+        ServerError: the parameter is there and is something else.
+    """
+    text = config.get("parameters", {}).get("class_names", {}).get("string_value", "")
+    if not text:
+        return None
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ServerError(f"{NAMES_MODEL}: parameter class_names must be a JSON list of strings; got {text[:80]!r}")
+    return tuple(names) or None

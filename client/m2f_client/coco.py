@@ -1,0 +1,100 @@
+"""COCO's JSON: results of one image, and a whole file that pycocotools loads.
+
+The file is a COCO dataset whose annotations are detections:
+
+    {"info":        {"description": ..., "server": ...},
+     "images":      [{"id": 1, "file_name": "as given", "width": w, "height": h}],
+     "categories":  [{"id": 1, "name": "cat"}],             id = class index + 1
+     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
+                      "iscrowd": 0, "segmentation": {"size": [h, w], "counts": "..."}}],
+     "errors":      [{"file_name": "as given", "reason": "..."}]}
+
+`COCO(path)` reads it whole; `COCO(ground_truth).loadRes(document["annotations"])` scores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from m2f_client.result import Result
+
+
+def class_name(label: int, class_names: Sequence[str] | None) -> str:
+    """Return the name of a class index, or the number as text where there is none."""
+    return class_names[label] if class_names and 0 <= label < len(class_names) else str(label)
+
+
+def results(
+    result: Result, image_id: int, categories: Sequence[int | Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Return COCO result dicts: image_id, category_id, score, bbox, area and segmentation.
+
+    Args:
+        result: needs `scores`, `labels` and `boxes`; `areas`, `rle` and `size` are used if present.
+        image_id: the id of the image in the dataset.
+        categories: for each class index the category id, or COCO's category dict; None: class index + 1.
+
+    Raises:
+        ValueError: the model has more classes than `categories`.
+        OutputNotRequested: one of the needed outputs is missing.
+    """
+    rows = []
+    for index, label in enumerate(result.labels.tolist()):
+        x1, y1, x2, y2 = result.boxes[index].tolist()
+        row = {
+            "image_id": image_id,
+            "category_id": _category_id(label, categories),
+            "score": float(result.scores[index]),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+        }
+        if "areas" in result.outputs:
+            row["area"] = int(result.areas[index])
+        if "rle" in result.outputs and result.outputs["rle"][index]:
+            row["segmentation"] = {"size": list(result.size), "counts": result.outputs["rle"][index].decode("ascii")}
+        rows.append(row)
+    return rows
+
+
+def _category_id(label: int, categories: Sequence[int | Mapping[str, Any]] | None) -> int:
+    if categories is None:
+        return label + 1
+    if label >= len(categories):
+        raise ValueError(f"class index {label} has no category: categories has {len(categories)} entries")
+    category = categories[label]
+    return category if isinstance(category, int) else int(category["id"])
+
+
+class Document:
+    """A COCO file that grows image by image."""
+
+    def __init__(self, class_names: Sequence[str] | None, *, server: str) -> None:
+        self._class_names = class_names
+        self._info = {"description": "instances found by m2f", "server": server}
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+        self._errors: list[dict[str, str]] = []
+
+    def add(self, file_name: str, result: Result) -> None:
+        """Add an image and its instances."""
+        image_id = len(self._images) + 1
+        height, width = result.size
+        self._images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for row in results(result, image_id):
+            self._annotations.append({"id": len(self._annotations) + 1, **row, "iscrowd": 0})
+
+    def add_error(self, file_name: str, reason: str) -> None:
+        """Add an image that did not work."""
+        self._errors.append({"file_name": file_name, "reason": reason})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the document; every category that an annotation uses is among its categories."""
+        count = max([len(self._class_names or ()), *(row["category_id"] for row in self._annotations)])
+        return {
+            "info": self._info,
+            "images": self._images,
+            "categories": [{"id": i + 1, "name": class_name(i, self._class_names)} for i in range(count)],
+            "annotations": self._annotations,
+            "errors": self._errors,
+        }

@@ -1,0 +1,51 @@
+"""The exceptions of the client: one tree, and each message says what to do.
+
+* M2FError
+  * InvalidAddress      the URL given to `Client` is not one
+  * UnreadableImage     an image cannot be read on this side
+  * ServerUnavailable   nobody answers, or the server takes no work now
+  * ModelNotFound       the server does not have the model
+  * InvalidRequest      the server (or the client, for it) refuses what was sent
+  * Timeout             no answer in time
+  * ServerError         the server failed
+  * OutputNotRequested  a result was asked for an output that the request did not name
+
+The error of the transport, where there is one, stays at `__cause__`.
+"""
+# ruff: noqa: N818 (names say what happened, as httpx does: "Timeout", not "TimeoutError", which is a builtin)
+
+
+class M2FError(Exception):
+    """Base of every error this package raises."""
+
+
+class InvalidAddress(M2FError):
+    """The URL of the server cannot be used."""
+
+
+class UnreadableImage(M2FError):
+    """An image file is missing, cannot be read or cannot be decoded on the client's side."""
+
+
+class ServerUnavailable(M2FError):
+    """Nobody answers at the address, or the server turns work away for now (full queue, shutdown)."""
+
+
+class ModelNotFound(M2FError):
+    """The server is up and does not have the model."""
+
+
+class InvalidRequest(M2FError):
+    """The request is wrong: image, parameter, output or batch size. The message is the server's own."""
+
+
+class Timeout(M2FError):
+    """The answer did not come within the client's timeout."""
+
+
+class ServerError(M2FError):
+    """The server failed while it worked on a valid request."""
+
+
+class OutputNotRequested(M2FError):
+    """The request that made this result did not ask for the output that is read now."""

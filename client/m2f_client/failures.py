@@ -1,0 +1,95 @@
+"""From whatever a transport raises to the client's own exceptions: the one place that maps them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tritonclient.utils import InferenceServerException
+
+from m2f_client.errors import InvalidRequest, M2FError, ModelNotFound, ServerError, ServerUnavailable, Timeout
+
+_BY_STATUS: dict[str | None, type[M2FError]] = {
+    None: InvalidRequest,  # tritonclient refused it before sending
+    "400": InvalidRequest,
+    "StatusCode.INVALID_ARGUMENT": InvalidRequest,
+    "404": ModelNotFound,
+    "StatusCode.NOT_FOUND": ModelNotFound,
+    "503": ServerUnavailable,
+    "StatusCode.UNAVAILABLE": ServerUnavailable,
+    "504": Timeout,
+    "StatusCode.DEADLINE_EXCEEDED": Timeout,
+}
+# gRPC says UNAVAILABLE both for "no connection" and for a server that refuses work: only the words differ
+_NO_CONNECTION = re.compile(
+    r"failed to connect|resolving|resolution failed|socket closed|connection (reset|refused|closed)|broken pipe",
+    re.IGNORECASE,
+)
+_PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
+_FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
+_TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
+
+
+@contextmanager
+def translated(kinds: tuple[type[Exception], ...], url: str, timeout: float | None) -> Iterator[None]:
+    """Raise the client's exception in place of any of `kinds` in the block; see `translate`."""
+    try:
+        yield
+    except kinds as error:
+        raise translate(error, url, timeout) from error
+
+
+def clean(message: str) -> str:
+    """Return a server's message without status tags, request ids, ensemble prefix and server-side traceback.
+
+    >>> clean("[400] in ensemble 'mask2former', image: not a JPEG, PNG or WebP")
+    'image: not a JPEG, PNG or WebP'
+    """
+    message = _TRACEBACK.sub("", _PREFIXES.sub("", message.strip()))
+    return _FAILED_STEP.sub(r"\1 failed: ", message).strip()
+
+
+def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
+    """Return the client's exception for what a tritonclient call raised.
+
+    Args:
+        error: an InferenceServerException, OSError or HTTP protocol error.
+        url: the address as the user wrote it, for the message.
+        timeout: seconds the call was given, for the message.
+    """
+    if isinstance(error, InferenceServerException):
+        return _from_server(error, url, timeout)
+    if isinstance(error, TimeoutError):
+        return _timed_out(url, timeout)
+    if isinstance(error, OSError):
+        return _nobody_there(url, error.strerror or str(error))
+    return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
+
+
+def _from_server(error: InferenceServerException, url: str, timeout: float | None) -> M2FError:
+    status, raw = error.status(), error.message() or ""
+    kind = _BY_STATUS.get(status, ServerError)
+    foreign = kind is ModelNotFound and "model" not in raw  # some other server's 404
+    if foreign or raw.startswith("an exception occurred in the client while decoding"):
+        return ServerError(f"what answers at {url} is not a Triton server ({status})")
+    if kind is Timeout:
+        return _timed_out(url, timeout)
+    if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
+        return _nobody_there(url, raw.rsplit(": ", 1)[-1].rstrip("]"))
+    message = clean(raw)
+    if kind is ServerUnavailable:
+        message = f"the server at {url} takes no work now: {message}"
+    if kind is ModelNotFound:
+        message = f"{message} (server {url})"
+    return kind(message or f"the server at {url} gave no reason ({status})")
+
+
+def _timed_out(url: str, timeout: float | None) -> Timeout:
+    given = f" within {timeout:g} s" if timeout is not None else ""
+    return Timeout(f"no answer from {url}{given}; a longer timeout may help")
+
+
+def _nobody_there(url: str, reason: str) -> ServerUnavailable:
+    protocol = "gRPC" if url.startswith("grpc") else "HTTP"
+    return ServerUnavailable(f"no {protocol} server at {url} ({reason}); start one with: m2f serve")

@@ -1,0 +1,140 @@
+"""What comes back for one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2f import rle as coco_rle
+from m2f_client import coco
+from m2f_client.errors import OutputNotRequested
+
+Array = npt.NDArray[Any]
+
+ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks")
+"""Outputs with one row an instance; in a batch they are padded, and `num_instances` says where the padding starts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Instances of one image, best first. `len(result)` is their number K.
+
+    Attributes:
+        outputs: the arrays as the server sent them, without batch dimension and padding, by output name.
+            The properties below read it and raise OutputNotRequested for what was not asked for.
+    """
+
+    outputs: Mapping[str, Array]
+
+    @classmethod
+    def from_batch(cls, outputs: Mapping[str, Array], index: int) -> Result:
+        """Cut image `index` out of a server's answer: batch dimension and padding go.
+
+        Args:
+            outputs: arrays with the batch dimension first; in a batch of several images with row outputs,
+                `num_instances` [N, 1] must be among them, and `size` [N, 2] too where `masks` is.
+            index: which image.
+        """
+        one = {name: array[index] for name, array in outputs.items()}
+        if "num_instances" in one:
+            count = int(one["num_instances"][0])
+            one.update({name: one[name][:count] for name in ROW_OUTPUTS if name in one})
+        if "masks" in one and "size" in one:
+            height, width = one["size"]
+            one["masks"] = one["masks"][:, :height, :width]
+        return cls(one)
+
+    def __len__(self) -> int:
+        for name in ROW_OUTPUTS:
+            if name in self.outputs:
+                return len(self.outputs[name])
+        return int(self._get("num_instances")[0])
+
+    def __repr__(self) -> str:
+        return f"Result({', '.join(f'{name}: {list(array.shape)}' for name, array in self.outputs.items())})"
+
+    @property
+    def scores(self) -> Array:
+        """float32 [K], descending."""
+        return self._get("scores")
+
+    @property
+    def labels(self) -> Array:
+        """int32 [K], 0-based class index."""
+        return self._get("labels")
+
+    @property
+    def boxes(self) -> Array:
+        """float32 [K, 4], x1 y1 x2 y2 in pixels of the (upright) image, half-open."""
+        return self._get("boxes")
+
+    @property
+    def areas(self) -> Array:
+        """int32 [K], pixels of each mask."""
+        return self._get("areas")
+
+    @property
+    def queries(self) -> Array:
+        """int32 [K], the query that each instance came from."""
+        return self._get("queries")
+
+    @property
+    def rle(self) -> list[bytes]:
+        """K COCO compressed RLE strings; an empty one where the server made no masks."""
+        return [bytes(counts) for counts in self._get("rle")]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the (upright) image."""
+        height, width = self._get("size")
+        return int(height), int(width)
+
+    @property
+    def cls_logits(self) -> Array:
+        """float32 [Q, C + 1], the engine's class logits."""
+        return self._get("cls_logits")
+
+    @property
+    def mask_logits(self) -> Array:
+        """float32 [Q, h, w], the engine's mask logits at stride 4."""
+        return self._get("mask_logits")
+
+    @cached_property
+    def masks(self) -> npt.NDArray[np.uint8]:
+        """uint8 [K, H, W] of 0 and 1: the dense output if it was asked for, else decoded from `rle` now."""
+        if "masks" in self.outputs:
+            return self.outputs["masks"]
+        height, width = self.size
+        masks = np.zeros((len(self), height, width), np.uint8)
+        for index in range(len(self)):
+            masks[index] = self.mask(index)
+        return masks
+
+    def mask(self, index: int) -> npt.NDArray[np.uint8]:
+        """Return one mask, uint8 [H, W] of 0 and 1, without holding all of them; zeros if the server made none."""
+        if "masks" in self.outputs:
+            return self.outputs["masks"][index]
+        height, width = self.size
+        counts = self._get("rle")[index]
+        return coco_rle.decode(counts, height, width) if counts else np.zeros((height, width), np.uint8)
+
+    def names(self, class_names: Sequence[str] | None) -> list[str]:
+        """Return K class names; the number stands in where the model has no name for it."""
+        return [coco.class_name(int(label), class_names) for label in self.labels]
+
+    def to_coco(
+        self, image_id: int, categories: Sequence[int | Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return COCO result dicts, one an instance, ready for `COCO.loadRes`; see `coco.results`."""
+        return coco.results(self, image_id, categories)
+
+    def _get(self, name: str) -> Array:
+        try:
+            return self.outputs[name]
+        except KeyError:
+            raise OutputNotRequested(f"this result has no '{name}'; ask for it: outputs=(..., '{name}')") from None
