@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX -> a repository Triton can serve."""

@@ -1,0 +1,24 @@
+"""1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu`."""
+
+from pathlib import Path
+
+import onnxruntime as ort
+
+from m2f_server.glue import repository_parameters, respond_together
+
+
+class TritonPythonModel:
+    """input -> cls_logits, mask_logits."""
+
+    def initialize(self, args):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(repository_parameters(args).get("intra_op_num_threads", 0))
+        model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def execute(self, requests):
+        return respond_together(requests, self.infer)
+
+    def infer(self, arrays):
+        cls_logits, mask_logits = self.session.run(["cls_logits", "mask_logits"], {"input": arrays["input"]})
+        return {"cls_logits": cls_logits, "mask_logits": mask_logits}

@@ -1,0 +1,23 @@
+"""Encoded images -> engine input."""
+
+import cv2
+
+from m2f.preprocess import Preprocessing
+from m2f.settings import Settings
+from m2f_server.glue import repository_parameters, respond
+
+
+class TritonPythonModel:
+    """image BYTES [N, 1] -> input, img_shape, ori_shape."""
+
+    def initialize(self, args):
+        cv2.setNumThreads(1)  # concurrency comes from Triton's instances
+        self.preprocessing = Preprocessing.from_repository(repository_parameters(args))
+
+    def execute(self, requests):
+        return [respond(request, self.infer) for request in requests]
+
+    def infer(self, arrays, parameters):
+        Settings().override(parameters)  # a wrong parameter fails here, before the engine has worked for it
+        batch, img_shape, ori_shape = self.preprocessing(arrays["image"].reshape(-1).tolist())
+        return {"input": batch, "img_shape": img_shape, "ori_shape": ori_shape}

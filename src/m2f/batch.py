@@ -1,0 +1,75 @@
+"""Several images in one request: rows padded to the largest, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2f.contract import InputError
+from m2f.postprocess import Instances
+from m2f.rle import decode
+
+NO_LABEL = -1
+
+
+def stack_instances(images: Sequence[Instances]) -> dict[str, npt.NDArray[Any]]:
+    """Stack N images' instances into the structured outputs of the contract, batch dimension first.
+
+    Rows beyond an image's own are score 0, label -1, empty RLE; `num_instances` says how many count.
+    """
+    rows = max(len(image.scores) for image in images)
+    return {
+        "num_instances": np.array([[len(image.scores)] for image in images], np.int32),
+        "scores": _padded([image.scores for image in images], rows, 0),
+        "labels": _padded([image.labels for image in images], rows, NO_LABEL),
+        "boxes": _padded([image.boxes for image in images], rows, 0),
+        "areas": _padded([image.areas for image in images], rows, 0),
+        "queries": _padded([image.queries for image in images], rows, NO_LABEL),
+        "rle": _padded([_objects(image.rle) for image in images], rows, b""),
+        "size": np.array([image.size_hw for image in images], np.int32),
+    }
+
+
+def dense_masks(rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """Decode the RLE [N, K] of N images of size [N, 2] to 0/1 masks uint8 [N, K, H, W], the largest H and W.
+
+    Empty strings (padded rows) stay empty masks; where no mask was exported at all, K is 0.
+    """
+    images, rows = rle.shape
+    if not any(counts for counts in rle.flat):
+        rows = 0
+    height, width = size.max(axis=0) if images else (0, 0)
+    masks = np.zeros((images, rows, height, width), np.uint8)
+    for image, (image_height, image_width) in enumerate(size.tolist()):
+        for row in range(rows):
+            if rle[image, row]:
+                mask = decode(rle[image, row], image_height, image_width)
+                masks[image, row, :image_height, :image_width] = mask
+    return masks
+
+
+def image_shapes(name: str, shapes: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
+    """Read an `img_shape` or `ori_shape` tensor [N, 2] as (height, width) pairs.
+
+    Raises:
+        InputError: the tensor has another shape.
+    """
+    if shapes.ndim != 2 or shapes.shape[1] != 2:
+        raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(shapes.shape)}")
+    return [(height, width) for height, width in shapes.tolist()]
+
+
+def _objects(values: Sequence[bytes]) -> npt.NDArray[np.object_]:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def _padded(images: Sequence[npt.NDArray[Any]], rows: int, fill: object) -> npt.NDArray[Any]:
+    stacked = np.full((len(images), rows, *images[0].shape[1:]), fill, images[0].dtype)
+    for row, values in zip(stacked, images, strict=True):
+        row[: len(values)] = values
+    return stacked

@@ -1,0 +1,135 @@
+"""RGB pixels -> engine input: mmdetection's keep-ratio resize, padded to the engine's size.
+
+Reference: `Resize` of mmdetection 3.3 (`mmcv.imrescale`, bilinear) and `DetDataPreprocessor`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from m2f.contract import InputError
+from m2f.image import Pixels, decode_image
+
+LAYOUTS = ("uint8_hwc", "float32_chw")
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What the model was trained to see.
+
+    Attributes:
+        scale: mmdetection's `Resize.scale`: the longer and the shorter edge the image must fit in.
+        keep_ratio: scale both edges alike; false stretches to `input_size`.
+        input_size: the engine's fixed height and width; None: the next multiple of `pad_divisor`.
+        pad_divisor: both input edges are multiples of it where `input_size` does not fix them.
+        pad_value: RGB of the padding in a `uint8_hwc` input, the value that normalises to 0.
+        layout: `uint8_hwc` (normalisation is in the graph) or `float32_chw` (normalised here).
+        mean, std: RGB normalisation of `float32_chw`.
+        max_pixels: larger images are refused by their header.
+    """
+
+    scale: tuple[int, int]
+    keep_ratio: bool = True
+    input_size: tuple[int, int] | None = None
+    pad_divisor: int = 32
+    pad_value: tuple[int, int, int] = (0, 0, 0)
+    layout: str = "uint8_hwc"
+    mean: Vector = (0.0, 0.0, 0.0)
+    std: Vector = (1.0, 1.0, 1.0)
+    max_pixels: int = 1 << 26
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise InputError(f"parameter 'layout' must be one of: {', '.join(LAYOUTS)}; got {self.layout!r}")
+        if not self.keep_ratio and self.input_size is None:
+            raise InputError("parameter 'keep_ratio' false needs 'input_size'")
+
+    @classmethod
+    def from_repository(cls, parameters: Mapping[str, str]) -> Preprocessing:
+        """Read a model's `parameters` block; every value is JSON, such as `[256, 256]` or `true`.
+
+        Raises:
+            InputError: unknown key, missing `scale`, or a value that does not parse.
+        """
+        unknown = sorted(parameters.keys() - cls.__dataclass_fields__.keys())
+        if unknown or "scale" not in parameters:
+            wrong = f"unknown parameter '{unknown[0]}'" if unknown else "parameter 'scale' is missing"
+            raise InputError(f"{wrong}; allowed: {', '.join(cls.__dataclass_fields__)}")
+        return cls(**{name: _parse(name, text) for name, text in parameters.items()})
+
+    def __call__(
+        self, encoded: Sequence[bytes]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Prepare the images of one request.
+
+        Args:
+            encoded: N files.
+
+        Returns:
+            input: uint8 [N, H, W, 3] or float32 [N, 3, H, W], padded to a common size;
+            img_shape: int32 [N, 2], height and width of each image inside the input;
+            ori_shape: int32 [N, 2], height and width of each original image.
+
+        Raises:
+            InputError: an image that cannot be decoded; the message says which when there are several.
+        """
+        images = [self._decode(data, index, len(encoded)) for index, data in enumerate(encoded)]
+        resized = [self._resize(image) for image in images]
+        ori_shape = np.array([image.shape[:2] for image in images], np.int32)
+        img_shape = np.array([image.shape[:2] for image in resized], np.int32)
+        height, width = self.input_size or self._padded_size(img_shape)
+        batch = np.empty((len(resized), height, width, 3), np.uint8)
+        batch[:] = np.array(self.pad_value, np.uint8)
+        for row, image in zip(batch, resized, strict=True):
+            row[: image.shape[0], : image.shape[1]] = image
+        return (batch if self.layout == "uint8_hwc" else self._normalise(batch, img_shape)), img_shape, ori_shape
+
+    def _decode(self, data: bytes, index: int, count: int) -> Pixels:
+        try:
+            return decode_image(data, max_pixels=self.max_pixels)
+        except InputError as error:
+            raise InputError(f"image {index} of {count}: {error}" if count > 1 else str(error)) from error
+
+    def _resize(self, image: Pixels) -> Pixels:
+        height, width = self.target_size(*image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+
+    def target_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width an image is resized to, by `mmcv.rescale_size`'s rounding."""
+        if not self.keep_ratio and self.input_size:
+            return self.input_size
+        factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
+        if self.input_size:
+            factor = min(factor, self.input_size[0] / height, self.input_size[1] / width)
+        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+    def _padded_size(self, img_shape: npt.NDArray[np.int32]) -> tuple[int, int]:
+        height, width = (-(-img_shape.max(axis=0) // self.pad_divisor) * self.pad_divisor).tolist()
+        return height, width
+
+    def _normalise(self, batch: Pixels, img_shape: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        normalised = (batch - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        for image, (height, width) in zip(normalised, img_shape, strict=True):
+            image[height:], image[:, width:] = 0, 0
+        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+
+
+def _parse(name: str, text: str) -> Any:
+    if name == "layout":
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise InputError(f"parameter '{name}' must be JSON, such as 32, true or [256, 256]; got {text!r}") from None
+    return tuple(value) if isinstance(value, list) else value
