@@ -33,7 +33,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     """
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file")
-    with _reported():
+    with _reported(max_pixels):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise InputError(f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels")
@@ -51,7 +51,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def _reported(max_pixels: int) -> Iterator[None]:
     """Turn Pillow's errors into one that says what is wrong with the file."""
     try:
         yield
@@ -59,8 +59,8 @@ def _reported() -> Iterator[None]:
         raise
     except UnidentifiedImageError:
         raise InputError("not an image this server reads; allowed formats: JPEG, PNG, WebP") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"the image is too large: {error}") from None
+    except Image.DecompressionBombError:  # Pillow's own limit, some 179 megapixels
+        raise InputError(f"the image is too large: allowed are {max_pixels} pixels") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         # Pillow's decoders raise any of these on damaged files
         raise InputError(f"the image is damaged: {error}") from None

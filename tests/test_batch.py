@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m2f.batch import dense_masks, image_shapes, stack_instances
+from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS, InputError
+from m2f.postprocess import Instances
+from m2f.rle import encode_mask
+
+DTYPES = {"FP32": np.float32, "INT32": np.int32, "BYTES": np.object_, "UINT8": np.uint8}
+
+
+def an_image(rng, count, height, width):
+    masks = rng.integers(0, 2, (count, height, width), dtype=np.uint8)
+    masks[:, 0, 0] = 1  # an empty mask still has counts; these are not empty
+    instances = Instances(
+        scores=rng.random(count, np.float32),
+        labels=rng.integers(0, 5, count, np.int32),
+        boxes=rng.random((count, 4), np.float32),
+        areas=masks.sum(axis=(1, 2), dtype=np.int32),
+        queries=rng.integers(0, 9, count, np.int32),
+        rle=[encode_mask(mask) for mask in masks],
+        size_hw=(height, width),
+    )
+    return instances, masks
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    sizes=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4),
+)
+def test_rows_beyond_an_images_own_are_padding(seed, sizes):
+    rng = np.random.default_rng(seed)
+    images, masks = zip(*(an_image(rng, *size) for size in sizes), strict=True)
+    outputs = stack_instances(images)
+    assert tuple(outputs) == STRUCTURED_OUTPUTS
+    dense = dense_masks(outputs["rle"], outputs["size"])
+    rows = max(count for count, _, _ in sizes)
+    assert dense.shape == (len(sizes), rows, max(h for _, h, _ in sizes), max(w for _, _, w in sizes))
+    for i, (image, mask, (count, height, width)) in enumerate(zip(images, masks, sizes, strict=True)):
+        assert outputs["num_instances"][i].tolist() == [count]
+        assert outputs["size"][i].tolist() == [height, width]
+        np.testing.assert_array_equal(outputs["scores"][i, :count], image.scores)
+        np.testing.assert_array_equal(outputs["boxes"][i, :count], image.boxes)
+        assert outputs["rle"][i].tolist() == image.rle + [b""] * (rows - count)
+        assert (outputs["scores"][i, count:] == 0).all()
+        assert (outputs["labels"][i, count:] == -1).all()
+        np.testing.assert_array_equal(dense[i, :count, :height, :width], mask)
+        assert dense[i].sum() == mask.sum()
+
+
+def test_dtypes_and_shapes_are_the_contracts():
+    outputs = stack_instances([an_image(np.random.default_rng(0), 3, 4, 5)[0]])
+    outputs["masks"] = dense_masks(outputs["rle"], outputs["size"])
+    for tensor in OUTPUTS:
+        if tensor.name in outputs:
+            array = outputs[tensor.name]
+            assert array.dtype == DTYPES[tensor.datatype]
+            assert all(dim in (-1, size) for dim, size in zip(tensor.dims, array.shape[1:], strict=True))
+
+
+def test_where_no_mask_was_exported_there_are_no_dense_ones():
+    rle = np.full((1, 3), b"", object)
+    assert dense_masks(rle, np.array([[7, 9]], np.int32)).shape == (1, 0, 7, 9)
+
+
+def test_image_shapes_of_a_wrong_shape_are_refused():
+    assert image_shapes("img_shape", np.array([[3, 4]], np.int32)) == [(3, 4)]
+    with pytest.raises(InputError, match=r"img_shape must have shape \[N, 2\]"):
+        image_shapes("img_shape", np.zeros((1, 3), np.int32))

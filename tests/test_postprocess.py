@@ -1,0 +1,247 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+from reference import full_size_logits, instances
+from scenes import SIZES, blobs
+
+from m2f.contract import InputError
+from m2f.masks import MaskSampler
+from m2f.postprocess import class_scores, postprocess
+from m2f.rle import decode
+from m2f.settings import Settings
+
+NEAR_ZERO = 2e-3  # float32 may round a logit this close to 0 to its other side
+
+
+def check_against_reference(cls_logits, mask_logits, img_shape, ori_shape, threshold=0.0):
+    """Same rows (matched by query and label), scores, masks and boxes as the float64 reference."""
+    got = postprocess(
+        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings(score_threshold=threshold)
+    )
+    want = instances(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, threshold=threshold)
+    logits = full_size_logits(mask_logits, img_shape, ori_shape)
+    rows = {(row["query"], row["label"]): row for row in want}
+    found = {(q, c): i for i, (q, c) in enumerate(zip(got.queries.tolist(), got.labels.tolist(), strict=True))}
+    for key in rows.keys() ^ found.keys():  # only a score that rounds to the threshold may go either way
+        score = rows[key]["score"] if key in rows else got.scores[found[key]]
+        assert score == pytest.approx(threshold, abs=1e-5)
+    for key in rows.keys() & found.keys():
+        row, i = rows[key], found[key]
+        mask = decode(got.rle[i], *ori_shape)
+        wrong = mask != row["mask"]
+        assert (np.abs(logits[key[0]][wrong]) < NEAR_ZERO).all()
+        assert wrong.sum() <= max(1, 1e-4 * mask.size)
+        assert got.areas[i] == mask.sum()
+        if not wrong.any():
+            assert got.scores[i] == pytest.approx(row["score"], abs=1e-5)
+            assert got.boxes[i].tolist() == row["box"]
+    assert (np.diff(got.scores) <= 0).all()
+    return got
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_float64_reference(name, seed):
+    cells, img_shape, ori_shape = SIZES[name]
+    cls_logits, mask_logits = blobs(np.random.default_rng(seed), cells=cells)
+    check_against_reference(cls_logits, mask_logits, img_shape, ori_shape)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.9, 1.0])
+def test_dropping_by_class_score_first_changes_nothing(threshold):
+    cls_logits, mask_logits = blobs(np.random.default_rng(5), queries=40, objects=20)
+    check_against_reference(cls_logits, mask_logits, (96, 100), (300, 333), threshold)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_pure_noise(scale):
+    rng = np.random.default_rng(6)
+    cls_logits = rng.normal(size=(5, 4)).astype(np.float32)
+    mask_logits = (rng.normal(size=(5, 9, 11)) * scale).astype(np.float32)
+    got = postprocess(cls_logits, mask_logits, img_shape=(33, 41), ori_shape=(50, 60), settings=Settings())
+    logits = full_size_logits(mask_logits, (33, 41), (50, 60))
+    for query, rle in zip(got.queries, got.rle, strict=True):
+        wrong = decode(rle, 50, 60) != (logits[query] > 0)
+        assert (np.abs(logits[query][wrong]) < NEAR_ZERO * scale).all()
+
+
+@pytest.mark.parametrize("value", [-5.0, 0.0])
+def test_empty_masks_score_zero_and_have_zero_boxes(value):
+    cls_logits = np.zeros((2, 3), np.float32)
+    got = postprocess(
+        cls_logits, np.full((2, 4, 4), value, np.float32), img_shape=(16, 16), ori_shape=(20, 30), settings=Settings()
+    )
+    assert got.scores.tolist() == [0] * 4
+    assert got.boxes.tolist() == [[0, 0, 0, 0]] * 4
+    assert not decode(got.rle[0], 20, 30).any()
+
+
+def test_full_masks_cover_the_image():
+    got = postprocess(
+        np.zeros((1, 2), np.float32), np.full((1, 4, 4), 3, np.float32), img_shape=(13, 16), ori_shape=(20, 30),
+        settings=Settings(),
+    )  # fmt: skip
+    assert got.boxes.tolist() == [[0, 0, 30, 20]]
+    assert got.areas.tolist() == [600]
+    assert got.rle == [coco.encode(np.ones((20, 30), np.uint8, order="F"))["counts"]]
+    assert got.scores[0] == pytest.approx(0.5 / (1 + np.exp(-3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_logit_spoils_only_its_query(bad):
+    cls_logits, mask_logits = blobs(np.random.default_rng(7))
+    clean = postprocess(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128), settings=Settings())
+    mask_logits = mask_logits.copy()
+    mask_logits[0, 3, 3] = bad
+    cls_logits = cls_logits.copy()
+    cls_logits[1] = np.nan
+    with np.errstate(invalid="ignore"):
+        got = postprocess(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128), settings=Settings())
+    assert 1 not in got.queries
+    untouched = ~np.isin(clean.queries, [0, 1])
+    same = ~np.isin(got.queries, [0, 1])
+    assert [r for r, ok in zip(clean.rle, untouched, strict=True) if ok] == [
+        r for r, ok in zip(got.rle, same, strict=True) if ok
+    ]
+    assert not np.isnan(got.scores).any()
+
+
+def test_background_first_reads_the_other_columns():
+    cls_logits, mask_logits = blobs(np.random.default_rng(8))
+    sizes = {"img_shape": (96, 128), "ori_shape": (96, 128)}
+    last = postprocess(cls_logits, mask_logits, settings=Settings(), **sizes)
+    first = postprocess(np.roll(cls_logits, 1, axis=1), mask_logits, settings=Settings(background_label_id=0), **sizes)
+    assert last.rle == first.rle
+    np.testing.assert_array_equal(last.labels, first.labels)
+    np.testing.assert_allclose(last.scores, first.scores, rtol=1e-6)
+
+
+def scene_settings(**changes):
+    cls_logits, mask_logits = blobs(np.random.default_rng(9), queries=30, objects=25)
+    return postprocess(
+        cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(144, 192), settings=Settings(**changes),
+        class_names=("a", "b", "c", "d"),
+    )  # fmt: skip
+
+
+def test_pre_top_k_limits_the_candidates():
+    everything = scene_settings(pre_top_k=-1)
+    assert len(everything.scores) == 30 * 4
+    assert len(scene_settings(pre_top_k=100_000).scores) == 30 * 4
+    assert len(scene_settings(pre_top_k=7).scores) == 7
+
+
+def test_keep_top_k_keeps_the_best():
+    everything, best = scene_settings(), scene_settings(keep_top_k=5)
+    assert best.rle == everything.rle[:5]
+    assert best.scores.tolist() == everything.scores[:5].tolist()
+
+
+def test_cap_per_class():
+    everything, capped = scene_settings(), scene_settings(max_output_boxes_per_class=2)
+    for label in range(4):
+        expected = everything.scores[everything.labels == label][:2]
+        assert capped.scores[capped.labels == label].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("classes", ["0,2", "a,c", " c , 0 "])
+def test_classes_by_index_or_name_are_a_filter(classes):
+    everything, some = scene_settings(), scene_settings(classes=classes)
+    wanted = np.isin(everything.labels, [0, 2])
+    assert some.queries.tolist() == everything.queries[wanted].tolist()
+    assert some.labels.tolist() == everything.labels[wanted].tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7])
+def test_nms_equals_the_obvious_loop(threshold):
+    everything, kept = scene_settings(), scene_settings(iou_threshold=threshold)
+    masks = [decode(rle, 144, 192).astype(bool) for rle in everything.rle]
+    expected = []
+    for i, mask in enumerate(masks):
+        rivals = [masks[j] for j in expected if everything.labels[j] == everything.labels[i]]
+        if all((mask & rival).sum() <= threshold * (mask | rival).sum() for rival in rivals):
+            expected.append(i)
+    assert kept.rle == [everything.rle[i] for i in expected]
+    assert len(expected) < len(masks)
+
+
+def test_without_masks_the_rest_is_the_same():
+    everything, bare = scene_settings(), scene_settings(export_postprocess_mask=False)
+    assert set(bare.rle) == {b""}
+    np.testing.assert_array_equal(bare.boxes, everything.boxes)
+    np.testing.assert_array_equal(bare.areas, everything.areas)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 8])
+def test_other_strides(stride):
+    cls_logits, mask_logits = blobs(np.random.default_rng(10), cells=(16, 20))
+    img_shape, ori_shape = (15 * stride, 20 * stride), (40, 50)
+    got = postprocess(
+        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings(), mask_stride=stride
+    )
+    logits = full_size_logits(mask_logits, img_shape, ori_shape, stride)
+    for query, rle in zip(got.queries, got.rle, strict=True):
+        wrong = decode(rle, *ori_shape) != (logits[query] > 0)
+        assert (np.abs(logits[query][wrong]) < NEAR_ZERO).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"img_shape": (97, 128)}, "img_shape"),
+        ({"img_shape": (0, 128)}, "img_shape"),
+        ({"ori_shape": (0, 5)}, "ori_shape"),
+        ({"cls_logits": np.zeros((11, 5), np.float32)}, "logits do not fit together"),
+        ({"cls_logits": np.zeros(5, np.float32)}, "logits do not fit together"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change, message):
+    cls_logits, mask_logits = blobs(np.random.default_rng(11))
+    arguments = {"cls_logits": cls_logits, "mask_logits": mask_logits, "img_shape": (96, 128), "ori_shape": (9, 9)}
+    with pytest.raises(InputError, match=message):
+        postprocess(**{**arguments, **change}, settings=Settings())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cells=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    data=st.data(),
+)
+def test_invariants(seed, cells, data):
+    """Any size: runs ascend and never touch, box, area and RLE describe the same mask."""
+    rng = np.random.default_rng(seed)
+    valid = tuple(data.draw(st.integers(1, 4 * n), label="valid") for n in cells)
+    original = tuple(data.draw(st.integers(1, 90), label="original") for _ in cells)
+    logits = rng.normal(data.draw(st.floats(-2, 2), label="mean"), 2, cells).astype(np.float32)
+    sampler = MaskSampler(cells=cells, padded=(cells[0] * 4, cells[1] * 4), valid=valid, original=original)
+    mask = sampler.sample(logits)
+    assert (mask.starts < mask.ends).all()
+    assert (mask.starts[1:] > mask.ends[:-1]).all()
+    dense = decode(mask.to_rle(), *original)
+    assert mask.area == dense.sum()
+    assert 0 <= mask.score <= 1
+    box = {"size": list(original), "counts": mask.to_rle()}
+    x, y, width, height = coco.toBbox(box)
+    if mask.area:
+        assert mask.box == (x, y, x + width, y + height) or mask.box[0] == 0  # cocoapi widens boxes of wrapping runs
+    want = full_size_logits(logits[None], valid, original)[0]
+    assert (np.abs(want[dense != (want > 0)]) < NEAR_ZERO).all()
+
+
+def test_intersection_and_iou_of_runs():
+    rng = np.random.default_rng(12)
+    sampler = MaskSampler(cells=(8, 8), padded=(32, 32), valid=(32, 30), original=(40, 35))
+    masks = [sampler.sample((rng.normal(0.3, 1, (8, 8))).astype(np.float32)) for _ in range(6)]
+    dense = [decode(mask.to_rle(), 40, 35).astype(bool) for mask in masks]
+    for mask, pixels in zip(masks, dense, strict=True):
+        for other, other_pixels in zip(masks, dense, strict=True):
+            assert mask.intersection(other) == (pixels & other_pixels).sum()
+            assert mask.iou(other) == pytest.approx((pixels & other_pixels).sum() / (pixels | other_pixels).sum())
+
+
+def test_class_scores_are_a_softmax_without_no_object():
+    logits = np.array([[1000.0, 0, 1000.0], [-1000.0, 0, -1000.0]], np.float32)
+    np.testing.assert_allclose(class_scores(logits, -1), [[0.5, 0], [0, 1]], atol=1e-6)
