@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import colorsys
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from m2f.contract import InputError
+from m2f.image import decode_image
 from m2f_client.errors import UnreadableImage
 from m2f_client.result import Result
 
@@ -21,6 +22,7 @@ Pixels = npt.NDArray[np.uint8]
 
 _GOLDEN_RATIO = 0.618033988749895
 _MASK_OPACITY = 0.4
+_NO_LIMIT = 2**31  # pixels: the server has accepted the image already
 _FIRST_HUE = 0.58
 
 
@@ -54,20 +56,14 @@ class Style:
 
 
 def open_upright(data: bytes) -> Image.Image:
-    """Decode an image as the server sees it: EXIF orientation applied, RGB.
-
-    16-bit images keep their upper 8 bits, as the server does; an alpha channel is dropped.
+    """Decode an image just as the server does: EXIF orientation applied, RGB.
 
     Raises:
-        UnreadableImage: Pillow cannot decode it.
+        UnreadableImage: it cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return Image.fromarray(decode_image(data, max_pixels=_NO_LIMIT))
+    except InputError as error:
         raise UnreadableImage(f"cannot be drawn: {error}") from error
 
 

@@ -64,6 +64,8 @@ def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
         return _timed_out(url, timeout)
     if isinstance(error, OSError):
         return _nobody_there(url, error.strerror or str(error))
+    if "closed" in str(error):  # geventhttpclient's HTTPConnectionClosed
+        return ServerUnavailable(f"the server at {url} closed the connection")
     return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
 
 

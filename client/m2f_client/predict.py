@@ -115,7 +115,8 @@ def predict(
 ) -> None:
     """Find the instances of images.
 
-    JPEG, PNG and WebP. A file that does not work is named on standard error and the others go on; the exit code is 1 then.
+    Reads JPEG, PNG and WebP. A file that does not work is named on standard error and the others go on; the exit
+    code is 1 then.
     """
     if raw and out is None:
         raise click.UsageError("--raw needs --out DIR")

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import rle as coco_rle
+from m2f.contract import InputError
 from m2f_client import coco
-from m2f_client.errors import OutputNotRequested
+from m2f_client.errors import OutputNotRequested, ServerError
 
 Array = npt.NDArray[Any]
 
@@ -116,12 +117,22 @@ class Result:
         return masks
 
     def mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return one mask, uint8 [H, W] of 0 and 1, without holding all of them; zeros if the server made none."""
+        """Return one mask, uint8 [H, W] of 0 and 1, without holding all of them; zeros if the server made none.
+
+        Raises:
+            OutputNotRequested: neither `masks` nor `rle` and `size` were asked for.
+            ServerError: the server's RLE is not one.
+        """
         if "masks" in self.outputs:
             return self.outputs["masks"][index]
         height, width = self.size
         counts = self._get("rle")[index]
-        return coco_rle.decode(counts, height, width) if counts else np.zeros((height, width), np.uint8)
+        if not counts:
+            return np.zeros((height, width), np.uint8)
+        try:
+            return coco_rle.decode(counts, height, width)
+        except InputError as error:
+            raise ServerError(f"mask {index} from the server cannot be decoded: {error}") from error
 
     def names(self, class_names: Sequence[str] | None) -> list[str]:
         """Return K class names; the number stands in where the model has no name for it."""

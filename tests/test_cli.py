@@ -1,0 +1,225 @@
+"""The command line on a fake transport: screen, files, exit codes."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from m2f_client import Client, InvalidRequest, ServerUnavailable
+from m2f_client.cli import main
+from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client.predict import unique_stems
+from PIL import Image
+from pycocotools.coco import COCO
+
+NAMES = {"parameters": {"class_names": {"string_value": '["[red] disc", "square"]'}}}
+
+
+def answer(request):
+    """As the server: the image's size, two instances, an error for what is not an image."""
+    data = request.inputs["image"][0, 0]
+    if data == b"gone":
+        raise ServerUnavailable("no gRPC server at fake://server; start one with: m2f serve")
+    try:
+        width, height = Image.open(io.BytesIO(data)).size
+    except OSError:
+        raise InvalidRequest("image: not a JPEG, PNG or WebP") from None
+    masks = np.zeros((2, height, width))
+    masks[0, 1:, 1:] = 1
+    masks[1, :2, :2] = 1
+    arrays = stacked([result_of(masks, scores=[0.9, 0.5])])
+    logits = {"cls_logits": np.zeros((1, 5, 3), np.float32), "mask_logits": np.ones((1, 5, 4, 4), np.float32)}
+    return {**arrays, **logits}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Two images that share a stem, a bad file; the working directory is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    Image.new("RGB", (20, 50)).save(tmp_path / "sub" / "a.png")
+    (tmp_path / "bad.jpg").write_bytes(b"not an image")
+    (tmp_path / "gone.jpg").write_bytes(b"gone")
+    return tmp_path
+
+
+@pytest.fixture
+def transport():
+    return FakeTransport(answer, config=NAMES)
+
+
+@pytest.fixture
+def m2f(folder, transport):  # noqa: ARG001 (makes the files)
+    """Run `m2f` with the fake transport: m2f("predict", "a.jpg")."""
+
+    def run(*arguments):
+        def open_client(url, timeout):
+            Client(url, timeout=timeout).close()  # a bad address is refused as in real life
+            return Client(transport=transport)
+
+        return CliRunner().invoke(main, [str(a) for a in arguments], obj=open_client)
+
+    return run
+
+
+def test_table(m2f):
+    result = m2f("predict", "a.jpg")
+    assert result.exit_code == 0, result.output
+    assert "a.jpg  40x30, 2 instances" in result.stdout
+    assert "■ [red] disc   0.900    1    1   40   30   1131" in result.stdout
+    assert "\x1b" not in result.stdout  # no escape codes without a terminal
+    assert result.stderr == ""
+
+
+def test_parameters_reach_the_server(m2f, transport):
+    m2f("predict", "a.jpg", "--score-threshold", "0.5", "--classes", "0,1", "--parameter", "keep_top_k=3",
+        "--parameter", "export_postprocess_mask=true", "--parameter", "semantics=mmdet")  # fmt: skip
+    sent = transport.requests[0].parameters
+    assert sent == {
+        "score_threshold": 0.5, "classes": "0,1", "keep_top_k": 3,
+        "export_postprocess_mask": True, "semantics": "mmdet",
+    }  # fmt: skip
+    assert sent["export_postprocess_mask"] is True
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("classes=0", "0"),
+        ("x=1", 1),
+        ("x=1.5", 1.5),
+        ("x=a=b", "a=b"),
+        ("x=[1]", "[1]"),
+        ("x=null", "null"),
+        ("x=", ""),
+    ],
+)
+def test_parameter_types(m2f, transport, written, sent):
+    m2f("predict", "a.jpg", "--parameter", written)
+    (value,) = transport.requests[0].parameters.values()
+    assert value == sent
+    assert type(value) is type(sent)
+
+
+def test_out_and_raw(m2f, folder):
+    result = m2f("predict", "a.jpg", "sub/a.png", "--out", "out/deep", "--raw")
+    assert result.exit_code == 0, result.output
+    files = sorted(path.name for path in (folder / "out/deep").iterdir())
+    assert files == ["a-2.npz", "a-2_overlay.png", "a.npz", "a_overlay.png", "instances.json"]
+    assert Image.open(folder / "out/deep/a-2_overlay.png").size == (20, 50)
+    with np.load(folder / "out/deep/a.npz") as logits:
+        assert {name: logits[name].shape for name in logits} == {"cls_logits": (5, 3), "mask_logits": (5, 4, 4)}
+    truth = COCO(str(folder / "out/deep/instances.json"))
+    assert [image["file_name"] for image in truth.imgs.values()] == ["a.jpg", "sub/a.png"]
+    assert truth.annToMask(truth.anns[1]).sum() == 39 * 29
+
+
+def test_json_is_one_document_and_nothing_else(m2f):
+    result = m2f("predict", "a.jpg", "bad.jpg", "--json", "--out", "out")
+    document = json.loads(result.stdout)
+    assert document["errors"] == [{"file_name": "bad.jpg", "reason": "image: not a JPEG, PNG or WebP"}]
+    assert [row["score"] for row in document["annotations"]] == pytest.approx([0.9, 0.5])
+    assert document == json.loads(Path("out/instances.json").read_text(encoding="utf-8"))
+
+
+def test_bad_files_are_named_and_the_rest_go_on(m2f):
+    result = m2f("predict", "bad.jpg", "nope.jpg", "sub", "a.jpg")
+    assert result.exit_code == 1
+    assert "a.jpg  40x30" in result.stdout
+    assert result.stderr.splitlines() == [
+        "m2f: bad.jpg: image: not a JPEG, PNG or WebP",
+        "m2f: nope.jpg: No such file or directory",
+        "m2f: sub: Is a directory",
+    ]
+
+
+def test_a_lost_server_ends_the_run_and_keeps_what_is_done(m2f):
+    result = m2f("predict", "a.jpg", "gone.jpg", "sub/a.png", "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)["images"]) == 1
+    assert result.stderr == "m2f: gone.jpg: no gRPC server at fake://server; start one with: m2f serve\n"
+
+
+def test_an_input_is_never_overwritten(m2f, folder):
+    (folder / "a.jpg").rename(folder / "b_overlay.png")
+    (folder / "b.jpg").write_bytes((folder / "b_overlay.png").read_bytes())
+    before = (folder / "b_overlay.png").read_bytes()
+    assert m2f("predict", "b.jpg", "b_overlay.png", "--out", ".").exit_code == 0
+    assert (folder / "b_overlay.png").read_bytes() == before
+    assert (folder / "b-2_overlay.png").exists()
+
+
+def test_stems_do_not_meet(folder):
+    paths = [folder / name for name in ("a.jpg", "a.png", "a-2.jpg", "A.webp")]
+    assert unique_stems(paths, folder) == ["a", "a-2", "a-2-2", "A-3"]
+
+
+def test_unwritable_output(m2f, folder):
+    (folder / "file").touch()
+    result = m2f("predict", "a.jpg", "--out", "file/out")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("m2f: cannot write file/out: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict"],
+        ["predict", "a.jpg", "--raw"],
+        ["predict", "a.jpg", "--url", "127.0.0.1:8001"],
+        ["predict", "a.jpg", "--parameter", "novalue"],
+        ["predict", "a.jpg", "--score-threshold", "high"],
+        ["predict", "a.jpg", "--timeout", "0"],
+        ["predict", "a.jpg", "--out", "a.jpg"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_exits_2(m2f, arguments):
+    result = m2f(*arguments)
+    assert result.exit_code == 2
+    assert "Error" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_server():
+    result = CliRunner().invoke(main, ["predict", "a.jpg", "--url", "grpc://127.0.0.1:1", "--timeout", "10"])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "m2f serve" in result.stderr
+
+
+def test_version_and_help():
+    assert CliRunner().invoke(main, ["--version"]).output.startswith("m2f, version ")
+    listing = CliRunner().invoke(main, ["-h"]).output
+    assert "predict" in listing
+    assert "serve" in listing
+
+
+@pytest.mark.parametrize(
+    ("hidden", "command", "message"),
+    [
+        ("m2f_server.command", ["serve", "--http-port", "1"], "m2f serve needs: pip install 'm2f[server]'"),
+        ("rich", ["predict", "a.jpg"], "m2f predict needs: pip install 'm2f[client]'"),
+    ],
+)
+def test_a_missing_extra_is_named(hidden, command, message):
+    """In a process of its own, where a module cannot be imported."""
+    code = f"import sys; sys.modules[{hidden!r}] = None; from m2f_client.cli import main; main({command!r})"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_command_starts_without_the_clients_requirements():
+    hide = "import sys; sys.modules.update(dict.fromkeys(['rich', 'tritonclient', 'PIL'])); "
+    ran = subprocess.run(
+        [sys.executable, "-c", hide + "from m2f_client.cli import main; main(['-h'])"], capture_output=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr

@@ -1,0 +1,172 @@
+"""`Client` on a fake transport: what it sends, and what it makes of the answer."""
+
+import numpy as np
+import pytest
+from m2f_client import Client, InvalidRequest, M2FError, ModelNotFound, ServerError, UnreadableImage
+from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client.transport import open_transport
+
+from m2f.contract import STRUCTURED_OUTPUTS
+
+
+def masks_of(count, height, width, seed=0):
+    return np.random.default_rng(seed).random((count, height, width)) < 0.4
+
+
+def answering(*results, config=None):
+    transport = FakeTransport(lambda _: stacked(results), config=config)
+    return Client(transport=transport), transport
+
+
+def test_predict_sends_one_image_and_only_what_was_asked_for():
+    client, transport = answering(result_of(masks_of(3, 5, 7)))
+    result = client.predict(b"jpeg", score_threshold=np.float32(0.5), classes="0,2", keep_top_k=None)
+    (request,) = transport.requests
+    assert request.model == "mask2former"
+    assert request.inputs["image"].tolist() == [[b"jpeg"]]
+    assert request.outputs == STRUCTURED_OUTPUTS
+    assert request.parameters == {"score_threshold": 0.5, "classes": "0,2"}
+    assert len(result) == 3
+
+
+def test_predict_reads_a_path(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\0")
+    client, transport = answering(result_of(masks_of(1, 4, 4)))
+    client.predict(path)
+    client.predict(str(path))
+    assert [r.inputs["image"][0, 0] for r in transport.requests] == [b"\x89PNG\0"] * 2
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "."])
+def test_unreadable_path_is_named_and_nothing_is_sent(tmp_path, name):
+    client, transport = answering(result_of(masks_of(1, 4, 4)))
+    with pytest.raises(UnreadableImage, match=str(tmp_path)):
+        client.predict(tmp_path / name)
+    assert not transport.requests
+
+
+@pytest.mark.parametrize(
+    ("outputs", "batched", "sent"),
+    [
+        (("scores",), False, ("scores",)),
+        (("rle",), False, ("rle", "size")),  # a mask needs its size
+        (("masks",), False, ("masks",)),
+        (("scores",), True, ("scores", "num_instances")),  # padding must be cut
+        (("masks",), True, ("masks", "num_instances", "size")),
+        (("cls_logits",), True, ("cls_logits",)),  # no post-processing for raw outputs
+        (("scores", "scores"), False, ("scores",)),
+    ],
+)
+def test_outputs_asked_of_the_server(outputs, batched, sent):
+    client, transport = answering(*[Fakes.with_logits()] * (2 if batched else 1))
+    client.predict_batch([b"x"] * (2 if batched else 1), outputs=outputs)
+    assert transport.requests[0].outputs == sent
+
+
+class Fakes:
+    @staticmethod
+    def with_logits():
+        result = result_of(masks_of(2, 4, 6))
+        result.outputs["cls_logits"] = np.zeros((4, 3), np.float32)
+        return result
+
+
+def test_batch_of_different_sizes_loses_its_padding():
+    singles = [result_of(masks_of(k, h, w, seed=k)) for k, h, w in [(3, 5, 9), (0, 8, 2), (1, 1, 1)]]
+    client, _ = answering(*singles)
+    for got, expected in zip(client.predict_batch([b"a", b"b", b"c"]), singles, strict=True):
+        for name in STRUCTURED_OUTPUTS:
+            assert got.outputs[name].dtype == expected.outputs[name].dtype
+            assert got.outputs[name].tolist() == expected.outputs[name].tolist(), name
+        assert np.array_equal(got.masks, expected.outputs["masks"])
+
+
+def test_dense_masks_of_a_batch_are_cropped():
+    singles = [result_of(masks_of(k, h, w)) for k, h, w in [(2, 5, 9), (1, 7, 3)]]
+    client, _ = answering(*singles)
+    shapes = [result.masks.shape for result in client.predict_batch([b"a", b"b"], outputs=("masks",))]
+    assert shapes == [(2, 5, 9), (1, 7, 3)]
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_batch_size_is_1_to_8(count):
+    client, _ = answering(result_of(masks_of(1, 4, 4)))
+    with pytest.raises(InvalidRequest, match=f"1 to 8 images; got {count}"):
+        client.predict_batch([b"x"] * count)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [([1], "must be str, int, float or bool; got list"), (2**63, "64 bits"), (1j, "got complex")],
+)
+def test_parameters_that_no_protocol_carries(value, message):
+    client, transport = answering(result_of(masks_of(1, 4, 4)))
+    with pytest.raises(InvalidRequest, match=message):
+        client.predict(b"x", keep_top_k=value)
+    assert not transport.requests
+
+
+def test_no_outputs():
+    client, _ = answering(result_of(masks_of(1, 4, 4)))
+    with pytest.raises(InvalidRequest, match="no outputs"):
+        client.predict(b"x", outputs=())
+
+
+def config_with(text):
+    return {"parameters": {"class_names": {"string_value": text}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (config_with('["cat", "Bär"]'), ("cat", "Bär")),
+        ({}, None),
+        ({"parameters": {}}, None),
+        (config_with(""), None),
+        (config_with("[]"), None),
+    ],
+)
+def test_class_names_are_read_once(config, names):
+    client, transport = answering(result_of(masks_of(1, 4, 4)), config=config)
+    assert client.class_names == names
+    assert client.class_names == names
+    assert transport.config_calls == 1
+
+
+@pytest.mark.parametrize("text", ["cat,dog", '{"0": "cat"}', "[1, 2]"])
+def test_class_names_of_the_wrong_form(text):
+    client, _ = answering(result_of(masks_of(1, 4, 4)), config=config_with(text))
+    with pytest.raises(ServerError, match="JSON list of strings"):
+        _ = client.class_names
+
+
+def test_somebody_elses_repository_has_no_names():
+    class Bare(FakeTransport):
+        def model_config(self, model):
+            raise ModelNotFound(model)
+
+    assert Client(transport=Bare(lambda _: {})).class_names is None
+
+
+def test_the_transports_error_arrives_and_the_client_closes():
+    def fail(_):
+        raise ServerError("out of memory")
+
+    transport = FakeTransport(fail)
+    with Client(transport=transport) as client, pytest.raises(M2FError, match="out of memory"):
+        client.predict(b"x")
+    assert transport.closed
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8001", "ftp://host", "grpc://", "grpc://host:port", "http://h:99999"])
+def test_bad_addresses(url):
+    with pytest.raises(M2FError, match="not an address"):
+        Client(url)
+
+
+@pytest.mark.parametrize("url", ["grpc://host", "http://host", "http://host:80/base", "grpc://[::1]:8001"])
+def test_good_addresses_open_without_a_server(url):
+    transport = open_transport(url, timeout=1.0)
+    assert transport.url == url
+    transport.close()

@@ -1,0 +1,133 @@
+"""The table of errors: what tritonclient raises (taken from Triton 2.51), and what the user gets."""
+
+import socket
+
+import pytest
+from geventhttpclient.response import HTTPConnectionClosed
+from m2f_client import Client, InvalidRequest, ModelNotFound, ServerError, ServerUnavailable, Timeout
+from m2f_client.failures import clean, translate
+from tritonclient.utils import InferenceServerException
+
+GRPC, HTTP = "grpc://127.0.0.1:8001", "http://127.0.0.1:8000"
+NO_ANSWER = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect: {}"
+
+
+def from_server(status, message):
+    return InferenceServerException(message, status=status)
+
+
+def grpc_error(code, message):
+    return from_server(f"StatusCode.{code}", message)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "kind", "message"),
+    [
+        # the server's own words, without the wrapping of the ensemble
+        (GRPC, grpc_error("INVALID_ARGUMENT", "in ensemble 'mask2former', no image"), InvalidRequest, "no image"),
+        (HTTP, from_server("400", "in ensemble 'mask2former', no image"), InvalidRequest, "no image"),
+        (HTTP, from_server("400", "[request id: <id_unknown>] batch-size"), InvalidRequest, "batch-size"),
+        (HTTP, from_server(None, 'Parameter "timeout" is reserved'), InvalidRequest, 'Parameter "timeout" is reserved'),
+        # models
+        (GRPC, grpc_error("NOT_FOUND", "unknown model: 'x'"), ModelNotFound, f"unknown model: 'x' (server {GRPC})"),
+        (HTTP, from_server("404", "unknown model: 'x'"), ModelNotFound, f"unknown model: 'x' (server {HTTP})"),
+        (HTTP, from_server("404", "Not Found"), ServerError, f"what answers at {HTTP} is not a Triton server (404)"),
+        # nobody there
+        (
+            GRPC,
+            grpc_error("UNAVAILABLE", NO_ANSWER.format("Connection refused")),
+            ServerUnavailable,
+            f"no gRPC server at {GRPC} (Connection refused); start one with: m2f serve",
+        ),
+        (
+            HTTP,
+            ConnectionRefusedError(111, "Connection refused"),
+            ServerUnavailable,
+            f"no HTTP server at {HTTP} (Connection refused); start one with: m2f serve",
+        ),
+        (
+            HTTP,
+            socket.gaierror(-2, "Name or service not known"),
+            ServerUnavailable,
+            f"no HTTP server at {HTTP} (Name or service not known); start one with: m2f serve",
+        ),
+        (
+            HTTP,
+            HTTPConnectionClosed("connection closed."),
+            ServerUnavailable,
+            f"the server at {HTTP} closed the connection",
+        ),
+        # busy: not a case for `m2f serve`
+        (
+            GRPC,
+            grpc_error("UNAVAILABLE", "in ensemble 'mask2former', Exceeds maximum queue size"),
+            ServerUnavailable,
+            f"the server at {GRPC} takes no work now: Exceeds maximum queue size",
+        ),
+        # time
+        (
+            GRPC,
+            grpc_error("DEADLINE_EXCEEDED", "Deadline Exceeded"),
+            Timeout,
+            f"no answer from {GRPC} within 2.5 s; a longer timeout may help",
+        ),
+        (HTTP, TimeoutError("timed out"), Timeout, f"no answer from {HTTP} within 2.5 s; a longer timeout may help"),
+        # the server's failures
+        (
+            GRPC,
+            grpc_error(
+                "INTERNAL",
+                "in ensemble 'mask2former', Failed to process the request(s) for model 'mask2former_raw_0_1', "
+                "message: KeyError: 'boom'\n\nAt:\n  /m/1/model.py(45): execute\n",
+            ),
+            ServerError,
+            "mask2former_raw failed: KeyError: 'boom'",
+        ),
+        (HTTP, from_server("500", ""), ServerError, f"the server at {HTTP} gave no reason (500)"),
+        (
+            HTTP,
+            from_server("502", "an exception occurred in the client while decoding the response: <html>"),
+            ServerError,
+            f"what answers at {HTTP} is not a Triton server (502)",
+        ),
+    ],
+)
+def test_table(url, error, kind, message):
+    got = translate(error, url, 2.5)
+    assert type(got) is kind
+    assert str(got) == message
+
+
+@pytest.mark.parametrize(
+    ("message", "cleaned"),
+    [
+        ("[StatusCode.INVALID_ARGUMENT] in ensemble 'mask2former', bad", "bad"),
+        ("in ensemble 'a', in ensemble 'b', bad", "bad"),
+        ("class 'in ensemble' is not known", "class 'in ensemble' is not known"),  # only at the start
+        ("[1, 2] is not a class", "[1, 2] is not a class"),
+        ("", ""),
+    ],
+)
+def test_clean(message, cleaned):
+    assert clean(message) == cleaned
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_nobody_listens(scheme):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"{scheme}://127.0.0.1:{probe.getsockname()[1]}"
+        with Client(url, timeout=10) as client, pytest.raises(ServerUnavailable, match="m2f serve") as caught:
+            client.predict(b"x")
+        assert url in str(caught.value)
+        assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_never_answers(scheme):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        Client(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}", timeout=0.3) as client,
+        pytest.raises(Timeout, match=r"within 0\.3 s"),
+    ):
+        client.predict(b"x")

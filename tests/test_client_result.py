@@ -1,0 +1,142 @@
+"""`Result` and COCO: round trips through pycocotools on random masks."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from m2f_client import OutputNotRequested, Result, ServerError
+from m2f_client.coco import Document
+from m2f_client.fake import result_of, stacked
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+stacks_of_masks = hnp.arrays(
+    bool,
+    st.tuples(st.integers(0, 4), st.integers(1, 17), st.integers(1, 13)),
+    elements=st.booleans(),
+    fill=st.booleans(),
+)
+
+
+@given(stacks_of_masks)
+@settings(deadline=None)
+def test_masks_are_decoded_from_rle(masks):
+    sent = result_of(masks)
+    got = Result({name: array for name, array in sent.outputs.items() if name != "masks"})
+    assert got.masks.dtype == np.uint8
+    assert np.array_equal(got.masks, masks)
+    assert got.masks is got.masks  # decoded once
+    assert all(np.array_equal(got.mask(i), masks[i]) for i in range(len(got)))
+
+
+@given(stacks_of_masks)
+@settings(deadline=None)
+def test_coco_rows_are_what_pycocotools_computes(masks):
+    result = result_of(masks)
+    rows = result.to_coco(image_id=7)
+    assert [row["image_id"] for row in rows] == [7] * len(masks)
+    for row, mask, label in zip(rows, masks, result.labels, strict=True):
+        assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
+        assert row["bbox"] == coco_mask.toBbox(row["segmentation"]).tolist()
+        assert row["area"] == coco_mask.area(row["segmentation"])
+        assert row["category_id"] == label + 1
+    assert json.loads(json.dumps(rows)) == rows
+
+
+@given(st.lists(stacks_of_masks, min_size=1, max_size=4))
+@settings(deadline=None)
+def test_padding_of_a_batch_is_cut(stacks):
+    singles = [result_of(masks) for masks in stacks]
+    answer = stacked(singles)
+    for index, single in enumerate(singles):
+        got = Result.from_batch(answer, index)
+        assert len(got) == len(single)
+        assert got.rle == single.rle
+        assert got.size == single.size
+        assert np.array_equal(got.masks, single.masks)
+        assert got.to_coco(1) == single.to_coco(1)
+
+
+@pytest.mark.parametrize(
+    ("categories", "expected"),
+    [
+        (None, [3, 1]),
+        ([10, 20, 30], [30, 10]),
+        ([{"id": 5, "name": "a"}, {"id": 6, "name": "b"}, {"id": 9, "name": "c"}], [9, 5]),
+    ],
+)
+def test_category_ids(categories, expected):
+    result = result_of(np.ones((2, 3, 3)), labels=[2, 0])
+    assert [row["category_id"] for row in result.to_coco(1, categories)] == expected
+
+
+def test_too_few_categories():
+    with pytest.raises(ValueError, match="class index 2 has no category"):
+        result_of(np.ones((1, 3, 3)), labels=[2]).to_coco(1, [1, 2])
+
+
+def test_names_and_numbers():
+    result = result_of(np.ones((3, 2, 2)), labels=[1, 0, 5])
+    assert result.names(["cat", "dog"]) == ["dog", "cat", "5"]
+    assert result.names(None) == ["1", "0", "5"]
+
+
+def test_an_output_not_asked_for_is_named():
+    result = Result({"scores": np.zeros(2, np.float32)})
+    assert len(result) == 2
+    for read in (lambda: result.boxes, lambda: result.masks, lambda: result.mask_logits, lambda: result.to_coco(1)):
+        with pytest.raises(OutputNotRequested, match=r"outputs=\(\.\.\., '\w+'\)"):
+            read()
+
+
+def test_a_server_that_makes_no_masks():
+    outputs = dict(result_of(np.ones((2, 3, 4))).outputs)
+    outputs["rle"] = np.array([b"", b""], np.object_)
+    del outputs["masks"]
+    result = Result(outputs)
+    assert not result.masks.any()
+    assert result.masks.shape == (2, 3, 4)
+    assert all("segmentation" not in row for row in result.to_coco(1))
+
+
+def test_a_mask_that_is_no_rle():
+    outputs = {**result_of(np.ones((1, 3, 4))).outputs, "rle": np.array([b"\xff"], np.object_)}
+    del outputs["masks"]
+    with pytest.raises(ServerError, match="mask 0 from the server"):
+        _ = Result(outputs).masks
+
+
+def test_the_document_loads_in_pycocotools_and_scores_as_its_own_truth(tmp_path):
+    rng = np.random.default_rng(0)
+    document = Document(["cat", "dog", "owl"], server="grpc://host:1")
+    for number in range(3):
+        corners = rng.integers(0, 20, (3, 2))
+        masks = np.zeros((3, 40, 50))
+        for mask, (y, x) in zip(masks, corners, strict=True):
+            mask[y : y + 15, x : x + 20] = 1
+        document.add(f"{number}.jpg", result_of(masks))
+    document.add("empty.jpg", result_of(np.zeros((0, 4, 4))))
+    document.add_error("bad.jpg", "not an image")
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(document.to_dict()))
+
+    truth = COCO(str(path))
+    assert len(truth.imgs) == 4
+    assert [c["name"] for c in truth.loadCats(truth.getCatIds())] == ["cat", "dog", "owl"]
+    assert truth.annToMask(truth.anns[1]).sum() == 300
+    scored = COCOeval(truth, truth.loadRes(document.to_dict()["annotations"]), "segm")
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert scored.stats[0] == pytest.approx(1.0)
+
+
+def test_categories_cover_unnamed_classes():
+    document = Document(["cat"], server="x")
+    document.add("a", result_of(np.ones((1, 2, 2)), labels=[2]))
+    assert [c["name"] for c in document.to_dict()["categories"]] == ["cat", "1", "2"]
+    assert Document(None, server="x").to_dict()["categories"] == []

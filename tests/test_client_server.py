@@ -1,0 +1,135 @@
+"""The client against the real server, over both protocols."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from m2f_client import Client, InvalidRequest, ModelNotFound, ServerUnavailable
+from m2f_client.cli import main
+from PIL import Image
+from pycocotools.coco import COCO
+
+from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+
+pytestmark = pytest.mark.server
+
+
+def picture(width, height, seed=0):
+    """An encoded image with blobs on noise."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    for _ in range(4):
+        y, x, radius = rng.integers(0, height), rng.integers(0, width), rng.integers(8, 30)
+        pixels[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = rng.integers(0, 255, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def client(request, server):
+    address = server.http_url if request.param == "http" else server.grpc_url
+    with Client(f"{request.param}://{address}") as opened:
+        yield opened
+
+
+def same(a, b, names=STRUCTURED_OUTPUTS):
+    return all(np.array_equal(a.outputs[name], b.outputs[name]) for name in names)
+
+
+def test_predict(client):
+    result = client.predict(picture(180, 120), outputs=(*STRUCTURED_OUTPUTS, "masks"))
+    assert result.size == (120, 180)
+    assert result.outputs["masks"].shape == (len(result), 120, 180)
+    assert np.array_equal(result.areas, result.masks.sum((1, 2)))
+    assert [result.mask(i).sum() for i in range(len(result))] == result.areas.tolist()
+    assert (np.diff(result.scores) <= 0).all()
+
+
+def test_class_names(client):
+    assert client.class_names
+    assert all(isinstance(name, str) for name in client.class_names)
+
+
+def test_both_protocols_say_the_same(server):
+    with Client(f"http://{server.http_url}") as http, Client(f"grpc://{server.grpc_url}") as grpc:
+        outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS
+        data = picture(130, 170)
+        assert same(http.predict(data, outputs=outputs), grpc.predict(data, outputs=outputs), outputs)
+        assert http.class_names == grpc.class_names
+
+
+def test_batch_equals_single(client):
+    images = [picture(w, h, seed=w) for w, h in [(160, 160), (200, 90), (64, 150)]]
+    for one, image in zip(client.predict_batch(images), images, strict=True):
+        assert same(one, client.predict(image))
+
+
+def test_threads_share_a_client(client):
+    images = [picture(100 + i, 90, seed=i) for i in range(8)]
+    alone = [client.predict(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(client.predict, images))
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_no_instances(client):
+    result = client.predict(picture(160, 120), score_threshold=1.0)
+    assert len(result) == 0
+    assert result.masks.shape == (0, 120, 160)
+    assert result.boxes.shape == (0, 4)
+    assert result.to_coco(1) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": b"text"}, None),
+        ({"image": b""}, None),
+        ({"score_treshold": 0.5}, "score_treshold"),
+        ({"score_threshold": 2.0}, "score_threshold"),
+        ({"score_threshold": "high"}, "score_threshold"),
+        ({"outputs": ("nonsense",)}, "nonsense"),
+        ({"triton_enable_empty_final_response": True}, "reserved"),
+    ],
+)
+def test_refusals_arrive_clean_and_the_next_request_works(client, arguments, message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        client.predict(**{"image": picture(80, 80), **arguments})
+    assert "ensemble" not in str(caught.value)
+    assert "StatusCode" not in str(caught.value)
+    assert client.predict(picture(80, 80)).size == (80, 80)
+
+
+def test_unknown_model(client):
+    with Client(client.url, model="nonsense") as other, pytest.raises(ModelNotFound, match="nonsense"):
+        other.predict(picture(80, 80))
+
+
+def test_the_wrong_protocol(server):
+    with Client(f"http://{server.grpc_url}", timeout=10) as client, pytest.raises(ServerUnavailable, match="gRPC port"):
+        client.predict(b"x")
+    with Client(f"grpc://{server.http_url}", timeout=10) as client, pytest.raises(ServerUnavailable, match="no gRPC"):
+        client.predict(b"x")
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_command(server, tmp_path, scheme):
+    url = f"{scheme}://{server.http_url if scheme == 'http' else server.grpc_url}"
+    exif = Image.Exif()
+    exif[0x112] = 6  # stored lying down
+    Image.open(io.BytesIO(picture(160, 100))).save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "bad.jpg").write_bytes(b"text")
+    out = tmp_path / "out"
+    paths = [str(tmp_path / name) for name in ("turned.jpg", "bad.jpg")]
+    ran = CliRunner().invoke(main, ["predict", *paths, "--url", url, "--out", str(out), "--raw", "--json"])
+    assert ran.exit_code == 1
+    assert ran.stderr.startswith(f"m2f: {paths[1]}: ")
+    assert json.loads(ran.stdout)["images"][0]["width"] == 100
+    assert Image.open(out / "turned_overlay.png").size == (100, 160)
+    assert set(np.load(out / "turned.npz")) == set(RAW_OUTPUTS)
+    assert len(COCO(str(out / "instances.json")).imgs) == 1
