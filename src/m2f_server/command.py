@@ -1,0 +1,128 @@
+"""The command `m2f serve`."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from m2f_server import launch
+from m2f_server.errors import ServeError
+from m2f_server.server import STOP_TIMEOUT_S, Server
+
+_PORT = click.IntRange(0, 65535)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(BaseException):
+    """A signal asked us to stop."""
+
+
+@click.command(
+    epilog=f"Ctrl-C (or SIGTERM) stops the server, within {STOP_TIMEOUT_S} s at most. "
+    "Options for tritonserver itself go after a double dash: m2f serve -- --rate-limit=off"
+)
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    default=Path("model_repository"),
+    show_default=True,
+    metavar="DIR",
+    help="The folder of models.",
+)
+@click.option(
+    "--config-name",
+    metavar="NAME",
+    help="Use configs/NAME.pbtxt where a model has one: cpu for ONNX Runtime. Default: the TensorRT configuration.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is everywhere.")
+@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port; 0 picks a free one.")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")
+@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Metrics port; 0 picks a free one.")
+@click.option("--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to get ready.")
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Keep the server's log in this file.")
+@click.option("--log-verbose", is_flag=True, help="Show the server's log, at its verbose level.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+@click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
+def serve(
+    *,
+    model_repository: Path,
+    config_name: str | None,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    timeout: float,
+    log_file: Path | None,
+    log_verbose: bool,
+    as_json: bool,
+    extra_args: tuple[str, ...],
+) -> None:
+    """Run Triton on a model repository until it is told to stop."""
+    fixed = [port for port in (http_port, grpc_port, metrics_port) if port]
+    if len(set(fixed)) < len(fixed):
+        raise click.UsageError("--http-port, --grpc-port and --metrics-port must differ")
+    try:
+        with (
+            _stop_on_signal(),
+            launch.serve(
+                model_repository=model_repository,
+                config_name=config_name,
+                host=host,
+                http_port=http_port,
+                grpc_port=grpc_port,
+                metrics_port=metrics_port,
+                timeout=timeout,
+                log_file=log_file,
+                log_verbose=log_verbose,
+                extra_args=extra_args,
+            ) as server,
+        ):
+            click.echo(_as_json(server) if as_json else _ready_line(server))
+            server.wait()
+    except _Stopped:
+        return
+    except ServeError as error:
+        click.echo(f"m2f serve: {error}", err=True)
+        sys.exit(1)
+
+
+def _ready_line(server: Server) -> str:
+    return (
+        f"m2f: ready  http://{server.http_url}  grpc://{server.grpc_url}  metrics {server.metrics_url}"
+        f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
+    )
+
+
+def _as_json(server: Server) -> str:
+    return json.dumps(
+        {
+            "http": server.http_url,
+            "grpc": server.grpc_url,
+            "metrics": server.metrics_url,
+            "models": server.models,
+            "start_seconds": round(server.start_seconds, 2),
+            "pid": server.pid,
+        }
+    )
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[None]:
+    """Raise `_Stopped` at the first signal; later ones cannot disturb the clean-up, whose time is bounded."""
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,184 @@
+"""Start a `tritonserver` on a model repository for the length of a `with` block."""
+
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from m2f_server.errors import PortTakenError
+from m2f_server.guard import Guard
+from m2f_server.locate import Installation, prepare
+from m2f_server.ports import pick_ports
+from m2f_server.repository import check_repository
+from m2f_server.server import EXIT_TIMEOUT_S, Server
+
+_ATTEMPTS = 3  # a free port may be taken by someone else before the server gets to it
+_ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}  # per model instance; more only get in each other's way
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What `serve` was asked for, checked."""
+
+    repository: Path
+    config_name: str | None
+    host: str
+    ports: Mapping[str, int]
+    timeout: float
+    log_file: Path | None
+    log_verbose: bool
+    extra_args: Sequence[str]
+
+
+@contextmanager
+def serve(
+    *,
+    model_repository: str | Path = "model_repository",
+    config_name: str | None = None,
+    host: str = "127.0.0.1",
+    http_port: int = 8000,
+    grpc_port: int = 8001,
+    metrics_port: int = 8002,
+    timeout: float = 120.0,
+    log_file: str | Path | None = None,
+    log_verbose: bool = False,
+    extra_args: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Run a server for the length of the `with` block.
+
+    Args:
+        model_repository: the folder of models.
+        config_name: `configs/<name>.pbtxt` is used where a model has one; None is the TensorRT production setting.
+        host: IPv4 address to listen on, for all three protocols.
+        http_port: port of the HTTP API; 0 picks a free one, as for the others.
+        grpc_port: port of the gRPC API.
+        metrics_port: port of the Prometheus metrics.
+        timeout: seconds until every model must be ready.
+        log_file: where the server's log goes; by default a temporary file that goes with the server.
+        log_verbose: let the server say more, and pass its log on to standard error too.
+        extra_args: further options for `tritonserver`.
+
+    Yields:
+        The server, every model ready.
+
+    Raises:
+        ServeError: it could not be started; the subclass says why.
+    """
+    settings = _Settings(
+        repository=Path(model_repository).absolute(),
+        config_name=config_name,
+        host=host,
+        ports={"http": http_port, "grpc": grpc_port, "metrics": metrics_port},
+        timeout=timeout,
+        log_file=Path(log_file).absolute() if log_file else None,
+        log_verbose=log_verbose,
+        extra_args=extra_args,
+    )
+    check_repository(settings.repository, config_name=config_name)
+    with ExitStack() as stack:
+        yield _start_with_free_ports(settings, stack)
+
+
+def _start_with_free_ports(settings: _Settings, stack: ExitStack) -> Server:
+    """Start, and start again where a port that was free is not any more."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return stack.enter_context(_running(settings))
+        except PortTakenError as error:
+            if settings.ports[error.protocol] != 0:
+                raise
+    return stack.enter_context(_running(settings))
+
+
+@contextmanager
+def _running(settings: _Settings) -> Iterator[Server]:
+    """Start once; whatever happens, no process, shared memory or folder stays."""
+    name = f"m2f-{secrets.token_hex(6)}"  # of the server, its folder and its shared memory
+    work_dir = Path(tempfile.gettempdir()) / name
+    work_dir.mkdir(mode=0o700)
+    guard = Guard(shm_prefix=name, work_dir=work_dir)
+    try:
+        installation = prepare(work_dir)
+        ports = pick_ports(host=settings.host, ports=settings.ports)
+        arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
+        log_path = settings.log_file or work_dir / "tritonserver.log"
+        process = _spawn(installation, arguments, cwd=work_dir, log_path=log_path, echo=settings.log_verbose)
+        guard.watch(process.pid)
+        server = Server(process=process, name=name, host=settings.host, ports=ports, log_path=log_path)
+        try:
+            server.wait_ready(timeout=settings.timeout)
+            yield server
+        finally:
+            server.stop()
+    finally:
+        guard.clean_up()
+
+
+def _arguments(settings: _Settings, *, name: str, ports: Mapping[str, int], work_dir: Path) -> list[str]:
+    """Return the command line, without the executable."""
+    arguments = [
+        f"--id={name}",
+        f"--model-repository={_plain_path(settings.repository, work_dir)}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",  # it starts every Python model twice, and the configurations are complete
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        f"--backend-config=python,shm-region-prefix-name={name}-",
+    ]
+    for protocol, port in ports.items():
+        arguments += [f"--{protocol}-address={settings.host}", f"--{protocol}-port={port}"]
+    if settings.config_name:
+        arguments.append(f"--model-config-name={settings.config_name}")
+    if settings.log_verbose:
+        arguments.append("--log-verbose=1")
+    return [*arguments, *settings.extra_args]
+
+
+def _plain_path(repository: Path, work_dir: Path) -> Path:
+    """Return the repository's path, through a link where a shell would not take it as one word (Triton uses one)."""
+    if shlex.quote(str(repository)) == str(repository):
+        return repository
+    link = work_dir / "model_repository"
+    link.symlink_to(repository)
+    return link
+
+
+def _spawn(
+    installation: Installation, arguments: Sequence[str], *, cwd: Path, log_path: Path, echo: bool
+) -> subprocess.Popen[bytes]:
+    """Start the server as leader of its own session, so that a Ctrl-C in the terminal reaches only us.
+
+    It runs in its work folder because Triton's Python models have the current folder on `sys.path`.
+    """
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [str(installation.binary), *arguments],
+            cwd=cwd,
+            env={**_ONE_THREAD, **os.environ, **installation.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if echo else log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    if echo and process.stdout is not None:
+        threading.Thread(target=_copy, args=(process.stdout, log_path), daemon=True).start()
+    return process
+
+
+def _copy(stream: IO[bytes], log_path: Path) -> None:
+    """Copy the server's log to the file and to standard error until it ends."""
+    with log_path.open("ab", buffering=0) as log:
+        for line in stream:
+            log.write(line)
+            sys.stderr.buffer.write(line)
+            sys.stderr.buffer.flush()

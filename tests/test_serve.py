@@ -1,0 +1,315 @@
+"""`m2f serve` and `m2f_server.serve` against the real tritonserver, on throwaway repositories."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+
+import m2f
+from m2f_server import (
+    LibraryMissingError,
+    ModelLoadError,
+    PortTakenError,
+    RepositoryError,
+    ServerCrashedError,
+    ServerNotFoundError,
+    StartTimeoutError,
+    locate,
+    serve,
+)
+from m2f_server.diagnose import diagnose
+from m2f_server.ports import pick_ports
+
+pytestmark = pytest.mark.server
+
+CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }]
+instance_group [{ kind: KIND_CPU }]
+"""
+MODEL = """
+import os
+import sys
+import numpy
+import m2f
+import triton_python_backend_utils as pb_utils
+print("SEES", m2f.__file__, numpy.__file__, os.environ["OMP_NUM_THREADS"], flush=True)
+
+class TritonPythonModel:
+    def execute(self, requests):
+        tensors = [pb_utils.get_input_tensor_by_name(request, "x") for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())]) for x in tensors]
+"""
+FREE_PORTS = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+FREE_PORT_OPTIONS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+
+
+def write_model(repository: Path, *, name: str = "identity", config: str = CONFIG, model: str = MODEL) -> Path:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(config)
+    (repository / name / "1" / "model.py").write_text(model)
+    return repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "models")
+
+
+def command_lines() -> list[str]:
+    """The command lines of all processes."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return lines
+
+
+def leftovers(temporary: Path) -> set[str]:
+    """Folders and processes of servers started from this test, and shared memory whose server does not live."""
+    lines = command_lines()
+    found = {line[:80] for line in lines if str(temporary) in line} | set(map(str, temporary.iterdir()))
+    for path in Path("/dev/shm").glob("m2f-*"):
+        server = "-".join(path.name.split("-")[:2])
+        if not any(server in line for line in lines):
+            found.add(str(path))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path_factory, monkeypatch):
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+    yield
+    deadline = time.monotonic() + 5  # the guard of a killed command needs a moment
+    while (after := leftovers(temporary)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not after
+
+
+def command(*arguments: str, **options) -> subprocess.Popen:
+    """Start `m2f serve`."""
+    program = [sys.executable, "-c", "from m2f_server.command import serve; serve(prog_name='m2f serve')"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*program, *arguments], **pipes, **options)
+
+
+def infer(url: str) -> np.ndarray:
+    x = triton.InferInput("x", [1, 3], "FP32")
+    x.set_data_from_numpy(np.arange(3, dtype=np.float32)[None])
+    with triton.InferenceServerClient(url) as client:
+        return client.infer("identity", [x]).as_numpy("y")
+
+
+def listening(port: int) -> list[str]:
+    """Local addresses of the sockets that listen on a port, as the kernel writes them."""
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+
+
+def test_serves_on_loopback_only_with_our_environment(repository):
+    with serve(model_repository=repository, **FREE_PORTS) as server:
+        assert server.models == ["identity"]
+        assert infer(server.http_url).tolist() == [[0, 1, 2]]
+        loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+        for port in server.ports.values():
+            assert set(listening(port)) <= loopback
+            assert listening(port)
+        sees = next(line for line in server.read_log().splitlines() if line.startswith("SEES"))
+        assert sees.split()[1:] == [m2f.__file__, np.__file__, os.environ.get("OMP_NUM_THREADS", "1")]
+    assert not server.is_running()
+
+
+def test_two_servers_at_once(repository):
+    with (
+        serve(model_repository=repository, **FREE_PORTS) as one,
+        serve(model_repository=repository, **FREE_PORTS) as two,
+    ):
+        assert len({*one.ports.values(), *two.ports.values()}) == 6
+        assert infer(one.http_url).tolist() == infer(two.http_url).tolist()
+
+
+def test_config_name_and_a_path_with_a_space(tmp_path):
+    repository = write_model(tmp_path / "my models")
+    named = repository / "identity" / "configs" / "wide.pbtxt"
+    named.parent.mkdir()
+    named.write_text(CONFIG.replace("max_batch_size: 8", "max_batch_size: 3"))
+    with serve(model_repository=repository, config_name="wide", **FREE_PORTS) as server:
+        connection = http.client.HTTPConnection(server.http_url, timeout=5)
+        connection.request("GET", "/v2/models/identity/config")
+        assert json.loads(connection.getresponse().read())["max_batch_size"] == 3
+        connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_command_says_ready_and_stops_cleanly_on_a_signal(repository, number):
+    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS)
+    line = process.stdout.readline()
+    assert line.startswith("m2f: ready  http://127.0.0.1:")
+    assert "(1 model, " in line
+    process.send_signal(number)
+    rest, errors = process.communicate(timeout=20)
+    assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_a_signal_during_the_start_stops_too(tmp_path):
+    repository = write_model(tmp_path, model="import time\ntime.sleep(60)\n")
+    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS)
+    time.sleep(1)
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert time.monotonic() - started < 20
+
+
+def test_sigkill_of_the_command_leaves_no_server(repository):
+    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS, "--json")
+    ready = json.loads(process.stdout.readline())
+    assert ready["models"] == ["identity"]
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 5
+    while Path("/proc", str(ready["pid"])).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path("/proc", str(ready["pid"])).exists()  # the rest: the nothing_stays fixture
+
+
+def test_a_crash_of_the_server_ends_the_command_with_the_end_of_the_log(repository, tmp_path):
+    log_file = tmp_path / "server.log"
+    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS, "--json", "--log-file", str(log_file))
+    os.kill(json.loads(process.stdout.readline())["pid"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "tritonserver was killed by signal 9" in errors
+    assert "Started Metrics Service" in errors
+    assert "SEES" in log_file.read_text()
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc", "metrics"])
+def test_port_taken(repository, protocol):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = [option for option in FREE_PORT_OPTIONS if protocol not in option]
+        process = command("--model-repository", str(repository), *arguments, f"--{protocol}-port={port}")
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output) == (1, "")
+    assert errors.startswith(f"m2f serve: {protocol} port {port} on 127.0.0.1: address already in use")
+    assert errors.count("\n") == 1
+
+
+def test_one_port_for_two_protocols():
+    with pytest.raises(PortTakenError, match="asked for twice"):
+        pick_ports(host="127.0.0.1", ports={"http": 18999, "grpc": 18999})
+    process = command("--http-port=9000", "--grpc-port=9000")
+    process.communicate(timeout=10)
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize(("config_name", "message"), [(None, "no such folder"), ("cpu", "no such folder")])
+def test_missing_repository(tmp_path, config_name, message):
+    with (
+        pytest.raises(RepositoryError, match=message),
+        serve(model_repository=tmp_path / "no", config_name=config_name),
+    ):
+        pass
+
+
+def test_repository_without_models_or_without_that_configuration(tmp_path, repository):
+    (tmp_path / "empty" / "docs").mkdir(parents=True)
+    with pytest.raises(RepositoryError, match="no model in it"), serve(model_repository=tmp_path / "empty"):
+        pass
+    no_configuration = pytest.raises(RepositoryError, match=r"no model has configs/cpu\.pbtxt")
+    with no_configuration, serve(model_repository=repository, config_name="cpu"):
+        pass
+
+
+BROKEN = [
+    # a syntax error, an error of the model's own, an unreadable configuration, a backend that is not there
+    ({"model": "def x(:"}, "SyntaxError: invalid syntax"),
+    ({"model": "raise ValueError('no weights\\nhere')"}, r"ValueError: no weights here \(at .*model\.py\(1\)"),
+    ({"config": "input [{ nam: 3 }]"}, 'has no field named "nam"'),
+    ({"config": 'platform: "tensorrt_plan"'}, "--config-name cpu"),
+]
+
+
+@pytest.mark.parametrize(("parts", "message"), BROKEN)
+def test_broken_model(tmp_path, parts, message):
+    repository = write_model(tmp_path, name="broken", **parts)
+    with pytest.raises(ModelLoadError, match=message) as caught, serve(model_repository=repository, **FREE_PORTS):
+        pass
+    assert list(caught.value.failures) == ["broken"]
+    assert str(caught.value).startswith("model 'broken' did not load: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_not_ready_in_time(tmp_path):
+    repository = write_model(tmp_path, model="import time\ntime.sleep(60)\n")
+    late = pytest.raises(StartTimeoutError, match=r"not ready after 0\.5 s")
+    with late, serve(model_repository=repository, timeout=0.5, **FREE_PORTS):
+        pass
+
+
+def test_an_error_of_the_caller_stops_the_server(repository):
+    with pytest.raises(ZeroDivisionError), serve(model_repository=repository, **FREE_PORTS) as server:
+        raise ZeroDivisionError
+    assert not server.is_running()
+
+
+def test_missing_libpython(repository, monkeypatch):
+    monkeypatch.setattr(locate, "own_libpython", lambda: None)
+    monkeypatch.setattr(locate, "system_libpython", lambda: None)
+    missing = pytest.raises(LibraryMissingError, match=r"libpython3\.\d+\.so\.1\.0 is missing.*apt-get install")
+    with missing, serve(model_repository=repository, **FREE_PORTS):
+        pass
+
+
+def test_no_server_at_all(repository, monkeypatch):
+    monkeypatch.setattr(locate, "find_spec", lambda _: None)
+    with pytest.raises(ServerNotFoundError, match="pip install"), serve(model_repository=repository, **FREE_PORTS):
+        pass
+
+
+def test_a_server_on_path_is_used_as_it_is(tmp_path, monkeypatch):
+    other = tmp_path / "bin" / "tritonserver"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(other.parent), prepend=os.pathsep)
+    assert locate.prepare(tmp_path) == locate.Installation(binary=other)
+
+
+def test_diagnosis_names_the_cause_before_its_consequences():
+    log = r"""E1 server.cc:7] "failed to load 'ensemble' version 1: Invalid argument: ensemble depends on 'engine'"
+E1 server.cc:7] "failed to load 'engine' version 1: Internal: RuntimeError: no GPU\n\nAt:\n  /m/model.py(9): run\n"
+"""
+    error = diagnose(log=log, returncode=1)
+    assert str(error) == (
+        "model 'engine' did not load: RuntimeError: no GPU (at /m/model.py(9): run) (also not loaded: ensemble)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("log", "returncode", "kind"),
+    [
+        ("failed to start GRPC service: Unavailable - Socket '127.0.0.1:8001' already in use ", 1, PortTakenError),
+        ("Segmentation fault", -11, ServerCrashedError),
+        ("", 0, ServerCrashedError),
+    ],
+)
+def test_diagnosis_of_other_ends(log, returncode, kind):
+    assert type(diagnose(log=log, returncode=returncode)) is kind
