@@ -111,6 +111,7 @@ def test_out_and_raw(m2f, folder):
     assert result.exit_code == 0, result.output
     files = sorted(path.name for path in (folder / "out/deep").iterdir())
     assert files == ["a-2.npz", "a-2_overlay.png", "a.npz", "a_overlay.png", "instances.json"]
+    assert result.stdout.endswith("wrote out/deep/instances.json\n")
     assert Image.open(folder / "out/deep/a-2_overlay.png").size == (20, 50)
     with np.load(folder / "out/deep/a.npz") as logits:
         assert {name: logits[name].shape for name in logits} == {"cls_logits": (5, 3), "mask_logits": (5, 4, 4)}

@@ -1,6 +1,7 @@
 """The table of errors: what tritonclient raises (taken from Triton 2.51), and what the user gets."""
 
 import socket
+import threading
 
 import pytest
 from geventhttpclient.response import HTTPConnectionClosed
@@ -131,3 +132,21 @@ def test_a_server_that_never_answers(scheme):
         pytest.raises(Timeout, match=r"within 0\.3 s"),
     ):
         client.predict(b"x")
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_hangs_up(scheme):
+    def hang_up(listener):
+        while True:
+            try:
+                listener.accept()[0].close()
+            except OSError:
+                return  # the test is over
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=hang_up, args=[listener], daemon=True).start()
+    url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+    with Client(url, timeout=10) as client, pytest.raises(ServerUnavailable, match=url):
+        client.predict(b"x")
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()

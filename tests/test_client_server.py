@@ -2,7 +2,9 @@
 
 import io
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +77,22 @@ def test_threads_share_a_client(client):
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(client.predict, images))
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_threads_come_and_go_without_leaking(client):
+    def open_files():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    def in_a_thread():
+        thread = threading.Thread(target=client.predict, args=[picture(40, 40)])
+        thread.start()
+        thread.join()
+
+    in_a_thread()
+    before = open_files()
+    for _ in range(20):
+        in_a_thread()
+    assert open_files() <= before + 4
 
 
 def test_no_instances(client):

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.settings import Settings
@@ -154,6 +155,8 @@ def predict_all(
         target = out / "instances.json"
         try:
             save(target, lambda: target.write_text(text + "\n", encoding="utf-8"))
+            if console is not None:
+                console.print(Text(f"wrote {target}", style="dim"))
         except M2FError as error:
             code = complain(str(error))
     if as_json:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+import gevent
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPParseError
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -13,18 +15,42 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from m2f_client.failures import translated
 from m2f_client.transport import Array, Parameter
 
+T = TypeVar("T")
+
+MAX_THREADS = 32
+"""Requests in flight at most, over one transport, from threads other than the main one."""
+
+
+class _Connection:
+    """A client of one thread: gevent ties it to the thread that made it."""
+
+    def __init__(self, address: str, timeout: float | None) -> None:
+        self.client = triton.InferenceServerClient(address, connection_timeout=timeout, network_timeout=timeout)
+        self._hub = None if threading.current_thread() is threading.main_thread() else gevent.get_hub()
+
+    def __del__(self) -> None:
+        """Close the connection, and in a worker, which ends now, the file descriptors of gevent's hubs too."""
+        self.client.close()
+        if self._hub is not None:
+            self._hub.destroy(destroy_loop=True)
+            gevent.get_hub().destroy(destroy_loop=True)  # closing made another: the first had left the thread
+
 
 class HttpTransport:
-    """HTTP connections, one a thread: tritonclient's HTTP client (gevent) belongs to the thread that made it.
+    """HTTP connections. Safe to share between threads.
 
-    Safe to share between threads. `timeout` bounds connecting and each wait for data, not their sum.
+    tritonclient's HTTP client (gevent) belongs to one thread. The main thread has its own; calls from other
+    threads are handed to workers, each with its own, so that threads may come and go without leaking.
+    `timeout` bounds connecting and each wait for data, not their sum.
     """
 
     def __init__(self, address: str, *, url: str, timeout: float | None) -> None:
         self.url = url
         self._address = address
         self._timeout = timeout
-        self._local = threading.local()
+        self._main: _Connection | None = None
+        self._workers = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="m2f-http")
+        self._worker = threading.local()
 
     def infer(
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Mapping[str, Parameter]
@@ -35,29 +61,31 @@ class HttpTransport:
             tensors.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
             tensors[-1].set_data_from_numpy(array)
         wanted = [triton.InferRequestedOutput(name) for name in outputs]
-        with self._translated():
-            answer = self._client().infer(model, tensors, outputs=wanted, parameters=dict(parameters))
+
+        def call(client: Any) -> dict[str, Array]:
+            answer = client.infer(model, tensors, outputs=wanted, parameters=dict(parameters))
             return {name: answer.as_numpy(name) for name in outputs}
+
+        return self._call(call)
 
     def model_config(self, model: str) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        with self._translated():
-            config: dict[str, Any] = self._client().get_model_config(model)
-            return config
+        return self._call(lambda client: client.get_model_config(model))
 
     def close(self) -> None:
-        """Close this thread's connection; those of other threads close when they end."""
-        client = getattr(self._local, "client", None)
-        if client is not None:
-            client.close()
-        self._local = threading.local()
+        """Close the connections; calls that other threads are still in finish first, in the background."""
+        self._main = None
+        self._workers.shutdown(wait=False)
 
-    def _client(self) -> Any:
-        if not hasattr(self._local, "client"):
-            self._local.client = triton.InferenceServerClient(
-                self._address, connection_timeout=self._timeout, network_timeout=self._timeout
-            )
-        return self._local.client
+    def _call(self, function: Callable[[Any], T]) -> T:
+        with translated((InferenceServerException, HTTPParseError, OSError), self.url, self._timeout):
+            if threading.current_thread() is not threading.main_thread():
+                return self._workers.submit(self._in_worker, function).result()
+            if self._main is None:
+                self._main = _Connection(self._address, self._timeout)
+            return function(self._main.client)
 
-    def _translated(self) -> Any:
-        return translated((InferenceServerException, HTTPParseError, OSError), self.url, self._timeout)
+    def _in_worker(self, function: Callable[[Any], T]) -> T:
+        if not hasattr(self._worker, "connection"):
+            self._worker.connection = _Connection(self._address, self._timeout)
+        return function(self._worker.connection.client)
