@@ -18,6 +18,8 @@ from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 
 pytestmark = pytest.mark.server
 
+EVERYTHING = {"score_threshold": 0.0, "keep_top_k": 20}  # instances in any picture
+
 
 def picture(width, height, seed=0):
     """An encoded image with blobs on noise."""
@@ -44,7 +46,8 @@ def same(a, b, names=STRUCTURED_OUTPUTS):
 
 
 def test_predict(client):
-    result = client.predict(picture(180, 120), outputs=(*STRUCTURED_OUTPUTS, "masks"))
+    result = client.predict(picture(180, 120), outputs=(*STRUCTURED_OUTPUTS, "masks"), **EVERYTHING)
+    assert len(result) > 0
     assert result.size == (120, 180)
     assert result.outputs["masks"].shape == (len(result), 120, 180)
     assert np.array_equal(result.areas, result.masks.sum((1, 2)))
@@ -61,21 +64,25 @@ def test_both_protocols_say_the_same(server):
     with Client(f"http://{server.http_url}") as http, Client(f"grpc://{server.grpc_url}") as grpc:
         outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS
         data = picture(130, 170)
-        assert same(http.predict(data, outputs=outputs), grpc.predict(data, outputs=outputs), outputs)
+        assert same(
+            http.predict(data, outputs=outputs, **EVERYTHING),
+            grpc.predict(data, outputs=outputs, **EVERYTHING),
+            outputs,
+        )
         assert http.class_names == grpc.class_names
 
 
 def test_batch_equals_single(client):
     images = [picture(w, h, seed=w) for w, h in [(160, 160), (200, 90), (64, 150)]]
-    for one, image in zip(client.predict_batch(images), images, strict=True):
-        assert same(one, client.predict(image))
+    for one, image in zip(client.predict_batch(images, **EVERYTHING), images, strict=True):
+        assert same(one, client.predict(image, **EVERYTHING))
 
 
 def test_threads_share_a_client(client):
     images = [picture(100 + i, 90, seed=i) for i in range(8)]
-    alone = [client.predict(image) for image in images]
+    alone = [client.predict(image, **EVERYTHING) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(client.predict, images))
+        together = list(pool.map(lambda image: client.predict(image, **EVERYTHING), images))
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -144,10 +151,14 @@ def test_command(server, tmp_path, scheme):
     (tmp_path / "bad.jpg").write_bytes(b"text")
     out = tmp_path / "out"
     paths = [str(tmp_path / name) for name in ("turned.jpg", "bad.jpg")]
-    ran = CliRunner().invoke(main, ["predict", *paths, "--url", url, "--out", str(out), "--raw", "--json"])
+    options = ["--url", url, "--score-threshold", "0", "--parameter", "keep_top_k=5", "--out", str(out)]
+    ran = CliRunner().invoke(main, ["predict", *paths, *options, "--raw", "--json"])
     assert ran.exit_code == 1
     assert ran.stderr.startswith(f"m2f: {paths[1]}: ")
     assert json.loads(ran.stdout)["images"][0]["width"] == 100
     assert Image.open(out / "turned_overlay.png").size == (100, 160)
     assert set(np.load(out / "turned.npz")) == set(RAW_OUTPUTS)
-    assert len(COCO(str(out / "instances.json")).imgs) == 1
+    truth = COCO(str(out / "instances.json"))
+    assert len(truth.imgs) == 1
+    assert 0 < len(truth.anns) <= 5
+    assert all(truth.annToMask(row).sum() == row["area"] for row in truth.anns.values())
