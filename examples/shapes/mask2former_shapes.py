@@ -129,8 +129,8 @@ val_evaluator = dict(ann_file=data_root + "annotations/val.json", metric=["segm"
 test_evaluator = val_evaluator
 
 # ---- schedule: trained from scratch, so the backbone learns at full speed
-max_iters = 6000
-stages = [dict(side=192, until=0.7), dict(side=256, until=1.0)]  # train.py; shares of max_iters
+max_iters = 4000
+stages = [dict(side=192, until=0.85), dict(side=256, until=1.0)]  # train.py; shares of max_iters
 optim_wrapper = dict(
     optimizer=dict(lr=8e-4),
     paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=1.0, decay_mult=1.0)}),

@@ -3,8 +3,9 @@
     python examples/shapes/train.py --data data/shapes --work-dir work/shapes
 
 Two stages: most steps on small inputs, which are cheap, the last ones at the size that is served. One
-optimizer and one learning-rate curve run through both. Every 500 steps, and at the end, the weights alone
-are written to WORK_DIR/mask2former_shapes.pth. ``--resume`` goes on from the last full checkpoint.
+optimizer and one learning-rate curve run through both. dense_supervision.py adds a loss for training only.
+Every 500 steps, and at the end, the weights alone are written to WORK_DIR/mask2former_shapes.pth.
+``--resume`` goes on from the last full checkpoint.
 """
 
 import argparse
@@ -22,6 +23,7 @@ ensure_mmcv_ops()
 # refuses to load back by default. Only --resume reads one, and only from the folder this script wrote.
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
+import dense_supervision  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.hooks import Hook  # noqa: E402
@@ -48,6 +50,16 @@ class ForwardTrainLoop(IterBasedTrainLoop):
         return self.runner.model
 
 
+class LengthFromConfig(Hook):
+    """Let a resumed run end where the config says, also when the run it goes on from was to be longer."""
+
+    def after_load_checkpoint(self, runner, checkpoint):  # noqa: ARG002 (mmengine's names)
+        """Drop the ends that the schedulers were saved with."""
+        for state in checkpoint.get("param_schedulers", []):
+            state.pop("end", None)
+            state.pop("T_max", None)
+
+
 class SaveWeights(Hook):
     """Write the weights alone, next to the checkpoints, every ``interval`` steps and at the end."""
 
@@ -66,10 +78,11 @@ class SaveWeights(Hook):
 
 
 def save_weights(model, path, classes, step):
-    """Write a float32 checkpoint that ``torch.load(path, weights_only=True)`` reads."""
+    """Write a float32 checkpoint that ``torch.load(path, weights_only=True)`` reads: plain Mask2Former."""
     state = {
         name: value.detach().float() if value.is_floating_point() else value.detach()
         for name, value in model.state_dict().items()
+        if not name.startswith(dense_supervision.PREFIX)
     }
     meta = {"dataset_meta": {"classes": list(classes)}, "iter": step}
     torch.save({"state_dict": state, "meta": meta}, path)
@@ -79,6 +92,7 @@ def configure(data, work_dir, max_iters):
     """The config of this folder, for the given data, output folder and length of the run."""
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = str(work_dir)
+    cfg.model.panoptic_head.type = "DenselySupervisedHead"
     cfg.train_dataloader.dataset.data_root = str(data)
     cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None  # evaluate.py does that
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
@@ -108,7 +122,7 @@ def latest(work_dir):
     return (path, int(Path(path).stem.rsplit("_", 1)[1])) if path else (None, 0)
 
 
-def train(data, work_dir, *, max_iters=None, resume=False):
+def train(data, work_dir, *, max_iters=None, resume=False, init=None):
     """Run the stages of the config, each going on from the checkpoint that the one before it left."""
     sides = [stage["side"] for stage in configure(data, work_dir, max_iters).stages]
     for number, side in enumerate(sides):
@@ -118,10 +132,11 @@ def train(data, work_dir, *, max_iters=None, resume=False):
         if done >= until:
             continue
         set_stage(cfg, side, until)
-        cfg.resume, cfg.load_from = checkpoint is not None, checkpoint
+        cfg.resume, cfg.load_from = checkpoint is not None, checkpoint or init
         cfg.randomness.seed += done  # other shuffles than those already seen
         cfg.experiment_name = f"stage_{number}_from_{done}"
         runner = Runner.from_cfg(cfg)
+        runner.register_hook(LengthFromConfig())
         runner.register_hook(SaveWeights(cfg.default_hooks.checkpoint.interval, cfg.classes))
         runner.train()
 
@@ -133,10 +148,11 @@ def main():
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for log and checkpoints")
     parser.add_argument("--max-iters", type=int, help="length of the whole run in steps; default: the config's")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--init", help="start from these weights instead of random ones")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.data, args.work_dir, max_iters=args.max_iters, resume=args.resume)
+    train(args.data, args.work_dir, max_iters=args.max_iters, resume=args.resume, init=args.init)
 
 
 if __name__ == "__main__":
