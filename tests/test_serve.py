@@ -22,6 +22,7 @@ from m2f_server import (
     ModelLoadError,
     PortTakenError,
     RepositoryError,
+    ServeError,
     ServerCrashedError,
     ServerNotFoundError,
     StartTimeoutError,
@@ -262,6 +263,22 @@ def test_not_ready_in_time(tmp_path):
     late = pytest.raises(StartTimeoutError, match=r"not ready after 0\.5 s")
     with late, serve(model_repository=repository, timeout=0.5, **FREE_PORTS):
         pass
+
+
+def test_log_file_that_cannot_be_written(repository, tmp_path):
+    refused = pytest.raises(ServeError, match=r"could not be started: .*No such file or directory")
+    with refused, serve(model_repository=repository, log_file=tmp_path / "no" / "log", **FREE_PORTS):
+        pass
+
+
+def test_verbose_passes_the_log_on(repository):
+    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS, "--log-verbose")
+    process.stdout.readline()
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "SEES" in errors
+    assert "TRITONBACKEND_ModelInstanceInitialize" in errors
 
 
 def test_an_error_of_the_caller_stops_the_server(repository):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from m2f_server.errors import PortTakenError
+from m2f_server.errors import PortTakenError, ServeError
 from m2f_server.guard import Guard
 from m2f_server.locate import Installation, prepare
 from m2f_server.ports import pick_ports
@@ -160,16 +160,19 @@ def _spawn(
 
     It runs in its work folder because Triton's Python models have the current folder on `sys.path`.
     """
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [str(installation.binary), *arguments],
-            cwd=cwd,
-            env={**_ONE_THREAD, **os.environ, **installation.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if echo else log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    try:
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [str(installation.binary), *arguments],
+                cwd=cwd,
+                env={**_ONE_THREAD, **os.environ, **installation.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if echo else log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:  # the log file or the executable
+        raise ServeError(f"tritonserver could not be started: {error}") from error
     if echo and process.stdout is not None:
         threading.Thread(target=_copy, args=(process.stdout, log_path), daemon=True).start()
     return process
