@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+from pycocotools.coco import COCO
+
 from m2f_client import Client, InvalidRequest, ServerUnavailable
 from m2f_client.cli import main
 from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.predict import unique_stems
-from PIL import Image
-from pycocotools.coco import COCO
 
 NAMES = {"parameters": {"class_names": {"string_value": '["[red] disc", "square"]'}}}
 

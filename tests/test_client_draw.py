@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+
 from m2f_client import UnreadableImage
 from m2f_client.draw import Style, colour, open_upright, overlay, place_label, text_colour
 from m2f_client.fake import result_of
-from PIL import Image
 
 
 def encoded(image, format="PNG", **options):

@@ -5,9 +5,10 @@ import threading
 
 import pytest
 from geventhttpclient.response import HTTPConnectionClosed
+from tritonclient.utils import InferenceServerException
+
 from m2f_client import Client, InvalidRequest, ModelNotFound, ServerError, ServerUnavailable, Timeout
 from m2f_client.failures import clean, translate
-from tritonclient.utils import InferenceServerException
 
 GRPC, HTTP = "grpc://127.0.0.1:8001", "http://127.0.0.1:8000"
 NO_ANSWER = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect: {}"

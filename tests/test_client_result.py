@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from m2f_client import OutputNotRequested, Result, ServerError
-from m2f_client.coco import Document
-from m2f_client.fake import result_of, stacked
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from m2f_client import OutputNotRequested, Result, ServerError
+from m2f_client.coco import Document
+from m2f_client.fake import result_of, stacked
 
 stacks_of_masks = hnp.arrays(
     bool,

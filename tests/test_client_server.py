@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from m2f_client import Client, InvalidRequest, ModelNotFound, ServerUnavailable
-from m2f_client.cli import main
 from PIL import Image
 from pycocotools.coco import COCO
 
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f_client import Client, InvalidRequest, ModelNotFound, ServerUnavailable
+from m2f_client.cli import main
 
 pytestmark = pytest.mark.server
 

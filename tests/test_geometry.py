@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from logits import SIZES
 from reference import bilinear
-from scenes import SIZES
 
 from m2f.geometry import apply_rows, bilinear_taps, mask_taps, outputs_reading
 

@@ -1,8 +1,8 @@
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 from pictures import encode, encode_cv2, oriented, photo, png_header_only
+from PIL import Image
 
 from m2f.contract import InputError
 from m2f.image import decode_image
@@ -79,6 +79,7 @@ def test_webp_is_turned_as_its_exif_says_too(orientation):
         (FILES["webp lossy"][:-100], "damaged"),
         (png_header_only(30000, 30000), "too large: allowed are 67108864 pixels"),
         (png_header_only(10000, 10000), "too large: 10000 x 10000; allowed are 67108864 pixels"),
+        (png_header_only(70000, 2), "too large: 70000 x 2; .* and 65535 along a side"),
         (png_header_only(100, 100), "damaged"),
         (png_header_only(0, 5), "damaged|allowed formats"),
     ],

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from logits import SIZES, blobs
 from pycocotools import mask as coco
-from scenes import SIZES, blobs
 
 from m2f.postprocess import postprocess
 from m2f.settings import Settings
@@ -18,7 +18,6 @@ def mmdet_instances():
 
     ensure_mmcv_ops()
     import torch
-    import torch.nn.functional as F
     from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
     from mmdet.structures import DetDataSample
     from mmengine.config import ConfigDict
@@ -31,7 +30,9 @@ def mmdet_instances():
         )  # fmt: skip
         head = MaskFormerFusionHead(num_things_classes=num_classes, num_stuff_classes=0, test_cfg=test_cfg)
         padded = tuple(4 * n for n in mask_logits.shape[1:])
-        masks = F.interpolate(torch.from_numpy(mask_logits)[None], padded, mode="bilinear", align_corners=False)
+        masks = torch.nn.functional.interpolate(
+            torch.from_numpy(mask_logits)[None], padded, mode="bilinear", align_corners=False
+        )
         sample = DetDataSample(metainfo={"img_shape": img_shape, "ori_shape": ori_shape})
         result = head.predict(torch.from_numpy(cls_logits)[None], masks, [sample], rescale=True)[0]["ins_results"]
         result = result[torch.argsort(-result.scores, stable=True)]

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logits import SIZES, blobs
 from pycocotools import mask as coco
 from reference import full_size_logits, instances
-from scenes import SIZES, blobs
 
 from m2f.contract import InputError
 from m2f.masks import MaskSampler

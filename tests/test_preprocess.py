@@ -45,8 +45,12 @@ def test_stretching_fills_the_input():
 
 def test_float_layout_is_normalised_planar_and_zero_padded():
     floats = Preprocessing(
-        scale=(64, 64), input_size=(64, 64), layout="float32_chw", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
-    )  # fmt: skip
+        scale=(64, 64),
+        input_size=(64, 64),
+        layout="float32_chw",
+        mean=(123.675, 116.28, 103.53),
+        std=(58.395, 57.12, 57.375),
+    )
     pixels = Preprocessing(scale=(64, 64), input_size=(64, 64))
     data = [encode(photo(30, 60))]
     batch, img_shape, _ = floats(data)
@@ -96,10 +100,9 @@ def test_pixels_and_padding_are_those_of_mmdetections_pipeline(tmp_path, size, e
     from m2f_export.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
-    from mmcv.transforms import Compose
+    from mmcv.transforms import Compose, LoadImageFromFile
     from mmdet.datasets.transforms import PackDetInputs, Resize
     from mmdet.models import DetDataPreprocessor
-    from mmcv.transforms import LoadImageFromFile
 
     path = tmp_path / f"image.{extension}"
     path.write_bytes(encode(photo(*size), extension))

@@ -26,7 +26,7 @@ def test_a_request_overrides_only_what_it_names():
 
 
 def test_an_unknown_key_lists_the_allowed_ones():
-    with pytest.raises(InputError, match="unknown request parameter 'score_thresold'; allowed: .*score_threshold"):
+    with pytest.raises(InputError, match=r"unknown request parameter 'score_thresold'; allowed: .*score_threshold"):
         Settings().override({"score_thresold": 0.5})
 
 
@@ -71,5 +71,5 @@ def test_classes_by_index_or_name(classes, expected):
 
 @pytest.mark.parametrize("classes", ["4", "-1", "Cat", "cat,,bird", "1.0"])
 def test_a_class_that_does_not_exist_is_named(classes):
-    with pytest.raises(InputError, match="has no class .*; allowed: 0 to 3; names: bird, a dog, cat, fish"):
+    with pytest.raises(InputError, match=r"has no class .*; allowed: 0 to 3; names: bird, a dog, cat, fish"):
         Settings(classes=classes).class_indices(("bird", "a dog", "cat", "fish"), 4)

@@ -9,6 +9,8 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
+from typing import NoReturn
 
 _EXTENSION = "mmcv._ext"
 
@@ -16,11 +18,11 @@ _EXTENSION = "mmcv._ext"
 class _MissingOps(types.ModuleType):
     """Has every operator by name; none can be called."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def missing(*_args, **_kwargs):
+        def missing(*_args: object, **_kwargs: object) -> NoReturn:
             raise RuntimeError(f"mmcv's operator {name!r} is not compiled here: install the full mmcv, not mmcv-lite")
 
         return missing

@@ -9,7 +9,6 @@ ONNX Runtime must agree with PyTorch before the file is put in place.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ def export_onnx(model: Any, output: Path, *, size: tuple[int, int]) -> float:
         onnx.checker.check_model(slim, full_check=True)
         onnx.save(slim, draft)
         difference = compare(graph, draft, size=size)
-        os.replace(draft, output)
+        draft.replace(output)
     finally:
         draft.unlink(missing_ok=True)
     return difference

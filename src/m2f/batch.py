@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import InputError
+from m2f.contract import MAX_MASK_BYTES, InputError
 from m2f.postprocess import Instances
 from m2f.rle import decode
 
@@ -37,11 +37,19 @@ def dense_masks(rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32]) -> np
     """Decode the RLE [N, K] of N images of size [N, 2] to 0/1 masks uint8 [N, K, H, W], the largest H and W.
 
     Empty strings (padded rows) stay empty masks; where no mask was exported at all, K is 0.
+
+    Raises:
+        InputError: the masks would take more than `MAX_MASK_BYTES`.
     """
     images, rows = rle.shape
     if not any(counts for counts in rle.flat):
         rows = 0
     height, width = size.max(axis=0) if images else (0, 0)
+    if (num_bytes := images * rows * int(height) * int(width)) > MAX_MASK_BYTES:
+        raise InputError(
+            f"'masks' would take {num_bytes} bytes ({images} x {rows} x {height} x {width}); allowed are "
+            f"{MAX_MASK_BYTES}: ask for 'rle' instead, or for fewer instances"
+        )
     masks = np.zeros((images, rows, height, width), np.uint8)
     for image, (image_height, image_width) in enumerate(size.tolist()):
         for row in range(rows):

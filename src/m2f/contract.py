@@ -10,6 +10,8 @@ PUBLIC_MODEL = "mask2former"
 PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
 MAX_BATCH_SIZE = 8
+MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JPEG can have
+MAX_MASK_BYTES = 1 << 30  # dense `masks` of one response; RLE has no such limit
 
 
 class InputError(ValueError):

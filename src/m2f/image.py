@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from m2f.contract import InputError
+from m2f.contract import MAX_SIDE, InputError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -35,8 +35,11 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file")
     with _reported(max_pixels):
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise InputError(f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels")
+        if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
+            raise InputError(
+                f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels "
+                f"and {MAX_SIDE} along a side"
+            )
         return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import InputError
+from m2f.contract import MAX_SIDE, InputError
 from m2f.geometry import Floats
 from m2f.masks import MaskSampler, RunMask
 from m2f.settings import NO_LIMIT, Settings
@@ -174,6 +174,6 @@ def _check_shapes(
     padded = (height * mask_stride, width * mask_stride)
     if not all(1 <= valid <= size for valid, size in zip(img_shape, padded, strict=True)):
         raise InputError(f"img_shape {tuple(img_shape)} must lie within 1 x 1 and the network input's {padded}")
-    if min(ori_shape) < 1:
-        raise InputError(f"ori_shape {tuple(ori_shape)} must be at least 1 x 1")
+    if not all(1 <= side <= MAX_SIDE for side in ori_shape):
+        raise InputError(f"ori_shape {tuple(ori_shape)} must lie within 1 x 1 and {MAX_SIDE} x {MAX_SIDE}")
     return (height, width), padded

@@ -1,0 +1,25 @@
+"""The real server on the real repository, once for the whole run."""
+
+from pathlib import Path
+
+import pytest
+
+from m2f_server import serve
+
+ROOT = Path(__file__).parents[1]
+IMAGES = sorted(path for path in (ROOT / "examples/images").iterdir() if path.suffix in (".jpg", ".png", ".webp"))
+
+
+@pytest.fixture(scope="session")
+def server():
+    """`tritonserver` with the embedded model on ONNX Runtime, on free loopback ports."""
+    with serve(
+        model_repository=ROOT / "model_repository", config_name="cpu", http_port=0, grpc_port=0, metrics_port=0
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def image_files():
+    """Encoded images of different sizes and formats."""
+    return [path.read_bytes() for path in IMAGES]

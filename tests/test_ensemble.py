@@ -1,0 +1,201 @@
+"""The two public ensembles on the real server: every subset of outputs, batches, concurrency, numbers."""
+
+import itertools
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+from reference import full_size_logits, instances
+from triton import connect, image_input
+
+from m2f.contract import OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
+from m2f.preprocess import Preprocessing
+
+pytestmark = pytest.mark.server
+
+NAMES = [tensor.name for tensor in OUTPUTS]
+GROUPS = {tensor.name: f"mask2former_{tensor.group}" for tensor in OUTPUTS}
+LOW = 0.05  # a threshold that leaves many instances
+
+
+def random_subsets(count):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield tuple(rng.permutation(NAMES)[: rng.integers(1, len(NAMES) + 1)].tolist())
+
+
+SUBSETS = [*((name,) for name in NAMES), *itertools.combinations(NAMES, 2), tuple(NAMES), *random_subsets(100)]
+
+
+@pytest.fixture(scope="module")
+def grpc(server):
+    return connect(server, "grpc")
+
+
+@pytest.fixture(scope="module")
+def preprocessing(grpc):
+    """The repository's own preprocessing, read from the server."""
+    config = grpc.client.get_model_config("mask2former_preprocess").config
+    return Preprocessing.from_repository({key: value.string_value for key, value in config.parameters.items()})
+
+
+@pytest.fixture(scope="module")
+def inputs(preprocessing, image_files):
+    """For each ensemble, the inputs of one request."""
+    data = min(image_files, key=len)
+    batch, img_shape, ori_shape = preprocessing([data])
+    return {
+        PUBLIC_MODEL: image_input(data),
+        PUBLIC_TENSOR_MODEL: {"input": batch, "img_shape": img_shape, "ori_shape": ori_shape},
+    }
+
+
+def assert_same(got, want):
+    """Bit for bit."""
+    assert got.keys() <= want.keys()
+    for name, array in got.items():
+        assert array.dtype == want[name].dtype
+        np.testing.assert_array_equal(array, want[name], err_msg=name)
+
+
+def steps_behind(model, subset):
+    """The steps that must run for these outputs, and no others."""
+    steps = {"mask2former_engine", model} | {GROUPS[name] for name in subset}
+    if model == PUBLIC_MODEL:
+        steps.add("mask2former_preprocess")
+    if "masks" in subset:
+        steps.add("mask2former_postprocess")
+    return steps
+
+
+@pytest.mark.parametrize("model", [PUBLIC_MODEL, PUBLIC_TENSOR_MODEL])
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_every_subset_of_outputs(server, inputs, protocol, model):
+    """Right names, values identical to those of a request for all, and no step that nobody asked for."""
+    triton = connect(server, protocol)
+    everything = triton.infer(model, inputs[model], NAMES, score_threshold=LOW)
+    assert set(everything) == set(NAMES)
+    assert everything["num_instances"][0, 0] > 0
+    before = settled_runs(triton)
+    for subset in SUBSETS:
+        got = triton.infer(model, inputs[model], subset, score_threshold=LOW)
+        assert set(got) == set(subset)
+        assert_same(got, everything)
+    wanted = Counter(step for subset in SUBSETS for step in steps_behind(model, subset))
+    assert settled_runs(triton) - before == wanted
+
+
+def settled_runs(triton):
+    """The statistics once they stand still: the server counts a request after it has answered it."""
+    runs = None
+    while runs != (runs := Counter(triton.runs())):
+        time.sleep(0.3)
+    return runs
+
+
+def test_both_ensembles_and_both_protocols_agree(server, inputs):
+    answers = [
+        connect(server, protocol).infer(model, inputs[model], NAMES, score_threshold=LOW)
+        for protocol in ("http", "grpc")
+        for model in inputs
+    ]
+    for answer in answers[1:]:
+        assert_same(answer, answers[0])
+
+
+def test_asking_for_nothing_in_particular_gives_everything(grpc, inputs):
+    assert set(grpc.infer(PUBLIC_MODEL, inputs[PUBLIC_MODEL])) == set(NAMES)
+
+
+def test_structured_outputs_are_the_references_of_the_raw_ones(grpc, preprocessing, image_files):
+    for data in image_files:
+        got = grpc.infer(PUBLIC_MODEL, image_input(data), NAMES, score_threshold=LOW)
+        _, img_shape, ori_shape = preprocessing([data])
+        check_against_raw(got, tuple(img_shape[0]), tuple(ori_shape[0]))
+
+
+def check_against_raw(got, img_shape, ori_shape):
+    """Recompute one image's structured outputs in float64 from its raw ones."""
+    cls_logits, mask_logits = got["cls_logits"][0], got["mask_logits"][0]
+    want = instances(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, threshold=LOW)
+    logits = full_size_logits(mask_logits, img_shape, ori_shape)
+    assert got["num_instances"].tolist() == [[len(want)]]
+    assert got["size"].tolist() == [list(ori_shape)]
+    np.testing.assert_allclose(got["scores"][0], [row["score"] for row in want], atol=1e-4)
+    pairs = list(zip(got["queries"][0].tolist(), got["labels"][0].tolist(), strict=True))
+    for row in want:
+        i = pairs.index((row["query"], row["label"]))
+        rle = {"size": list(ori_shape), "counts": got["rle"][0][i]}
+        expected = coco.encode(np.asfortranarray(row["mask"]))
+        if row["mask"].any():
+            assert coco.iou([rle], [expected], [False])[0, 0] >= 0.9999
+        if (np.abs(logits[row["query"]]) > 1e-4).all():  # else float32 may round a border pixel away
+            assert got["boxes"][0, i].tolist() == row["box"]
+        assert got["areas"][0, i] == coco.area(rle)
+
+
+def test_masks_survive_the_round_trip(grpc, image_files):
+    for data in image_files:
+        got = grpc.infer(PUBLIC_MODEL, image_input(data), ["rle", "size", "masks"], score_threshold=LOW)
+        size = got["size"][0].tolist()
+        for counts, mask in zip(got["rle"][0], got["masks"][0], strict=True):
+            np.testing.assert_array_equal(coco.decode({"size": size, "counts": counts}), mask)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_request_with_images_of_different_sizes(server, image_files, protocol):
+    triton = connect(server, protocol)
+    files = image_files[:4]
+    together = triton.infer(PUBLIC_MODEL, image_input(*files), NAMES, score_threshold=LOW)
+    counts = together["num_instances"][:, 0]
+    assert len(set(map(tuple, together["size"].tolist()))) > 1
+    assert together["scores"].shape == (4, counts.max())
+    for i, data in enumerate(files):
+        alone = triton.infer(PUBLIC_MODEL, image_input(data), NAMES, score_threshold=LOW)
+        assert_row_equals(together, i, alone)
+
+
+def assert_row_equals(together, i, alone):
+    """Row i of a padded answer is the answer of that image alone, and the rest is padding."""
+    count = alone["num_instances"][0, 0]
+    height, width = alone["size"][0]
+    assert together["num_instances"][i, 0] == count
+    for name in STRUCTURED_OUTPUTS[1:-1]:
+        np.testing.assert_array_equal(together[name][i, :count], alone[name][0], err_msg=name)
+    np.testing.assert_array_equal(together["masks"][i, :count, :height, :width], alone["masks"][0])
+    assert together["masks"][i].sum() == alone["masks"].sum()
+    assert (together["labels"][i, count:] == -1).all()
+    assert (together["scores"][i, count:] == 0).all()
+    assert (together["rle"][i, count:] == b"").all()
+    for name in ("cls_logits", "mask_logits"):
+        np.testing.assert_array_equal(together[name][i], alone[name][0], err_msg=name)
+
+
+def test_32_concurrent_requests_of_different_sizes(server, image_files):
+    """Each answer is the one the image gets alone, whatever the batcher put beside it."""
+    grpc = connect(server, "grpc")
+    alone = [grpc.infer(PUBLIC_MODEL, image_input(data), NAMES, score_threshold=LOW) for data in image_files]
+    order = [i % len(image_files) for i in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        answers = pool.map(
+            lambda i: grpc.infer(PUBLIC_MODEL, image_input(image_files[i]), NAMES, score_threshold=LOW), order
+        )
+        for i, answer in zip(order, answers, strict=True):
+            assert_same(answer, alone[i])
+
+
+def test_nothing_found_is_an_answer_too(grpc, image_files):
+    got = grpc.infer(PUBLIC_MODEL, image_input(image_files[0]), NAMES, score_threshold=1.0)
+    assert got["num_instances"].tolist() == [[0]]
+    assert got["boxes"].shape == (1, 0, 4)
+    assert got["masks"].shape[:2] == (1, 0)
+    assert got["rle"].shape == (1, 0)
+
+
+def test_class_names_are_readable_by_clients(grpc):
+    parameters = grpc.client.get_model_config("mask2former_postprocess").config.parameters
+    assert len(json.loads(parameters["class_names"].string_value)) == 5

@@ -1,0 +1,97 @@
+"""The hand-written configurations against the contract, without a server."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from m2f.contract import MAX_BATCH_SIZE, OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.preprocess import Preprocessing
+from m2f.settings import Settings
+
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
+FILES = sorted(REPOSITORY.glob("*/config.pbtxt")) + sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
+ENSEMBLES = [PUBLIC_MODEL, PUBLIC_TENSOR_MODEL]
+DATATYPES = {"TYPE_FP32": "FP32", "TYPE_INT32": "INT32", "TYPE_UINT8": "UINT8", "TYPE_STRING": "BYTES"}
+
+
+def read(path):
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def config(model):
+    return read(REPOSITORY / model / "config.pbtxt")
+
+
+def described(tensors):
+    return [(t.name, DATATYPES[model_config_pb2.DataType.Name(t.data_type)], tuple(t.dims)) for t in tensors]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_every_configuration_parses_and_batches(path):
+    parsed = read(path)
+    assert parsed.name == path.relative_to(REPOSITORY).parts[0]
+    assert parsed.max_batch_size == MAX_BATCH_SIZE
+    assert not parsed.response_cache.enable  # its key ignores parameters and requested outputs
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_the_ensembles_outputs_are_the_contract(model):
+    assert described(config(model).output) == [(t.name, t.datatype, t.dims) for t in OUTPUTS]
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_outputs_are_leaves_and_inputs_are_not_optional(model):
+    """What makes every subset of outputs work: see the head of the configuration."""
+    ensemble = config(model)
+    read_by_a_step = {value for step in ensemble.ensemble_scheduling.step for value in step.input_map.values()}
+    assert not read_by_a_step & {output.name for output in ensemble.output}
+    assert not any(tensor.optional for tensor in ensemble.input)
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_the_steps_make_what_the_contract_says_they_make(model):
+    made_by = {
+        value: step.model_name for step in config(model).ensemble_scheduling.step for value in step.output_map.values()
+    }
+    assert {t.name: f"mask2former_{t.group}" for t in OUTPUTS} == {t.name: made_by[t.name] for t in OUTPUTS}
+
+
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_every_step_maps_all_tensors_of_its_model_with_their_types(model):
+    ensemble = config(model)
+    types = {t.name: (t.data_type, tuple(t.dims)) for t in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        inner = config(step.model_name)
+        assert set(step.input_map) == {t.name for t in inner.input}
+        assert set(step.output_map) == {t.name for t in inner.output}
+        types |= {step.output_map[t.name]: (t.data_type, tuple(t.dims)) for t in inner.output}
+        for tensor in inner.input:
+            assert types[step.input_map[tensor.name]] == (tensor.data_type, tuple(tensor.dims))
+    for tensor in ensemble.output:
+        assert types[tensor.name] == (tensor.data_type, tuple(tensor.dims))
+
+
+def test_the_engines_three_settings_agree():
+    engine = config("mask2former_engine")
+    assert engine.platform == "tensorrt_plan"
+    for name, kind in {"cpu": ("", "python"), "onnxruntime": ("onnxruntime_onnx", "")}.items():
+        other = read(REPOSITORY / "mask2former_engine" / "configs" / f"{name}.pbtxt")
+        assert (other.platform, other.backend) == kind
+        assert (other.input, other.output) == (engine.input, engine.output)
+        assert other.HasField("dynamic_batching")
+    assert engine.HasField("dynamic_batching")
+
+
+def test_the_shipped_parameters_are_valid():
+    def parameters(model):
+        return {key: value.string_value for key, value in config(model).parameters.items()}
+
+    Preprocessing.from_repository(parameters("mask2former_preprocess"))
+    Settings.from_repository(parameters("mask2former_postprocess"))
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/1/model.py")), ids=lambda path: path.parts[-3])
+def test_the_models_are_thin(path):
+    assert len(path.read_text().splitlines()) <= 60
