@@ -1,0 +1,58 @@
+# m2f: Mask2Former on NVIDIA Triton. `make help` lists the targets.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test lint serve bench train-demo eval-demo export-demo clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.serve: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,client]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml export/openmmlab.txt $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,export]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement export/openmmlab.txt
+	@touch $@
+
+setup: $(VENV)/.serve  ## make .venv with all that serving and the demo need (no torch)
+
+setup-dev: $(VENV)/.dev  ## add the tools for tests, training and export (torch, mmdetection)
+
+demo: setup  ## serve the embedded model, send it the example images, leave pictures and JSON in demo_output/
+	$(BIN)/python examples/demo.py --out demo_output
+
+test: setup-dev  ## run the tests, against the real server too
+	$(BIN)/python -m pytest
+
+lint: setup-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+serve: setup  ## serve model_repository/ on ONNX Runtime until Ctrl-C
+	$(BIN)/m2f serve --config-name cpu
+
+bench: setup  ## drive both ensembles with perf_analyzer
+	$(BIN)/python benchmarks/perf_analyzer.py
+
+data/shapes/annotations/val.json: | setup-dev
+	$(BIN)/python examples/shapes/generate.py --out data/shapes --train 8000 --val 300 --seed 7
+
+train-demo: data/shapes/annotations/val.json  ## train the embedded model from scratch (hours on a CPU; resumes)
+	$(BIN)/python examples/shapes/train.py --data data/shapes --work-dir work/shapes --resume
+
+eval-demo: data/shapes/annotations/val.json  ## mask AP of the embedded checkpoint on the 300 held-out images
+	$(BIN)/python examples/shapes/evaluate.py examples/shapes/mask2former_shapes.pth --data data/shapes
+
+export-demo: setup-dev  ## export the embedded checkpoint to ONNX, checked against PyTorch
+	$(BIN)/python -m m2f_export.mmdet_onnx examples/shapes/mask2former_shapes.py \
+	  examples/shapes/mask2former_shapes.pth model_repository/mask2former_engine/1/model.onnx --size 256 256
+
+clean:  ## remove the environment and everything that was made
+	rm -rf $(VENV) demo_output data work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
