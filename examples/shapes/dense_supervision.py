@@ -33,11 +33,12 @@ def sample_centres(maps, size_hw):
 class DenselySupervisedHead(Mask2FormerHead):
     """Mask2FormerHead with a class loss on every feature map of its pixel decoder."""
 
-    def __init__(self, *args, dense_weight=2.0, **kwargs):
+    def __init__(self, *args, dense_weight=10.0, dense_only=False, **kwargs):
         super().__init__(*args, **kwargs)
         channels = self.decoder_embed_dims
         self.dense = nn.ModuleList(nn.Conv2d(channels, self.num_classes + 1, 1) for _ in range(4))
         self.dense_weight = dense_weight
+        self.dense_only = dense_only
         self.features = []
         self.pixel_decoder.register_forward_hook(self._keep_features)
 
@@ -46,10 +47,14 @@ class DenselySupervisedHead(Mask2FormerHead):
         self.features = [mask_features, *multi_scale]
 
     def loss(self, x, batch_data_samples):
-        """Add ``loss_dense`` to the losses of Mask2Former."""
+        """Add ``loss_dense`` to the losses of Mask2Former, or give it alone where ``dense_only`` is set."""
         size_hw = batch_data_samples[0].batch_input_shape
         maps = torch.stack([class_map(s.gt_instances, size_hw, self.num_classes) for s in batch_data_samples])
-        losses = super().loss(x, batch_data_samples)
+        if self.dense_only:
+            self.pixel_decoder(x)
+            losses = {}
+        else:
+            losses = super().loss(x, batch_data_samples)
         losses["loss_dense"] = self.dense_weight * self.dense_loss(maps)
         return losses
 

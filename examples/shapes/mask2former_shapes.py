@@ -1,4 +1,3 @@
-# ruff: noqa: C408 (written as mmdet writes its configs)
 """mmdet's official Mask2Former, made small enough to ship and to run on any processor.
 
 Derives from the config that mmdet ships and changes only sizes, data and schedule.
@@ -129,8 +128,12 @@ val_evaluator = dict(ann_file=data_root + "annotations/val.json", metric=["segm"
 test_evaluator = val_evaluator
 
 # ---- schedule: trained from scratch, so the backbone learns at full speed
-max_iters = 4000
-stages = [dict(side=192, until=0.85), dict(side=256, until=1.0)]  # train.py; shares of max_iters
+max_iters = 3700
+stages = [  # for train.py; ``until`` is a share of max_iters
+    dict(side=192, until=0.28, dense_only=True),
+    dict(side=192, until=0.85),
+    dict(side=256, until=1.0),
+]
 optim_wrapper = dict(
     optimizer=dict(lr=8e-4),
     paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=1.0, decay_mult=1.0)}),

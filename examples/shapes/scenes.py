@@ -15,11 +15,11 @@ import numpy as np
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
 SUPERSAMPLE = 4
-MIN_VISIBLE = 0.4  # of an object's own area; a placement that would hide more is not made
+MIN_VISIBLE = 0.5  # of an object's own area; a placement that would hide more is not made
 MODEL_SIDE = 256  # sizes below are chosen for a model that sees the long side at this length
-MIN_SIDE = 30 / MODEL_SIDE  # diameter of the smallest object, as a share of the long side
-MIN_AREA = 200 / MODEL_SIDE**2  # of the smallest object, as a share of the long side squared
-COIN_SCENES = 0.14
+MIN_SIDE = 46 / MODEL_SIDE  # diameter of the smallest object, as a share of the long side
+MIN_AREA = 450 / MODEL_SIDE**2  # of the smallest object, as a share of the long side squared
+COIN_SCENES = 0.1
 
 
 @dataclass(frozen=True)
@@ -233,12 +233,12 @@ def scatter(rng, size_hw):
     """Objects of all classes at random places: shapes from back to front, and their visible masks."""
     height, width = size_hw
     short, long = min(size_hw), max(size_hw)
-    smallest, largest = MIN_SIDE * long / 2, 0.55 * short / 2
-    wanted = int(np.clip(rng.geometric(0.16), 1, 14))
+    smallest, largest = MIN_SIDE * long / 2, 0.65 * short / 2
+    wanted = int(np.clip(rng.geometric(0.2), 1, 14))
     crowding = np.sqrt(max(wanted, 3) / 3)
     shapes, masks = [], []
     for _ in range(wanted * 3):
-        top = max(smallest * 1.1, largest / crowding**0.7)
+        top = max(smallest * 1.1, largest / crowding**0.6)
         radius = float(np.exp(rng.uniform(np.log(smallest), np.log(top))))
         margin = radius * 0.6  # an object may leave the picture a little
         centre = rng.uniform((margin, margin), (width - margin, height - margin))
@@ -285,13 +285,13 @@ def fill(rng, shape, behind):
     """Colours for an object, ``[H, W, 3]``, told apart from what is ``behind`` it ``[3]``."""
     size_hw = shape.alpha.shape
     colour = random_colour(rng)
-    for _ in range(6):
-        if np.abs(colour - behind).max() > 55:
+    for _ in range(10):
+        if np.abs(colour - behind).max() > 80:
             break
         colour = random_colour(rng)
     light = shade(rng, shape, size_hw) * rng.uniform(0, 35)
     if rng.random() < 0.6:
-        light += texture(rng, size_hw) * rng.uniform(3, 22)
+        light += texture(rng, size_hw) * rng.uniform(3, 18)
     return np.clip(colour + light[..., None], 0, 255)
 
 

@@ -2,8 +2,9 @@
 
     python examples/shapes/train.py --data data/shapes --work-dir work/shapes
 
-Two stages: most steps on small inputs, which are cheap, the last ones at the size that is served. One
-optimizer and one learning-rate curve run through both. dense_supervision.py adds a loss for training only.
+Stages: first the pixel decoder alone, by a loss that only training has (dense_supervision.py), then the whole
+model on small inputs, which are cheap, at last at the size that is served. One optimizer and one learning-rate
+curve run through all of them.
 Every 500 steps, and at the end, the weights alone are written to WORK_DIR/mask2former_shapes.pth.
 ``--resume`` goes on from the last full checkpoint.
 """
@@ -104,8 +105,9 @@ def configure(data, work_dir, max_iters):
     return cfg
 
 
-def set_stage(cfg, side, until):
+def set_stage(cfg, side, until, dense_only=False):
     """Let ``cfg`` train on ``side`` x ``side`` inputs up to step ``until``."""
+    cfg.model.panoptic_head.dense_only = dense_only
     cfg.train_cfg.max_iters = until
     cfg.model.data_preprocessor.batch_augments[0].size = (side, side)
     cfg.model.data_preprocessor.pad_size_divisor = 32
@@ -124,14 +126,14 @@ def latest(work_dir):
 
 def train(data, work_dir, *, max_iters=None, resume=False, init=None):
     """Run the stages of the config, each going on from the checkpoint that the one before it left."""
-    sides = [stage["side"] for stage in configure(data, work_dir, max_iters).stages]
-    for number, side in enumerate(sides):
+    for number in range(len(configure(data, work_dir, max_iters).stages)):
         cfg = configure(data, work_dir, max_iters)
-        until = round(cfg.stages[number]["until"] * cfg.max_iters)
+        stage = cfg.stages[number]
+        until = round(stage["until"] * cfg.max_iters)
         checkpoint, done = latest(work_dir) if resume or number else (None, 0)
         if done >= until:
             continue
-        set_stage(cfg, side, until)
+        set_stage(cfg, stage["side"], until, stage.get("dense_only", False))
         cfg.resume, cfg.load_from = checkpoint is not None, checkpoint or init
         cfg.randomness.seed += done  # other shuffles than those already seen
         cfg.experiment_name = f"stage_{number}_from_{done}"
