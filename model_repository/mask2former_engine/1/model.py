@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+from m2f.contract import InputError
 from m2f_server.glue import repository_parameters, respond_together
 
 
@@ -20,5 +22,8 @@ class TritonPythonModel:
         return respond_together(requests, self.infer)
 
     def infer(self, arrays):
-        cls_logits, mask_logits = self.session.run(["cls_logits", "mask_logits"], {"input": arrays["input"]})
+        try:
+            cls_logits, mask_logits = self.session.run(["cls_logits", "mask_logits"], {"input": arrays["input"]})
+        except InvalidArgument as error:  # an input size that the graph does not take
+            raise InputError(str(error)) from error
         return {"cls_logits": cls_logits, "mask_logits": mask_logits}
