@@ -6,6 +6,7 @@ It is `m2f serve --config-name cpu` and `m2f predict`, on free ports.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ def main():
     parser.add_argument("--out", default="demo_output", help="folder for overlays and instances.json")
     parser.add_argument("images", nargs="*", help="JPEG, PNG or WebP; by default those in examples/images")
     args = parser.parse_args()
-    images = args.images or sorted(str(p) for p in (ROOT / "examples/images").iterdir() if p.suffix != ".md")
+    folder = Path(os.path.relpath(ROOT / "examples/images"))
+    images = args.images or sorted(path for path in folder.iterdir() if path.suffix != ".md")
     m2f = Path(sys.executable).with_name("m2f")
     try:
         with serve(
