@@ -35,6 +35,7 @@ model = dict(
         base_channels=16,
         norm_cfg=dict(type="BN", requires_grad=True),
         norm_eval=False,
+        zero_init_residual=False,  # a short run from scratch never opens blocks that start at zero
         init_cfg=None,
     ),
     panoptic_head=dict(
@@ -128,10 +129,10 @@ val_evaluator = dict(ann_file=data_root + "annotations/val.json", metric=["segm"
 test_evaluator = val_evaluator
 
 # ---- schedule: trained from scratch, so the backbone learns at full speed
-max_iters = 3700
+max_iters = 4000
 stages = [  # for train.py; ``until`` is a share of max_iters
     dict(side=192, until=0.28, dense_only=True),
-    dict(side=192, until=0.85),
+    dict(side=192, until=0.87),
     dict(side=256, until=1.0),
 ]
 optim_wrapper = dict(
@@ -139,8 +140,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=1.0, decay_mult=1.0)}),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, begin=0, end=200, by_epoch=False),
-    dict(type="CosineAnnealingLR", T_max=max_iters - 200, begin=200, end=max_iters, eta_min=4e-6, by_epoch=False),
+    dict(type="LinearLR", start_factor=0.01, begin=0, end=100, by_epoch=False),
+    dict(type="CosineAnnealingLR", T_max=max_iters - 100, begin=100, end=max_iters, eta_min=4e-6, by_epoch=False),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval=10**9, dynamic_intervals=None)
 default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=2))
