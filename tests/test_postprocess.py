@@ -78,6 +78,15 @@ def test_empty_masks_score_zero_and_have_zero_boxes(value):
     assert not decode(got.rle[0], 20, 30).any()
 
 
+def test_a_logit_of_exactly_zero_is_outside():
+    logits = np.random.default_rng(3).integers(-1, 2, (3, 9, 11)).astype(np.float32)
+    got = postprocess(
+        np.zeros((3, 2), np.float32), logits, img_shape=(9, 11), ori_shape=(9, 11), settings=Settings(), mask_stride=1
+    )
+    for query, rle in zip(got.queries, got.rle, strict=True):
+        np.testing.assert_array_equal(decode(rle, 9, 11), logits[query] > 0)
+
+
 def test_full_masks_cover_the_image():
     got = postprocess(
         np.zeros((1, 2), np.float32), np.full((1, 4, 4), 3, np.float32), img_shape=(13, 16), ori_shape=(20, 30),

@@ -23,7 +23,7 @@ def test_equals_pycocotools_both_ways(mask):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (480, 640), (3000, 2000)])
-@pytest.mark.parametrize("fill", ["empty", "full", "first", "last", "sparse", "columns"])
+@pytest.mark.parametrize("fill", ["empty", "full", "first", "last", "few", "sparse", "columns"])
 def test_extremes_equal_pycocotools(shape, fill):
     mask = np.zeros(shape, np.uint8)
     if fill == "full":
@@ -32,6 +32,8 @@ def test_extremes_equal_pycocotools(shape, fill):
         mask[0, 0] = 1
     elif fill == "last":
         mask[-1, -1] = 1
+    elif fill == "few":  # counts of millions
+        mask[shape[0] // 2, :: max(1, shape[1] // 4)] = 1
     elif fill == "sparse":  # long runs: counts of several characters, with large differences between them
         mask[np.random.default_rng(0).random(shape) < 1e-4] = 1
     elif fill == "columns":  # runs that go on from the bottom of a column to the top of the next
