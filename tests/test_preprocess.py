@@ -116,3 +116,16 @@ def test_pixels_and_padding_are_those_of_mmdetections_pipeline(tmp_path, size, e
     assert tuple(img_shape[0]) == packed["data_samples"].img_shape
     normalised = (batch.astype(np.float32) - np.float32([124, 116, 104])) / np.float32([58, 57, 57])
     np.testing.assert_allclose(normalised.transpose(0, 3, 1, 2), data["inputs"].numpy(), atol=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("scale", [(256, 256), (1333, 800), (512, 320)])
+def test_sizes_are_rounded_as_mmcv_rounds_them(scale):
+    from mmcv.image import rescale_size
+
+    rng = np.random.default_rng(0)
+    preprocessing = Preprocessing(scale=scale)
+    for height, width in rng.integers(2, 3000, (500, 2)).tolist():
+        expected_width, expected_height = rescale_size((width, height), scale)
+        if min(expected_width, expected_height) >= 1:  # mmcv would make an empty image of a thread
+            assert preprocessing.target_size(height, width) == (expected_height, expected_width)
