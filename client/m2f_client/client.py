@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f.contract import MAX_BATCH_SIZE, PUBLIC_MODEL, STRUCTURED_OUTPUTS
+from m2f_client.address import DEFAULT_URL, open_transport
 from m2f_client.errors import InvalidRequest, ModelNotFound, ServerError, UnreadableImage
 from m2f_client.result import ROW_OUTPUTS, Result
-from m2f_client.transport import DEFAULT_URL, Parameter, Transport, open_transport
+from m2f_client.transport import Parameter, Transport
 
 ImageSource = str | os.PathLike[str] | bytes
 NAMES_MODEL = "mask2former_postprocess"

@@ -17,11 +17,12 @@ from rich.text import Text
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.settings import Settings
 from m2f_client import draw
+from m2f_client.address import DEFAULT_URL
 from m2f_client.client import Client
 from m2f_client.coco import Document
 from m2f_client.errors import InvalidAddress, M2FError, ModelNotFound, ServerUnavailable, UnreadableImage
 from m2f_client.table import instances_table
-from m2f_client.transport import DEFAULT_URL, Parameter
+from m2f_client.transport import Parameter
 
 FATAL = (ServerUnavailable, ModelNotFound)  # the next image would fare no better
 
