@@ -180,12 +180,19 @@ def test_32_concurrent_requests_of_different_sizes(server, image_files):
     grpc = connect(server, "grpc")
     alone = [grpc.infer(PUBLIC_MODEL, image_input(data), NAMES, score_threshold=LOW) for data in image_files]
     order = [i % len(image_files) for i in range(32)]
+    before = engine_executions(grpc)
     with ThreadPoolExecutor(32) as pool:
         answers = pool.map(
             lambda i: grpc.infer(PUBLIC_MODEL, image_input(image_files[i]), NAMES, score_threshold=LOW), order
         )
         for i, answer in zip(order, answers, strict=True):
             assert_same(answer, alone[i])
+    assert engine_executions(grpc) - before < 32  # the batcher did put some together
+
+
+def engine_executions(grpc):
+    settled_runs(grpc)
+    return grpc.client.get_inference_statistics("mask2former_engine").model_stats[0].execution_count
 
 
 def test_nothing_found_is_an_answer_too(grpc, image_files):
