@@ -44,11 +44,14 @@ bench: setup  ## drive both ensembles with perf_analyzer
 data/shapes/annotations/val.json: | setup-dev
 	$(BIN)/python examples/shapes/generate.py --out data/shapes --train 8000 --val 300 --seed 7
 
+data/shapes_val/annotations/val.json: | setup-dev
+	$(BIN)/python examples/shapes/generate.py --out data/shapes_val --train 0 --val 300 --seed 7
+
 train-demo: data/shapes/annotations/val.json  ## train the embedded model from scratch (hours on a CPU; resumes)
 	$(BIN)/python examples/shapes/train.py --data data/shapes --work-dir work/shapes --resume
 
-eval-demo: data/shapes/annotations/val.json  ## mask AP of the embedded checkpoint on the 300 held-out images
-	$(BIN)/python examples/shapes/evaluate.py examples/shapes/mask2former_shapes.pth --data data/shapes
+eval-demo: data/shapes_val/annotations/val.json  ## mask AP of the embedded checkpoint on 300 held-out images
+	$(BIN)/python examples/shapes/evaluate.py examples/shapes/mask2former_shapes.pth --data data/shapes_val
 
 export-demo: setup-dev  ## export the embedded checkpoint to ONNX, checked against PyTorch
 	$(BIN)/python -m m2f_export.mmdet_onnx examples/shapes/mask2former_shapes.py \
