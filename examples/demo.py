@@ -33,8 +33,9 @@ def main():
                 f"tritonserver is ready at {url} ({len(server.models)} models, {server.start_seconds:.1f} s)",
                 flush=True,
             )
-            print(f"$ m2f predict --url {url} --out {args.out} IMAGE ...", flush=True)
-            return subprocess.call([m2f, "predict", "--url", url, "--out", args.out, *images])
+            command = ["m2f", "predict", "--url", url, "--parameter", "iou_threshold=0.7", "--out", args.out]
+            print("$", *command, "IMAGE ...", flush=True)
+            return subprocess.call([m2f, *command[1:], *images])
     except ServeError as error:
         sys.exit(f"demo: {error}")
 
