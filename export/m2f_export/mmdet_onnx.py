@@ -64,7 +64,7 @@ def load_model(config: Path, checkpoint: Path) -> Any:
     model = MODELS.build(Config.fromfile(config).model)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    except (OSError, RuntimeError, KeyError, TypeError, UnpicklingError) as error:
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, UnpicklingError) as error:
         raise ExportError(f"{checkpoint} is not a checkpoint of plain weights under 'state_dict': {error}") from error
     try:
         model.load_state_dict(state, strict=True)
