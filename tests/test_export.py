@@ -9,7 +9,7 @@ import pytest
 
 from m2f.preprocess import Preprocessing
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")]
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples/shapes/mask2former_shapes.py"

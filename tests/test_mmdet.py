@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 from m2f.postprocess import postprocess
 from m2f.settings import Settings
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from triton import connect, image_input
 
 from m2f.contract import PUBLIC_MODEL
 
-pytestmark = [pytest.mark.server, pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.torch, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
 SHAPES = Path(__file__).parents[1] / "examples/shapes"
 CHECKPOINT = SHAPES / "mask2former_shapes.pth"

@@ -92,7 +92,7 @@ def test_wrong_repository_parameters_are_named(parameters, message):
 
 
 @pytest.mark.torch
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 2])
 @pytest.mark.parametrize("extension", ["png", "jpg"])
 def test_pixels_and_padding_are_those_of_mmdetections_pipeline(tmp_path, size, extension):
