@@ -40,3 +40,14 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close the connection."""
+
+
+def request_tensors(triton: Any, inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    """Return the inputs and requested outputs of one request, as objects of tritonclient's `http` or `grpc` module."""
+    from tritonclient.utils import np_to_triton_dtype  # noqa: PLC0415 (slow: only where a connection is open)
+
+    tensors = []
+    for name, array in inputs.items():
+        tensors.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+    return tensors, [triton.InferRequestedOutput(name) for name in outputs]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from m2f_client.failures import translated
-from m2f_client.transport import Array, Parameter
+from m2f_client.transport import Array, Parameter, request_tensors
 
 
 class GrpcTransport:
@@ -28,11 +28,7 @@ class GrpcTransport:
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> dict[str, Array]:
         """Run `model`; see `Transport.infer`."""
-        tensors = []
-        for name, array in inputs.items():
-            tensors.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-            tensors[-1].set_data_from_numpy(array)
-        wanted = [triton.InferRequestedOutput(name) for name in outputs]
+        tensors, wanted = request_tensors(triton, inputs, outputs)
         with self._translated():
             answer = self._client.infer(
                 model, tensors, outputs=wanted, parameters=dict(parameters), client_timeout=self._timeout

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import gevent
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPParseError
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from m2f_client.failures import translated
-from m2f_client.transport import Array, Parameter
+from m2f_client.transport import Array, Parameter, request_tensors
 
 T = TypeVar("T")
 
@@ -56,11 +56,7 @@ class HttpTransport:
         self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> dict[str, Array]:
         """Run `model`; see `Transport.infer`."""
-        tensors = []
-        for name, array in inputs.items():
-            tensors.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-            tensors[-1].set_data_from_numpy(array)
-        wanted = [triton.InferRequestedOutput(name) for name in outputs]
+        tensors, wanted = request_tensors(triton, inputs, outputs)
 
         def call(client: Any) -> dict[str, Array]:
             answer = client.infer(model, tensors, outputs=wanted, parameters=dict(parameters))

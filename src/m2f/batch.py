@@ -44,8 +44,8 @@ def dense_masks(rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32]) -> np
     images, rows = rle.shape
     if not any(counts for counts in rle.flat):
         rows = 0
-    height, width = size.max(axis=0) if images else (0, 0)
-    if (num_bytes := images * rows * int(height) * int(width)) > MAX_MASK_BYTES:
+    height, width = size.max(axis=0).tolist()
+    if (num_bytes := images * rows * height * width) > MAX_MASK_BYTES:
         raise InputError(
             f"'masks' would take {num_bytes} bytes ({images} x {rows} x {height} x {width}); allowed are "
             f"{MAX_MASK_BYTES}: ask for 'rle' instead, or for fewer instances"

@@ -156,9 +156,8 @@ def _compose_python(libpython: LibPython, work_dir: Path) -> Path:
     ]
     site_folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     lines = [str(Path(p).absolute()) for p in python_path]
-    lines += [
-        f"import site; site.addsitedir({folder!r})" for folder in site_folders
-    ]  # .pth files count: editable installs
+    # addsitedir, because .pth files count: editable installs
+    lines += [f"import site; site.addsitedir({folder!r})" for folder in site_folders]
     (packages / "m2f_serve.pth").write_text("\n".join(lines) + "\n")
     return venv
 
