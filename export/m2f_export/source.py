@@ -1,0 +1,37 @@
+"""What every kind of checkpoint becomes before it is traced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from m2f.preprocess import Preprocessing
+from m2f.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A trained model, ready to trace, and what a server must know to feed it.
+
+    Attributes:
+        kind: what it was read from, for people: `mmdet Mask2Former`, `Hugging Face EomtForUniversalSegmentation`.
+        network: evaluation mode, on the CPU; normalised RGB float32 [N, 3, H, W] ->
+            cls_logits float32 [N, Q, C+1] (no-object last) and mask_logits float32 [N, Q, H/4, W/4].
+        preprocessing: how an image becomes the input the network was trained on. `mean` and `std` are always
+            those of RGB 0..255 pixels; `layout` and `pad_value` are set where the graph's input is decided.
+        class_names: by label; empty where the checkpoint does not say.
+        num_classes: C.
+        settings: the source's own post-processing (mmdet's `test_cfg`).
+        divisor: H and W must be multiples of it.
+        fixed_size: H and W where the network takes no other (EoMT), else None.
+    """
+
+    kind: str
+    network: torch.nn.Module
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    num_classes: int
+    settings: Settings = field(default_factory=Settings)
+    divisor: int = 32
+    fixed_size: tuple[int, int] | None = None
