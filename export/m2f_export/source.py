@@ -18,6 +18,7 @@ class Source:
         kind: what it was read from, for people: `mmdet Mask2Former`, `Hugging Face EomtForUniversalSegmentation`.
         network: evaluation mode, on the CPU; normalised RGB float32 [N, 3, H, W] ->
             cls_logits float32 [N, Q, C+1] (no-object last) and mask_logits float32 [N, Q, H/4, W/4].
+            None where the graph itself is given, as ONNX.
         preprocessing: how an image becomes the input the network was trained on. `mean` and `std` are always
             those of RGB 0..255 pixels; `layout` and `pad_value` are set where the graph's input is decided.
         class_names: by label; empty where the checkpoint does not say.
@@ -28,7 +29,7 @@ class Source:
     """
 
     kind: str
-    network: torch.nn.Module
+    network: torch.nn.Module | None
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     num_classes: int

@@ -1,0 +1,189 @@
+"""Source -> ONNX: standard operators, a batch that stays free, uint8 pixels or normalised floats in."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxslim
+import torch
+from google.protobuf.message import DecodeError
+
+from m2f.preprocess import Preprocessing
+from m2f_export.errors import ExportError
+from m2f_export.source import Source
+
+INPUT, OUTPUTS = "input", ("cls_logits", "mask_logits")
+OPSET = 17  # GridSample came with 16, LayerNormalization with 17
+STRIDE = 4
+# Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
+# window, or "no padding needed" would be traced in for good.
+_TRACED_SIZE = (128, 160)
+_SIZE_AXES = {INPUT: ("height", "width"), "mask_logits": ("mask_height", "mask_width")}
+
+
+class EngineGraph(torch.nn.Module):
+    """What the engine computes, normalisation included where the input is uint8."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        if source.network is None:
+            raise ExportError(f"{source.kind}: there is no network to trace")
+        self.network = source.network
+        self.takes_pixels = source.preprocessing.layout == "uint8_hwc"
+        self.mean = _channels(source.preprocessing.mean)
+        self.std = _channels(source.preprocessing.std)
+        self.eval()  # torch's exporter leaves every module in the mode of the outermost
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits of a batch.
+
+        Args:
+            image: uint8 RGB [N, H, W, 3], or normalised float32 [N, 3, H, W].
+
+        Returns:
+            cls_logits float32 [N, Q, C+1] and mask_logits float32 [N, Q, H/4, W/4].
+        """
+        if self.takes_pixels:
+            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        cls_logits, mask_logits = self.network(image)
+        return cls_logits, mask_logits
+
+
+def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> Source:
+    """Decide what the graph takes.
+
+    Args:
+        source: what a checkpoint became.
+        layout: `uint8_hwc` or `float32_chw`.
+        size: fixed height and width; None leaves both free.
+
+    Raises:
+        ExportError: a size that the network does not take.
+    """
+    size = size or source.fixed_size
+    if source.fixed_size and size != source.fixed_size:
+        raise ExportError(f"{source.kind} takes {source.fixed_size} only; got a size of {size}")
+    if size and (min(size) < source.divisor or any(side % source.divisor for side in size)):
+        raise ExportError(f"the input's height and width must be multiples of {source.divisor}; got {size}")
+    # Padding is zero after normalisation: the mean before it. uint8 holds a fractional mean only rounded.
+    red, green, blue = map(round, source.preprocessing.mean) if layout == "uint8_hwc" else (0, 0, 0)
+    preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=(red, green, blue))
+    return replace(source, preprocessing=preprocessing)
+
+
+def export_onnx(source: Source, output: Path) -> EngineGraph:
+    """Trace a source, simplify and check the graph, and write it.
+
+    Args:
+        source: what `with_input` returned.
+        output: the file to write.
+
+    Returns:
+        The module that was traced: the reference for what the file computes.
+
+    Raises:
+        ExportError: the graph holds custom operators, or ONNX's checker refuses it.
+    """
+    graph = EngineGraph(source)
+    axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in (INPUT, *OUTPUTS)}
+    if source.preprocessing.input_size is None:
+        for name, sides in _SIZE_AXES.items():
+            first = 1 if name == INPUT and graph.takes_pixels else 2
+            axes[name] |= {first: sides[0], first + 1: sides[1]}
+    traced: Any = io.BytesIO()  # the annotation of `export` forgets that it takes files
+    with _quiet():
+        try:
+            torch.onnx.export(
+                graph, (_example(source.preprocessing),), traced, input_names=[INPUT], output_names=list(OUTPUTS),
+                dynamic_axes=axes, opset_version=OPSET, dynamo=False,
+            )  # fmt: skip
+        except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+            raise ExportError(f"{source.kind} cannot be traced: {error}") from error
+        slim = onnxslim.slim(onnx.load_from_string(traced.getvalue()))
+    if size := source.preprocessing.input_size:
+        _state_mask_size(slim, size)
+    check_graph(slim)
+    onnx.save(slim, output)
+    return graph
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        ExportError: no such file, or not ONNX.
+    """
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise ExportError(f"{path}: no such file") from error
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise ExportError(f"{path} is not an ONNX model: {error}") from error
+    if not model.graph.node:
+        raise ExportError(f"{path} is not an ONNX model: there is no graph in it")
+    return model
+
+
+def check_graph(model: onnx.ModelProto) -> None:
+    """Refuse what a plain TensorRT or ONNX Runtime could not load.
+
+    Raises:
+        ExportError: custom operators, or a graph that ONNX's own checker refuses.
+    """
+    custom = sorted(
+        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
+    )
+    if custom:
+        raise ExportError(f"the graph holds custom operators: {', '.join(custom)}; allowed: those of ONNX itself")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"ONNX's checker refuses the graph: {error}") from error
+
+
+def _state_mask_size(model: onnx.ModelProto, size: tuple[int, int]) -> None:
+    """Write the masks' fixed height and width, which the tracer leaves unnamed, into the graph's output."""
+    masks = next(output for output in model.graph.output if output.name == "mask_logits")
+    for dim, side in zip(masks.type.tensor_type.shape.dim[2:], size, strict=True):
+        dim.dim_value = side // STRIDE
+
+
+def _channels(values: tuple[float, float, float]) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), requires_grad=False)
+
+
+def _example(preprocessing: Preprocessing) -> torch.Tensor:
+    # Two images: with one, every axis of size 1 would look like a constant.
+    size = preprocessing.input_size or _TRACED_SIZE
+    if preprocessing.layout == "uint8_hwc":
+        return torch.zeros(2, *size, 3, dtype=torch.uint8)
+    return torch.zeros(2, 3, *size)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tracer's remarks to itself: what they warn of is what the comparison afterwards checks."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def output_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """Return the shape of each input and output by name; None where an axis is free."""
+    return {
+        value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.output)
+    }
