@@ -25,7 +25,7 @@ OPSET = 17  # GridSample came with 16, LayerNormalization with 17
 STRIDE = 4
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
 # window, or "no padding needed" would be traced in for good.
-_TRACED_SIZE = (128, 160)
+TRACED_SIZE = (128, 160)
 _SIZE_AXES = {INPUT: ("height", "width"), "mask_logits": ("mask_height", "mask_width")}
 
 
@@ -162,7 +162,7 @@ def _channels(values: tuple[float, float, float]) -> torch.nn.Parameter:
 
 def _example(preprocessing: Preprocessing) -> torch.Tensor:
     # Two images: with one, every axis of size 1 would look like a constant.
-    size = preprocessing.input_size or _TRACED_SIZE
+    size = preprocessing.input_size or TRACED_SIZE
     if preprocessing.layout == "uint8_hwc":
         return torch.zeros(2, *size, 3, dtype=torch.uint8)
     return torch.zeros(2, 3, *size)
@@ -181,7 +181,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def output_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Return the shape of each input and output by name; None where an axis is free."""
     return {
         value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)

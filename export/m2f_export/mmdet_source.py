@@ -36,7 +36,7 @@ REWRITES = RewriterManager()
 
 @REWRITES.function_rewriter.register_rewriter("mmdet.models.backbones.swin.ShiftWindowMSA.window_reverse")
 def window_reverse(self: Any, windows: torch.Tensor, H: int, W: int) -> torch.Tensor:  # noqa: N803 (mmdet's names)
-    """Merge windows [B * windows, side, side, C] into [B, H, W, C]; mmdet's B is a Python int: a constant once traced."""
+    """Merge windows [B * windows, side, side, C] into [B, H, W, C]; mmdet makes B a Python int, and so a constant."""
     side, channels = self.window_size, windows.shape[-1]
     rows = windows.view(-1, H // side, W // side, side, side, channels)
     return rows.permute(0, 1, 3, 2, 4, 5).reshape(-1, H, W, channels)
