@@ -1,0 +1,265 @@
+"""Half precision, written into the graph, with what must stay float32 left in float32.
+
+TensorRT from version 11 and TensorRT-RTX are strongly typed: an engine computes in the types of its graph, no builder
+flag changes them. So the graph says it: weights and activations become float16 or bfloat16, casts stand where the
+precision changes, and the inputs and outputs keep their types.
+
+What stays float32 is found by what feeds what, not by node names, so that it holds for every exporter:
+
+| reason | what | why |
+|---|---|---|
+| `pixels` | the input's normalisation, before the first weight | a rounded mean shifts every pixel alike |
+| `logits` | the product that makes an output, and what follows | they are compared with each other and with zero |
+| `attention` | the products whose sign decides which keys a query sees, up to the comparison | a flip hides a key |
+| `norm` | LayerNormalization, InstanceNormalization, Softmax and their like | sums over thousands of elements |
+| `sampling` | positional encodings and the sampling points of the deformable attention | float16 loses subpixels |
+| `range` | what reads a constant that the half type cannot hold | it would turn into infinity |
+
+NVIDIA's own deployment of Mask2Former keeps the decoder's cross attention in float32:
+https://github.com/NVIDIA/tao_deploy/blob/main/nvidia_tao_deploy/cv/mask2former/scripts/gen_trt_engine.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from google.protobuf.message import Message as ProtoMessage
+from onnx import TensorProto, helper, numpy_helper
+
+from m2f_export.errors import ExportError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Message = TypeVar("Message", bound=ProtoMessage)
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+_HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_LARGEST = {"fp16": 65504.0, "bf16": 3.38e38}
+_BF16_OPSET = 22  # the first in which every operator of these graphs takes bfloat16
+
+_PRODUCTS = {"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"}
+_COMPARISONS = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual"}
+_NORMS = {
+    "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LogSoftmax",
+    "LpNormalization", "Pow", "ReduceMean", "RMSNormalization", "Softmax", "Sqrt",
+}  # fmt: skip
+_ENCODINGS = {"Cos", "CumSum", "Range", "Sin"}
+_ALWAYS_FLOAT32 = {"Resize": (1, 2)}  # inputs that are float32 whatever the data is: roi, scales
+
+
+class _Graph(NamedTuple):
+    """A graph to walk in: nodes by position."""
+
+    nodes: list[onnx.NodeProto]
+    floats: set[str]  # names of the float32 tensors
+    made_by: dict[str, int]  # tensor -> the node that makes it
+    used_by: dict[str, list[int]]  # tensor -> the nodes that read it
+    constants: dict[str, TensorProto]
+    outputs: list[str]
+
+
+def convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
+    """Return the model in the precision asked for; the one passed in is not changed.
+
+    Args:
+        model: float32 graph of standard operators, without subgraphs.
+        precision: `fp32` changes nothing.
+
+    Returns:
+        A checked model with the same inputs and outputs, names, types and shapes.
+
+    Raises:
+        ExportError: an unknown precision, or a graph that cannot be converted: a tensor of unknown type, a subgraph,
+            a graph that is in half precision already.
+    """
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision must be one of: {', '.join(PRECISIONS)}; got {precision!r}")
+    if precision == "fp32":
+        return _copy(model)
+    if precision == "bf16":
+        model = _with_opset(model, _BF16_OPSET)
+    graph = _read(model)
+    kept = _of_type(graph, {"Constant"}) | frozenset[int]().union(*_pinned(graph, largest=_LARGEST[precision]).values())
+    converted = _Writer(graph, kept, _HALF[precision]).write(model)
+    try:
+        converted = onnx.shape_inference.infer_shapes(converted, strict_mode=True)
+        onnx.checker.check_model(converted, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the graph does not hold together in {precision}: {error}") from error
+    return converted
+
+
+def _pinned(graph: _Graph, *, largest: float) -> dict[str, frozenset[int]]:
+    """Say which nodes stay float32, by reason; the module's docstring explains the reasons.
+
+    Args:
+        graph: what `_read` returned.
+        largest: the largest number that the half type holds.
+
+    Returns:
+        Positions of nodes, by `pixels`, `logits`, `attention`, `norm`, `sampling` and `range`; a node can have several.
+    """
+    inputs = {name for name in graph.used_by if name not in graph.made_by and name not in graph.constants}
+    compared = _inputs_of(graph, _COMPARISONS)
+    sampled = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
+    return {
+        "pixels": _downstream(graph, inputs),
+        "logits": _upstream(graph, graph.outputs, with_product=True),
+        "attention": _upstream(graph, compared, with_product=True) | _of_type(graph, _COMPARISONS),
+        "norm": _of_type(graph, _NORMS),
+        "sampling": _upstream(graph, [*sampled, *_inputs_of(graph, _ENCODINGS)], with_product=False)
+        | _of_type(graph, {"GridSample", *_ENCODINGS}),
+        "range": frozenset(
+            i for i, node in enumerate(graph.nodes)
+            if any(_overflows(graph.constants[name], largest) for name in node.input if name in graph.constants)
+        ),
+    }  # fmt: skip
+
+
+def _read(model: onnx.ModelProto) -> _Graph:
+    """Index the model's graph, with the type of every tensor."""
+    for node in model.graph.node:
+        if any(attribute.g.node or attribute.graphs for attribute in node.attribute):
+            raise ExportError(
+                f"node {node.name!r} ({node.op_type}) holds a subgraph: precision is set in flat graphs only"
+            )
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    types.update((name, tensor.data_type) for name, tensor in constants.items())
+    if set(types.values()) & set(_HALF.values()):
+        raise ExportError("the graph is in half precision already")
+    made_by: dict[str, int] = {}
+    used_by: dict[str, list[int]] = {}
+    for i, node in enumerate(graph.node):
+        for name in filter(None, node.output):
+            if not types.get(name):
+                raise ExportError(f"the type of {name!r}, made by node {node.name!r} ({node.op_type}), is not known")
+            made_by[name] = i
+        for name in filter(None, node.input):
+            used_by.setdefault(name, []).append(i)
+    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
+    outputs = [output.name for output in graph.output]
+    return _Graph(list(graph.node), floats, made_by, used_by, constants, outputs)
+
+
+def _inputs_of(graph: _Graph, types: set[str]) -> list[str]:
+    return [name for node in graph.nodes if node.op_type in types for name in node.input]
+
+
+def _of_type(graph: _Graph, types: set[str]) -> frozenset[int]:
+    return frozenset(i for i, node in enumerate(graph.nodes) if node.op_type in types)
+
+
+def _upstream(graph: _Graph, tensors: Iterable[str], *, with_product: bool) -> frozenset[int]:
+    """The nodes that the float tensors are made by, back to the nearest products: with those, or up to them."""
+    found: set[int] = set()
+    waiting = list(tensors)
+    while waiting:
+        name = waiting.pop()
+        i = graph.made_by.get(name)
+        if i is None or i in found or name not in graph.floats:
+            continue
+        is_product = graph.nodes[i].op_type in _PRODUCTS
+        if not is_product or with_product:
+            found.add(i)
+        if not is_product:
+            waiting += graph.nodes[i].input
+    return frozenset(found)
+
+
+def _downstream(graph: _Graph, tensors: Iterable[str]) -> frozenset[int]:
+    """The nodes that the tensors lead to, up to the first products."""
+    found: set[int] = set()
+    waiting = list(tensors)
+    while waiting:
+        for i in graph.used_by.get(waiting.pop(), ()):
+            node = graph.nodes[i]
+            if i not in found and node.op_type not in {*_PRODUCTS, "Shape"}:
+                found.add(i)
+                waiting += node.output
+    return frozenset(found)
+
+
+def _overflows(tensor: TensorProto, largest: float) -> bool:
+    if tensor.data_type != TensorProto.FLOAT:
+        return False
+    values = np.abs(numpy_helper.to_array(tensor))
+    return bool((values[np.isfinite(values)] > largest).any())
+
+
+class _Writer:
+    """Writes the graph again: the nodes that are not kept in half precision, casts where a tensor changes its type."""
+
+    def __init__(self, graph: _Graph, kept: frozenset[int], half: int) -> None:
+        self.graph, self.half = graph, half
+        self.types = [TensorProto.FLOAT if i in kept else half for i in range(len(graph.nodes))]
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, TensorProto] = {}
+        self.casts: dict[tuple[str, int], str] = {}
+
+    def write(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Return a copy of the model with the new nodes and constants."""
+        for original, wanted in zip(self.graph.nodes, self.types, strict=True):
+            node = _copy(original)
+            for position, name in enumerate(original.input):
+                float32 = position in _ALWAYS_FLOAT32.get(node.op_type, ())
+                node.input[position] = self.typed(name, TensorProto.FLOAT if float32 else wanted)
+            if wanted == self.half and node.output[0] in self.graph.floats:
+                _halve_attributes(node, self.half)
+            self.nodes.append(node)
+        result = _copy(model)
+        for field, values in (("node", self.nodes), ("initializer", self.constants.values()), ("value_info", ())):
+            result.graph.ClearField(field)
+            getattr(result.graph, field).extend(values)
+        return result
+
+    def typed(self, name: str, wanted: int) -> str:
+        """Return the name under which a tensor is to be had in the wanted type, where it is a float at all."""
+        maker = self.graph.made_by.get(name)
+        has = TensorProto.FLOAT if maker is None else self.types[maker]
+        constant = self.graph.constants.get(name)
+        if name not in self.graph.floats or wanted == has:
+            if constant is not None:
+                self.constants[name] = constant
+            return name
+        if (name, wanted) not in self.casts:
+            self.casts[name, wanted] = other = f"{name}_{TensorProto.DataType.Name(wanted).lower()}"
+            if constant is not None:
+                self.constants[other] = _as_half(constant, other, self.half)
+            else:
+                self.nodes.append(helper.make_node("Cast", [name], [other], name=other, to=wanted))
+        return self.casts[name, wanted]
+
+
+def _halve_attributes(node: onnx.NodeProto, half: int) -> None:
+    """Casts and fills say in an attribute what type they make."""
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to":
+            attribute.i = half
+        elif attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(_as_half(attribute.t, attribute.t.name, half))
+
+
+def _as_half(tensor: TensorProto, name: str, half: int) -> TensorProto:
+    dtype = helper.tensor_dtype_to_np_dtype(half)  # numpy's float16, or ml_dtypes' bfloat16
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), name)
+
+
+def _with_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    current = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if current >= version:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, version)
+    except RuntimeError as error:
+        raise ExportError(f"bf16 needs opset {version}, and the graph cannot be brought there: {error}") from error
+
+
+def _copy(message: Message) -> Message:
+    other = type(message)()
+    other.CopyFrom(message)
+    return other
