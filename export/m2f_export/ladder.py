@@ -1,0 +1,343 @@
+"""Every artefact of an export compared with the one before it, on the same pictures.
+
+A rung is one way to compute the logits: PyTorch, ONNX Runtime, a half-precision graph, Triton. Rungs are compared by
+both logits and by the instances that the server would make of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import torch
+from pycocotools import mask as coco_mask
+
+from m2f.contract import InputError
+from m2f.postprocess import Instances, postprocess
+from m2f.settings import Settings
+from m2f_export.errors import ExportError
+from m2f_export.graph import INPUT, OUTPUTS, EngineGraph
+from m2f_export.source import Source
+
+HEAD_TOLERANCE = 1e-4  # of a score, graph against Python
+CONFIDENT = 0.3  # instances below this score are not compared: rounding reorders them
+_SAME = 0.5  # mask IoU from which two instances of one class are taken for the same
+
+Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a rung may be from the one before.
+
+    Attributes:
+        logits: largest difference of a logit; None: not judged, the instances are.
+        unmatched: share of the confident instances that may be without a partner.
+        iou: smallest mean mask IoU of the matched instances.
+        score: largest difference of a matched instance's score.
+    """
+
+    logits: float | None
+    unmatched: float
+    iou: float
+    score: float
+
+
+EXACT = Tolerance(logits=1e-3, unmatched=0.0, iou=0.999, score=1e-3)
+HALF = Tolerance(logits=None, unmatched=0.05, iou=0.95, score=0.05)
+
+
+class Sample(NamedTuple):
+    """One picture: its encoded bytes, and the engine's input made of them."""
+
+    name: str
+    encoded: bytes
+    pixels: npt.NDArray[Any]  # [1, H, W, 3] uint8 or [1, 3, H, W] float32
+    img_shape: tuple[int, int]
+    ori_shape: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One rung against the one before.
+
+    Attributes:
+        name: the rung.
+        cls_max, cls_mean, mask_max, mask_mean: differences of the logits.
+        instances: confident instances of the rung before, over all pictures.
+        matched: those of them with a partner of the same class.
+        extra: confident instances of this rung without one.
+        iou: mean mask IoU of the matched; 1 where there are none.
+        score: largest score difference of the matched.
+        tolerance: what was allowed.
+    """
+
+    name: str
+    cls_max: float
+    cls_mean: float
+    mask_max: float
+    mask_mean: float
+    instances: int
+    matched: int
+    extra: int
+    iou: float
+    score: float
+    tolerance: Tolerance
+
+    def failures(self) -> list[str]:
+        """What is outside the tolerance, in words; empty where nothing is."""
+        allowed = self.tolerance
+        missing = self.instances - self.matched + self.extra
+        checks = [
+            (allowed.logits is None or self.cls_max <= allowed.logits,
+             f"cls_logits differ by {self.cls_max:.2e}, allowed {allowed.logits}"),
+            (allowed.logits is None or self.mask_max <= allowed.logits,
+             f"mask_logits differ by {self.mask_max:.2e}, allowed {allowed.logits}"),
+            (np.isfinite(self.cls_max + self.mask_max), "the logits are not all finite"),
+            (missing <= allowed.unmatched * max(self.instances, 1),
+             f"{missing} of {self.instances} instances have no partner, allowed {allowed.unmatched:.0%}"),
+            (self.iou >= allowed.iou, f"mean mask IoU {self.iou:.4f}, allowed {allowed.iou}"),
+            (self.score <= allowed.score, f"scores differ by {self.score:.4f}, allowed {allowed.score}"),
+        ]  # fmt: skip
+        return [message for holds, message in checks if not holds]
+
+
+@dataclass
+class Ladder:
+    """Rungs climbed so far, each held against the one before.
+
+    Attributes:
+        source: preprocessing, settings and mask stride.
+        samples: the pictures.
+        steps: one for each rung but the first.
+    """
+
+    source: Source
+    samples: Sequence[Sample]
+    steps: list[Step] = field(default_factory=list)
+    first: str = ""
+    _last: list[tuple[Logits, Instances]] = field(default_factory=list)
+
+    def climb(self, name: str, run: Callable[[Sample], Logits], tolerance: Tolerance = EXACT) -> None:
+        """Compute every sample on a new rung and compare.
+
+        Raises:
+            ExportError: the rung drifts beyond the tolerance; the message says by how much.
+        """
+        results = [(logits, self._instances(logits, sample)) for sample in self.samples for logits in [run(sample)]]
+        self._compare(name, results, tolerance)
+
+    def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Instances]]) -> None:
+        """Compare a rung that makes its own instances: the server.
+
+        Raises:
+            ExportError: as `climb`.
+        """
+        self._compare(name, [run(sample) for sample in self.samples], EXACT)
+
+    def check_head(self, path: Path, settings: Settings) -> None:
+        """Hold a graph with its head against the Python postprocess of the last rung's logits.
+
+        Raises:
+            ExportError: other instances, or scores that differ by more than `HEAD_TOLERANCE`.
+        """
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for sample, (logits, _) in zip(self.samples, self._last, strict=True):
+            shapes = {name: np.array([getattr(sample, name)], np.int32) for name in ("img_shape", "ori_shape")}
+            answer = session.run(["num_instances", "labels", "scores"], {INPUT: sample.pixels, **shapes})
+            count, labels, scores = (values[0] for values in answer)
+            wanted = self._postprocess(logits, sample, settings)
+            if int(count[0]) != len(wanted.scores) or not np.array_equal(
+                np.sort(labels[: count[0]]), np.sort(wanted.labels)
+            ):
+                raise ExportError(
+                    f"the head finds {int(count[0])} instances in {sample.name}, the postprocess {len(wanted.scores)}"
+                )
+            difference = float(np.abs(scores[: count[0]] - wanted.scores).max(initial=0))
+            if difference > HEAD_TOLERANCE:
+                raise ExportError(
+                    f"the head's scores differ by {difference:.2e} in {sample.name}, allowed {HEAD_TOLERANCE}"
+                )
+
+    def _compare(self, name: str, results: list[tuple[Logits, Instances]], tolerance: Tolerance) -> None:
+        before, self._last = self._last, results
+        if not before:
+            self.first = name
+            return
+        step = compare(name, before, results, tolerance)
+        self.steps.append(step)
+        if failures := step.failures():
+            raise ExportError(f"{name} drifts from what came before it: {'; '.join(failures)}")
+
+    def _instances(self, logits: Logits, sample: Sample) -> Instances:
+        settings = replace(self.source.settings, score_threshold=CONFIDENT, export_postprocess_mask=True)
+        return self._postprocess(logits, sample, settings)
+
+    def _postprocess(self, logits: Logits, sample: Sample, settings: Settings) -> Instances:
+        return postprocess(
+            logits[0][0], logits[1][0], img_shape=sample.img_shape, ori_shape=sample.ori_shape,
+            settings=settings, mask_stride=self.source.mask_stride,
+        )  # fmt: skip
+
+    def report(self) -> dict[str, Any]:
+        """Return the ladder as JSON would have it."""
+        return {
+            "images": [sample.name for sample in self.samples],
+            "confident": CONFIDENT,
+            "first": self.first,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+
+def compare(
+    name: str,
+    before: Sequence[tuple[Logits, Instances]],
+    after: Sequence[tuple[Logits, Instances]],
+    tolerance: Tolerance,
+) -> Step:
+    """Hold two rungs against each other over all samples.
+
+    Raises:
+        ExportError: the logits have different shapes.
+    """
+    differences: list[list[npt.NDArray[np.float32]]] = [[], []]
+    ious, scores, instances, extra = [], [0.0], 0, 0
+    for (logits, found), (others, others_found) in zip(before, after, strict=True):
+        for output, mine, theirs, into in zip(OUTPUTS, logits, others, differences, strict=True):
+            if mine.shape != theirs.shape:
+                raise ExportError(f"{name}: {output} is {theirs.shape}, before it was {mine.shape}")
+            into.append(np.abs(mine - theirs))
+        pairs = match(found, others_found)
+        instances += len(found.scores)
+        extra += len(others_found.scores) - len(pairs)
+        ious += [iou for _, _, iou in pairs]
+        scores += [float(abs(found.scores[i] - others_found.scores[j])) for i, j, _ in pairs]
+    largest = [max(float(d.max(initial=0)) for d in per_output) for per_output in differences]
+    mean = [float(np.mean([d.mean() for d in per_output])) for per_output in differences]
+    return Step(
+        name=name, cls_max=largest[0], cls_mean=mean[0], mask_max=largest[1], mask_mean=mean[1],
+        instances=instances, matched=len(ious), extra=extra, iou=float(np.mean(ious)) if ious else 1.0,
+        score=max(scores), tolerance=tolerance,
+    )  # fmt: skip
+
+
+def match(first: Instances, second: Instances) -> list[tuple[int, int, float]]:
+    """Pair the instances of one picture: same class, best mask IoU first, each used once.
+
+    Returns:
+        Index in `first`, index in `second`, mask IoU (above 0.5).
+    """
+    if not first.rle or not second.rle:
+        return []
+    masks, others = ([{"size": i.size_hw, "counts": rle} for rle in i.rle] for i in (first, second))
+    iou = np.asarray(coco_mask.iou(masks, others, [0] * len(others)))
+    iou[first.labels[:, None] != second.labels[None, :]] = 0
+    pairs = []
+    while iou.max() > _SAME:
+        i, j = np.unravel_index(iou.argmax(), iou.shape)
+        pairs.append((int(i), int(j), float(iou[i, j])))
+        iou[i], iou[:, j] = 0, 0
+    return pairs
+
+
+def read_samples(source: Source, paths: Sequence[Path]) -> list[Sample]:
+    """Read pictures as the server will; random ones where none are given.
+
+    Raises:
+        ExportError: a picture that cannot be read.
+    """
+    files = [(str(path), _read(path)) for path in paths] or _random_pictures()
+    samples = []
+    for name, encoded in files:
+        try:
+            pixels, img_shape, ori_shape = source.preprocessing([encoded])
+        except InputError as error:
+            raise ExportError(f"{name}: {error}") from error
+        valid, original = img_shape[0].tolist(), ori_shape[0].tolist()
+        samples.append(Sample(name, encoded, pixels, (valid[0], valid[1]), (original[0], original[1])))
+    return samples
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror}") from error
+
+
+def _random_pictures() -> list[tuple[str, bytes]]:
+    """Smooth pictures of several shapes.
+
+    White noise would not do: it puts so many mask logits within rounding of 0 that attention masks flip.
+    """
+    random = np.random.default_rng(0)
+    pictures = []
+    for height, width in ((480, 640), (640, 427), (333, 333), (200, 501)):
+        coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        pictures.append((f"random {width}x{height}", cv2.imencode(".png", picture)[1].tobytes()))
+    return pictures
+
+
+def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
+    """The traced module itself."""
+
+    def run(sample: Sample) -> Logits:
+        with torch.inference_mode():
+            cls_logits, mask_logits = graph(torch.from_numpy(sample.pixels))
+        return cls_logits.numpy(), mask_logits.numpy()
+
+    return run
+
+
+def run_onnx(path: Path) -> Callable[[Sample], Logits]:
+    """An ONNX file on ONNX Runtime.
+
+    Raises:
+        ExportError: ONNX Runtime does not load it.
+    """
+    try:
+        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ExportError(f"ONNX Runtime does not load {path.name}: {error}") from error
+
+    def run(sample: Sample) -> Logits:
+        cls_logits, mask_logits = session.run(list(OUTPUTS), {INPUT: sample.pixels})
+        return cls_logits, mask_logits
+
+    return run
+
+
+def check_batches(path: Path, samples: Sequence[Sample], sizes: Sequence[int] = (2, 5, 8)) -> float:
+    """Hold batches against their images one by one: a batch size that was traced in shows here.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        ExportError: it is above `EXACT.logits`, or a batch is refused.
+    """
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    pixels = [sample.pixels for sample in samples if sample.pixels.shape == samples[0].pixels.shape]
+    one_by_one = [session.run(list(OUTPUTS), {INPUT: image}) for image in pixels]
+    worst = 0.0
+    for size in sizes:
+        rows = [i % len(pixels) for i in range(size)]
+        try:
+            together = session.run(list(OUTPUTS), {INPUT: np.concatenate([pixels[i] for i in rows])})
+        except Exception as error:  # see run_onnx
+            raise ExportError(f"{path.name} refuses a batch of {size}: {error}") from error
+        for output, logits, singles in zip(OUTPUTS, together, zip(*one_by_one, strict=True), strict=True):
+            difference = float(np.abs(logits - np.concatenate([singles[i] for i in rows])).max())
+            if not difference <= (EXACT.logits or 0):
+                raise ExportError(
+                    f"{path.name}: {output} of a batch of {size} differs by {difference:.2e} from one by one"
+                )
+            worst = max(worst, difference)
+    return worst

@@ -1,0 +1,274 @@
+"""From a checkpoint to a repository that Triton serves: the steps, each checked before the next begins."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.postprocess import Instances
+from m2f.settings import KEYS, Settings
+from m2f_export import repository
+from m2f_export.deploy_config import read_deploy_config
+from m2f_export.errors import ExportError
+from m2f_export.graph import export_onnx, load_onnx, with_input
+from m2f_export.head import InstanceHead, attach_head
+from m2f_export.ladder import (
+    CONFIDENT,
+    EXACT,
+    HALF,
+    Ladder,
+    Logits,
+    Sample,
+    check_batches,
+    read_samples,
+    run_onnx,
+    run_torch,
+)
+from m2f_export.precision import Precision, convert
+from m2f_export.source import Source
+
+SHIPPED_THRESHOLD = 0.5  # where no deploy config says: mmdetection's own, 0, keeps a hundred instances an image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to export, and how.
+
+    Attributes:
+        model: an mmdetection configuration, or a Hugging Face folder.
+        weights: the checkpoint of a configuration, or an ONNX file that was made of it; None for a folder.
+        deploy_config: MMDeploy's; what it says holds where nothing below says otherwise.
+        layout: of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX has its own.
+        size: fixed height and width of the input; None: free.
+        precision: `fp32`, `fp16`, `bf16`; None: as the deploy config, else fp32.
+        head: masks of the graph that keeps its head, `full` or `stride4`; None: no such graph.
+        engine: build a TensorRT engine too.
+        images: to compare on; none: random ones.
+        tolerance: largest difference of a logit between two float32 steps; None: `ladder.EXACT`'s.
+    """
+
+    model: Path
+    weights: Path | None = None
+    deploy_config: Path | None = None
+    layout: str = "uint8_hwc"
+    size: tuple[int, int] | None = None
+    precision: Precision | None = None
+    head: str | None = None
+    engine: bool = False
+    images: tuple[Path, ...] = ()
+    tolerance: float | None = None
+
+
+@dataclass
+class Progress:
+    """What has been done: told as it happens, kept for the report."""
+
+    say: Callable[[str], None]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step, and say so when it is done."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        # of the whole process so far: the kernel keeps no other
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.steps.append({"step": name, "seconds": round(seconds, 2), "peak_memory_mib": round(peak)})
+        self.say(f"{name}: {seconds:.1f} s")
+
+
+def export_repository(request: Request, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Export a model and put a repository that serves it in place of `target`.
+
+    Args:
+        request: what to export.
+        target: the folder to make; an earlier export there keeps serving until the new one has passed.
+        say: told of each step.
+
+    Returns:
+        The report, as it is saved in the repository's `export.json`.
+
+    Raises:
+        ExportError: something is wrong with the request, or a step drifts from the one before; nothing is replaced.
+    """
+    progress = Progress(say)
+    with repository.staged(target) as stage:
+        folder = repository.copy_template(stage)
+        ladder = _make_onnx(request, folder / "model.onnx", progress)
+        repository.configure(stage, ladder.source)
+        if request.head:
+            with progress.step(f"head kept ({request.head})"):
+                _add_head(stage, ladder, request.head, progress)
+        if request.engine:
+            with progress.step("TensorRT"):
+                _add_engine(folder, ladder.source, progress)
+        with progress.step("Triton"):
+            _compare_served(stage, ladder, progress)
+        report = _report(ladder, progress)
+        (stage / repository.REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def export_graph(request: Request, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Export a model's ONNX graph alone.
+
+    Raises:
+        ExportError: as `export_repository`; also where the request asks for more than a graph.
+    """
+    if request.head or request.engine:
+        raise ExportError("a head or an engine goes into a repository: give one in place of the ONNX file")
+    progress = Progress(say)
+    if not target.parent.is_dir():
+        raise ExportError(f"{target.parent}: no such folder")
+    draft = target.with_suffix(".draft.onnx")
+    try:
+        ladder = _make_onnx(request, draft, progress)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return _report(ladder, progress)
+
+
+def read_source(request: Request) -> Source:
+    """Read the checkpoint, or only its description where the graph is given.
+
+    Raises:
+        ExportError: a file is missing, or is not what it should be.
+    """
+    if request.model.is_dir():
+        if request.weights:
+            raise ExportError(f"{request.model} is a folder and holds its weights: {request.weights} is one too many")
+        from m2f_export.huggingface_source import load_huggingface  # noqa: PLC0415 (a second to import)
+
+        return load_huggingface(request.model)
+    from m2f_export.mmdet_source import describe_mmdet, load_mmdet  # noqa: PLC0415 (several seconds to import)
+
+    if request.weights is None:
+        raise ExportError(f"{request.model} needs its checkpoint: m2f export CONFIG CHECKPOINT")
+    if request.weights.suffix == ".onnx":
+        return describe_mmdet(request.model)
+    return load_mmdet(request.model, request.weights)
+
+
+def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
+    """Write the graph in the precision asked for; return the ladder up to it."""
+    deploy = read_deploy_config(request.deploy_config) if request.deploy_config else None
+    if deploy:
+        precision = request.precision or ("fp16" if deploy.fp16 else None)
+        request = replace(request, size=request.size or deploy.input_shape, precision=precision)
+    with progress.step("read"):
+        source = read_source(request)
+        settings = deploy.settings if deploy else replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
+        source = replace(source, settings=settings)
+    make = _adopt if source.network is None else _trace
+    ladder = make(request, source, output, progress)
+    with progress.step("batches of 2, 5 and 8 against one by one"):
+        check_batches(output, ladder.samples)
+    if request.precision not in (None, "fp32"):
+        with progress.step(request.precision):
+            onnx.save(convert(load_onnx(output), request.precision), output)
+            ladder.climb(request.precision, run_onnx(output), HALF)
+    return ladder
+
+
+def _trace(request: Request, source: Source, output: Path, progress: Progress) -> Ladder:
+    source = with_input(source, layout=request.layout, size=request.size)
+    with progress.step("ONNX"):
+        graph = export_onnx(source, output)
+    ladder = Ladder(source, read_samples(source, request.images))
+    with progress.step("PyTorch"):
+        ladder.climb("PyTorch", run_torch(graph))
+    with progress.step("ONNX Runtime"):
+        tolerance = replace(EXACT, logits=request.tolerance) if request.tolerance else EXACT
+        ladder.climb("ONNX Runtime", run_onnx(output), tolerance)
+    return ladder
+
+
+def _adopt(request: Request, source: Source, output: Path, progress: Progress) -> Ladder:
+    from m2f_export.onnx_source import adopt_onnx  # noqa: PLC0415
+
+    assert request.weights is not None  # what made the source one without a network
+    with progress.step("ONNX"):
+        source = adopt_onnx(request.weights, source, output)
+    ladder = Ladder(source, read_samples(source, request.images))
+    with progress.step("ONNX Runtime"):
+        ladder.climb("ONNX Runtime", run_onnx(output))
+    return ladder
+
+
+def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> None:
+    """Add the models that answer from a graph with its head, held against the Python postprocess."""
+    settings = ladder.source.settings
+    limits = [limit for limit in (settings.pre_top_k, settings.keep_top_k) if limit > 0]
+    known = Settings(score_threshold=settings.score_threshold, pre_top_k=min(limits, default=100))
+    # What is computed for the nearest neighbour of these settings must not pass for them.
+    ignored = [key for key in KEYS if getattr(settings, key) != getattr(known, key)]
+    if ignored:
+        progress.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
+    engine = load_onnx(stage / repository.ENGINE / "1" / "model.onnx")
+    head = InstanceHead(
+        top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks, mask_stride=ladder.source.mask_stride
+    )
+    path = repository.copy_head(stage) / "model.onnx"
+    onnx.save(attach_head(engine, head), path)
+    ladder.check_head(path, known)
+
+
+def _add_engine(folder: Path, source: Source, progress: Progress) -> None:
+    """Build `model.plan` beside `model.onnx`."""
+    raise NotImplementedError
+
+
+def _compare_served(stage: Path, ladder: Ladder, progress: Progress) -> None:
+    """Serve the repository and compare what it answers, where there is a server to do it."""
+    from m2f_client import Client  # noqa: PLC0415 (the client's and the server's extras may not be installed)
+    from m2f_server.errors import ServeError, ServerNotFoundError  # noqa: PLC0415
+    from m2f_server.launch import serve  # noqa: PLC0415
+
+    def ask(sample: Sample) -> tuple[Logits, Instances]:
+        found = client.predict(
+            sample.encoded,
+            outputs=(*STRUCTURED_OUTPUTS, *RAW_OUTPUTS),
+            score_threshold=CONFIDENT,
+            export_postprocess_mask=True,
+        )
+        instances = Instances(
+            scores=found.scores, labels=found.labels, boxes=found.boxes, areas=found.areas, queries=found.queries,
+            rle=found.rle, size_hw=found.size,
+        )  # fmt: skip
+        return (found.cls_logits[None], found.mask_logits[None]), instances
+
+    try:
+        with (
+            serve(model_repository=stage, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
+            Client(f"grpc://{server.grpc_url}") as client,
+        ):
+            ladder.finish("Triton", ask)
+    except ServerNotFoundError as error:
+        progress.say(f"not compared through Triton: {error}")
+    except ServeError as error:
+        raise ExportError(f"Triton does not serve the repository: {error}") from error
+
+
+def _report(ladder: Ladder, progress: Progress) -> dict[str, Any]:
+    source = ladder.source
+    return {
+        "source": source.kind,
+        "classes": source.num_classes,
+        "class_names": source.class_names,
+        "preprocessing": asdict(source.preprocessing),
+        "settings": asdict(source.settings),
+        "mask_stride": source.mask_stride,
+        "comparison": ladder.report(),
+        "steps": progress.steps,
+    }
