@@ -1,0 +1,211 @@
+"""A whole repository: files that are missing, parameters that are refused, steps that do not fit the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from m2f.contract import InputError
+from m2f.preprocess import Preprocessing
+from m2f.settings import KEYS, Settings
+from m2f_export.deploy_config import DeployConfig
+from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
+from m2f_export.doctor.engine_checks import ONNX, check_engine
+from m2f_export.doctor.ensemble_checks import check_ensembles, is_ensemble
+from m2f_export.doctor.findings import Finding, check_content, error, listed, warning
+from m2f_export.doctor.onnx_checks import Graph, check_onnx
+from m2f_export.doctor.repository import DEFAULT, Model, read_repository
+
+PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
+_OWN_KEYS = ("class_names", "mask_stride")  # of the postprocess step, beside the settings
+
+
+def check_repository(
+    folder: Path, *, tensorrt_version: str | None = None, deploy: tuple[Path, DeployConfig] | None = None
+) -> list[Finding]:
+    """Check a model repository.
+
+    Args:
+        folder: the repository.
+        tensorrt_version: of the server, for the plan.
+        deploy: a deploy config, and where it was read from, to hold against the ONNX and the thresholds.
+    """
+    findings, models = read_repository(folder)
+    for model in models.values():
+        findings += [*_files(model), *_response_cache(model)]
+    findings += check_ensembles(models)
+    preprocessing, found = _preprocessing(models.get(PREPROCESS))
+    settings, more = _postprocessing(models.get(POSTPROCESS))
+    findings += found + more
+    for engine in (model for model in models.values() if model.is_engine):
+        found, graph = _onnx(engine)
+        findings += found + check_engine(engine, graph, tensorrt_version=tensorrt_version)
+        if graph is not None:
+            findings += _fit(models, graph, preprocessing)
+            findings += compare_with_onnx(*deploy, graph) if deploy is not None else []
+    if deploy is not None and settings is not None:
+        findings += compare_with_settings(*deploy, settings, models[POSTPROCESS].folder / DEFAULT)
+    return findings
+
+
+def _onnx(engine: Model) -> tuple[list[Finding], Graph | None]:
+    path = engine.version / ONNX if engine.version is not None else None
+    if path is None or not path.is_file():
+        return [], None
+    findings, graph = check_onnx(path)
+    return _as_served(findings, engine), graph
+
+
+def _files(model: Model) -> list[Finding]:
+    """Check what every model needs; the engine's own files are its own matter."""
+    if model.version is None:
+        what, why = f"{model.name} has no version folder (1/)", "Triton finds no version to load"
+        fix = f"mkdir {model.folder / '1'} (git keeps no empty folder: put a .gitkeep into it)"
+        return [error("version-missing", model.folder, what, why=why, fix=fix)]
+    if model.is_engine or model.config is None or is_ensemble(model.config):
+        return []
+    file = model.version / (model.config.default_model_filename or "model.py")
+    if model.config.backend == "python" and not file.is_file():
+        what, why = f"{file.name} is missing", "Triton does not load the model, nor an ensemble that uses it"
+        return [error("model-file-missing", file, what, why=why, fix="copy it from the shipped model_repository")]
+    return check_content(file) if file.is_file() else []
+
+
+def _response_cache(model: Model) -> list[Finding]:
+    findings = []
+    for name, config in model.configs.items():
+        if config.response_cache.enable:
+            what = "the response cache is on"
+            why = "its key leaves out parameters and requested outputs: it answers with what another request asked for"
+            findings.append(error("response-cache", model.folder / name, what, why=why, fix="remove response_cache"))
+    return findings
+
+
+def _preprocessing(model: Model | None) -> tuple[Preprocessing | None, list[Finding]]:
+    """Read the preprocessing's parameters, and try them on a small picture."""
+    if model is None or model.config is None:
+        return None, []
+    where, why = model.folder / DEFAULT, "the model refuses to start, or every request fails"
+    try:
+        preprocessing = Preprocessing.from_repository(model.parameters())
+        batch, *_ = preprocessing([cv2.imencode(".png", np.zeros((6, 8, 3), np.uint8))[1].tobytes()])
+        if not np.isfinite(batch).all():
+            raise InputError("parameter 'std' must not be 0: the input becomes infinite")
+    except InputError as failure:
+        return None, [error("parameter-invalid", where, str(failure), why=why, fix="correct it in `parameters`")]
+    except Exception as failure:  # values that parse and have the wrong shape fail wherever they are used first
+        what = f"the parameters do not work on an image of 8 x 6: {type(failure).__name__}: {failure}"
+        fix = "sizes are [height, width], colours [r, g, b]; m2f.preprocess.Preprocessing says what each key is"
+        return None, [error("parameter-invalid", where, what, why=why, fix=fix)]
+    return preprocessing, []
+
+
+def _postprocessing(model: Model | None) -> tuple[Settings | None, list[Finding]]:
+    if model is None or model.config is None:
+        return None, []
+    where, why = model.folder / DEFAULT, "the model refuses to start, or every request fails"
+    parameters, findings = model.parameters(), []
+    settings = None
+    try:
+        settings = Settings.from_repository(parameters)
+    except InputError as failure:
+        findings.append(error("parameter-invalid", where, str(failure), why=why, fix="correct it in `parameters`"))
+    for key in parameters:
+        if key not in KEYS + _OWN_KEYS and not key.isupper():  # Triton's own are in capitals
+            what, reason = f"parameter '{key}' is read by nothing", "a slip of the pen leaves the default in force"
+            fix = f"keys: {listed(KEYS + _OWN_KEYS)}"
+            findings.append(warning("parameter-unknown", where, what, why=reason, fix=fix))
+    names = class_names(model)
+    if names is None:
+        what = f"class_names must be a JSON list of strings; got {parameters['class_names'][:80]!r}"
+        findings.append(error("parameter-invalid", where, what, why=why, fix='such as ["person", "car"]'))
+    elif len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        what, reason = f"class_names has twice: {listed(twice)}", "`classes` by name means the first of them only"
+        findings.append(warning("class-names-twice", where, what, why=reason, fix="give every class its own name"))
+    if mask_stride(model) is None:
+        what = f"mask_stride must be a whole number >= 1; got {parameters['mask_stride']!r}"
+        findings.append(error("parameter-invalid", where, what, why=why, fix="4 for Mask2Former's own masks"))
+    return settings, findings
+
+
+def class_names(model: Model) -> list[str] | None:
+    """Return the class names of the postprocess step, or None where they cannot be read."""
+    try:
+        names = json.loads(model.parameters().get("class_names", "[]"))
+    except json.JSONDecodeError:
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def mask_stride(model: Model) -> int | None:
+    """Return the mask stride of the postprocess step, or None where it cannot be read."""
+    text = model.parameters().get("mask_stride", "4").strip()
+    return int(text) if text.isdecimal() and int(text) >= 1 else None
+
+
+def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | None) -> list[Finding]:
+    findings = []
+    if preprocessing is not None:
+        findings += _preprocessing_fits(models[PREPROCESS].folder / DEFAULT, preprocessing, graph)
+    post = models.get(POSTPROCESS)
+    if post is not None and post.config is not None:
+        findings += _postprocessing_fits(post, graph)
+    return findings
+
+
+def _preprocessing_fits(where: Path, preprocessing: Preprocessing, graph: Graph) -> list[Finding]:
+    findings = []
+    layout = {"UINT8": "uint8_hwc", "FLOAT": "float32_chw"}.get(graph.inputs["input"].dtype if graph.inputs else "")
+    if layout is not None and preprocessing.layout != layout:
+        what = f"layout is {preprocessing.layout}, {graph.path.name} takes {layout}"
+        why = "the engine refuses every input"
+        fix = f'parameters {{ key: "layout" value {{ string_value: "{layout}" }} }}, and the same type in every config'
+        findings.append(error("layout", where, what, why=why, fix=fix))
+    size = graph.input_size
+    if None not in size and preprocessing.input_size != size:
+        given = preprocessing.input_size or f"the next multiple of {preprocessing.pad_divisor}"
+        what = f"input_size is {given}, {graph.path.name} takes {size} (height, width)"
+        why = "the engine refuses every input of another size"
+        fix = f'parameters {{ key: "input_size" value {{ string_value: "{list(size)}" }} }}'
+        findings.append(error("input-size", where, what, why=why, fix=fix))
+    return findings
+
+
+def _postprocessing_fits(model: Model, graph: Graph) -> list[Finding]:
+    findings = []
+    where = model.folder / DEFAULT
+    logits, names = graph.output_shape("cls_logits"), class_names(model)
+    classes = logits[2] - 1 if logits is not None and len(logits) == 3 and logits[2] is not None else None
+    if names and classes is not None and len(names) != classes:
+        column = "first" if model.parameters().get("background_label_id", "-1").strip() == "0" else "last"
+        what = f"class_names has {len(names)} names, cls_logits {classes + 1} columns: {classes} classes and no-object"
+        why = f"labels get the wrong name, or none (no-object is the {column} column and has no name)"
+        fix = "write the names of the training data, in the order of the labels, without no-object"
+        findings.append(error("class-names", where, what, why=why, fix=fix))
+    masks, stride = graph.output_shape("mask_logits"), mask_stride(model)
+    size = graph.trial.size if graph.trial is not None else graph.input_size
+    if stride is None or masks is None or len(masks) != 4:
+        return findings
+    for side, cells in zip(size, masks[2:], strict=True):
+        if side is not None and cells is not None and side != cells * stride:
+            what = f"mask_stride is {stride}, but {side} pixels of input become {cells} mask cells"
+            why = "masks are placed at the wrong scale, or every request fails"
+            fix = f'parameters {{ key: "mask_stride" value {{ string_value: "{max(1, round(side / cells))}" }} }}'
+            findings.append(error("mask-stride", where, what, why=why, fix=fix))
+            break
+    return findings
+
+
+def _as_served(found: list[Finding], engine: Model) -> list[Finding]:
+    """Judge the ONNX's findings by the configuration: a fixed batch is an error where Triton batches."""
+    batched = any(config.max_batch_size > 0 for config in engine.configs.values())
+    return [
+        error("batch-fixed", f.where, f.what, why=f.why, fix=f"{f.fix}, or max_batch_size: 0")
+        if f.code == "batch-fixed" and batched
+        else f
+        for f in found
+    ]

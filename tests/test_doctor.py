@@ -1,0 +1,524 @@
+"""`m2f doctor`: every planted fault is found, and named; what is right is left alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from test_deploy_config import ISSUE_2775, changed
+
+from m2f_export.doctor import diagnose, doctor
+from m2f_export.doctor.server import is_safe
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "model_repository"
+SIDE, QUERIES, CLASSES = 256, 40, 5  # of the embedded model
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4838904\n"
+
+
+def graph(  # one argument for each thing that can be wrong with a graph
+    *,
+    batch="batch",
+    dtype="uint8",
+    outputs=("cls_logits", "mask_logits"),
+    input_name="input",
+    stride=4,
+    full=False,
+    first_row="-1",
+    mixed=False,
+    domain="",
+    opset=17,
+    side=SIDE,
+    output_type=TensorProto.FLOAT,
+    double_grid=False,
+):
+    """A graph with the engine's interface: pooled pixels as masks, their mean through a matrix as classes."""
+    columns = QUERIES * (CLASSES + 1)
+    random = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(random.normal(size=(QUERIES, 3, 1, 1)).astype(np.float32), "queries"),
+        numpy_helper.from_array(random.normal(size=(3, columns)).astype(np.float32), "classes"),
+        numpy_helper.from_array(np.array([int(first_row), QUERIES, CLASSES + 1]), "shape"),
+        numpy_helper.from_array(np.array([1, 1, stride, stride], np.float32), "scales"),
+        numpy_helper.from_array(np.array([2, 3]), "axes"),
+    ]
+    pixels = "pixels" if dtype == "uint8" else input_name
+    nodes = [
+        helper.make_node("Cast", [input_name], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["pixels"], perm=[0, 3, 1, 2]),
+    ][: 2 * (dtype == "uint8")]
+    nodes += [
+        helper.make_node("AveragePool", [pixels], ["pooled"], kernel_shape=[stride] * 2, strides=[stride] * 2),
+        helper.make_node("Conv", ["pooled", "queries"], ["small"]),
+        helper.make_node("GlobalAveragePool", [pixels], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "classes"], ["columns"]),
+        helper.make_node("Reshape", ["columns", "shape"], ["logits"]),
+    ]
+    if double_grid:
+        nodes[-6:-6] = [
+            helper.make_node("Cast", [pixels], ["wide"], to=TensorProto.DOUBLE),
+            helper.make_node("Constant", [], ["grid"], value=numpy_helper.from_array(np.zeros((1, 2, 2, 2)), "grid")),
+            helper.make_node("GridSample", ["wide", "grid"], ["sampled"], name="/decoder/GridSample"),
+        ]
+    if domain:
+        nodes.append(helper.make_node("grid_sampler", ["small", "small"], ["unused"], domain=domain))
+    masks = "small"
+    if full:
+        nodes.append(helper.make_node("Resize", ["small", "", "scales"], ["large"], mode="linear"))
+        masks = "large"
+    if mixed:  # the second image of a batch gets the answer of the first
+        weights.append(numpy_helper.from_array(np.array([0]), "zero"))
+        nodes += [
+            helper.make_node("Gather", ["logits", "zero"], ["one"], axis=0),
+            helper.make_node("Shape", ["logits"], ["size"]),
+            helper.make_node("Expand", ["one", "size"], ["all"]),
+        ]
+    nodes += [
+        helper.make_node("Cast", ["all" if mixed else "logits"], [outputs[0]], to=output_type),
+        helper.make_node("Cast", [masks], [outputs[1]], to=output_type),
+    ]
+    shape = [batch, side, side, 3] if dtype == "uint8" else [batch, 3, side, side]
+    kind = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}[dtype]
+    cells = side if full else side // stride
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "tiny",
+            [helper.make_tensor_value_info(input_name, kind, shape)],
+            [
+                helper.make_tensor_value_info(outputs[0], output_type, [batch, QUERIES, CLASSES + 1]),
+                helper.make_tensor_value_info(outputs[1], output_type, [batch, QUERIES, cells, cells]),
+            ],
+            weights[:-1] if weights[-1].name == "axes" else [w for w in weights if w.name != "axes"],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)] + [helper.make_opsetid(domain, 1)] * bool(domain),
+        ir_version=8,
+    )
+    return model.SerializeToString()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The shipped repository with the tiny graph as its engine."""
+    target = tmp_path / "repository"
+    shutil.copytree(SHIPPED, target, ignore=shutil.ignore_patterns("*.onnx", "*.plan", "__pycache__"))
+    (target / "mask2former_engine/1/model.onnx").write_bytes(graph())
+    return target
+
+
+def findings(path, level=None, **options):
+    options.setdefault("server_version", "26.07")
+    return [f for f in diagnose(path, **options).findings if level in (None, f.level)]
+
+
+def codes(path, level=None, **options):
+    return {finding.code for finding in findings(path, level, **options)}
+
+
+def assert_found(found, level, code, *words):
+    """One finding has the code and the level, and its text names all that is to be named."""
+    matching = [f for f in found if (f.level, f.code) == (level, code)]
+    assert matching, f"no {level} {code} in {[(f.level, f.code, f.what) for f in found]}"
+    text = " ".join(f"{f.where} {f.what} {f.why} {f.fix}" for f in matching)
+    assert not [word for word in words if word not in text], text
+    assert all(f.what and f.why and f.fix and f.where for f in matching)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+# ---------------------------------------------------------------- what is right
+
+
+def test_the_shipped_repository_has_no_error():
+    """Its plan is made where there is a GPU; until then `--config-name cpu` serves it."""
+    found = findings(SHIPPED)
+    assert_found(found, "warning", "engine-missing", "model.plan", "m2f serve --config-name cpu")
+    assert len(found) == 1
+
+
+def test_the_tiny_repository_is_as_right_as_the_shipped_one(repository):
+    assert codes(repository) == {"engine-missing"}
+
+
+def test_the_exported_graph_has_no_finding():
+    assert findings(SHIPPED / "mask2former_engine/1/model.onnx") == []
+
+
+def test_the_config_of_the_issue_has_no_error(tmp_path):
+    """It works; what MMDeploy ignores, and what would make a worse graph, is said."""
+    path = tmp_path / "deploy_config.json"
+    path.write_text(json.dumps(ISSUE_2775))
+    assert codes(path, "error") == set()
+    assert_found(findings(path), "note", "mmdeploy-ignores", "score_threshold=0.8", "keep_top_k=100", "mmdeploy#2775")
+    assert_found(findings(path), "warning", "opset-too-old", "13", "mmdeploy::grid_sampler", "opset_version = 17")
+    assert_found(findings(path), "warning", "profile-batch", "[2, 3, 1344, 1344]", "max_batch_size: 8")
+
+
+# ---------------------------------------------------------------- deploy configs
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "level", "code", "words"),
+    [
+        ("onnx_config.output_names", ["dets", "masks"], "error", "output-names", ["dets, masks", "cls_logits"]),
+        ("onnx_config.output_names", ["mask_logits", "cls_logits"], "error", "output-order", ["order"]),
+        ("onnx_config.input_names", ["img"], "error", "input-names", ["img", "'input'"]),
+        ("codebase_config.post_processing.score_threshold", 8, "error", "deploy-config-invalid", ["score_threshold"]),
+        (
+            "codebase_config.post_processing.keep_top_k",
+            "100",
+            "error",
+            "deploy-config-invalid",
+            ["keep_top_k", "'100'"],
+        ),
+        ("codebase_config.post_processing.scoer_threshold", 0.5, "warning", "key-not-read", ["mean score_threshold"]),
+        ("codebase_config.post_processing.mask_thr_binary", 0.5, "warning", "key-not-read", ["mask_thr_binary"]),
+        ("onnx_config.input_shape", [1333, 800], "warning", "input-size", ["1333 x 800", "32"]),
+        ("onnx_config.input_shape", None, "warning", "input-shape-missing", ["input_shape"]),
+        ("onnx_config.input_shape", [800, 1344], "warning", "batch-fixed", ["dynamic_axes"]),
+        ("onnx_config.dynamic_axes", {}, "warning", "batch-fixed", ["axis 0"]),
+        ("backend_config.type", "openvino", "warning", "backend", ["openvino", "tensorrt, onnxruntime"]),
+        ("onnx_config.input_shape", [2048, 800], "error", "profile-differs", ["(800, 2048)", "[width, height]"]),
+    ],
+)
+def test_a_fault_in_a_deploy_config(tmp_path, key, value, level, code, words):  # noqa: PLR0917
+    content = changed(key, value)
+    if code == "batch-fixed":
+        content["onnx_config"]["dynamic_axes"] = {"cls_logits": {"0": "batch"}}
+    path = tmp_path / "deploy_config.json"
+    path.write_text(json.dumps(content))
+    assert_found(findings(path), level, code, *words)
+
+
+def test_the_names_in_the_config_against_those_of_the_model(tmp_path):
+    """The check that the article asks for, with the ONNX beside the config and with both given."""
+    config, model = tmp_path / "deploy_config.json", tmp_path / "end2end.onnx"
+    config.write_text(json.dumps(changed("onnx_config.input_shape", [256, 256])))
+    model.write_bytes(graph(outputs=("dets", "labels")))
+    for found in (findings(config), findings(model, deploy_config=config)):
+        assert_found(found, "error", "output-names-differ", "cls_logits, mask_logits", "dets, labels")
+    model.write_bytes(graph(input_name="img"))
+    assert_found(findings(config), "error", "input-names-differ", "input", "img")
+    model.write_bytes(graph())
+    assert codes(config, "error") == {"profile-differs"}  # 256 x 256 is below the profile's 320 x 512
+    model.write_bytes(graph(side=128, batch=1))
+    assert_found(findings(config), "error", "input-shape-differs", "256", "128")
+    assert_found(findings(config), "error", "batch-differs", "fixed to 1")
+
+
+def test_thresholds_against_the_repository(repository, tmp_path):
+    config = tmp_path / "deploy_config.json"
+    config.write_text(json.dumps(changed("onnx_config.input_shape", [256, 256])))
+    found = findings(repository, deploy_config=config)
+    assert_found(
+        found, "warning", "settings-differ", "score_threshold 0.8 (served: 0.5)", "keep_top_k 100 (served: -1)"
+    )
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+@pytest.mark.parametrize(
+    ("options", "level", "code", "words"),
+    [
+        ({"domain": "mmdeploy"}, "error", "custom-op", ["mmdeploy::grid_sampler (x1)", "m2f export"]),
+        ({"outputs": ("dets", "masks")}, "error", "output-names", ["cls_logits, mask_logits", "dets, masks"]),
+        ({"input_name": "img"}, "error", "input-names", ["img", "'input'"]),
+        ({"full": True}, "warning", "full-size-masks", ["40 x 256 x 256", "10.5 MB", "0.655 MB"]),
+        ({"full": True, "domain": "mmdeploy"}, "warning", "full-size-masks", ["10.5 MB"]),
+        ({"batch": 1}, "warning", "batch-fixed", ["fixed to 1"]),
+        ({"first_row": "1"}, "error", "batch-baked", ["batch of 2"]),
+        ({"mixed": True}, "error", "batch-baked", ["cls_logits", "standard deviations"]),
+        ({"dtype": "float32"}, "note", "float-input", ["0.786 MB", "0.197 MB", "float32_chw"]),
+        ({"opset": 13}, "warning", "opset-too-old", ["13", "17"]),
+        ({"output_type": TensorProto.FLOAT16}, "error", "half-io", ["cls_logits"]),
+        ({"side": 250, "stride": 5}, "warning", "input-size", ["H is 250"]),
+        ({"double_grid": True}, "error", "float64-grid-sample", ["/decoder/GridSample"]),
+    ],
+)
+def test_a_fault_in_an_onnx(tmp_path, options, level, code, words):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph(**options))
+    assert_found(findings(path), level, code, *words)
+
+
+def test_outputs_that_changed_places(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph(outputs=("mask_logits", "cls_logits")))
+    assert_found(findings(path), "error", "output-rank", "cls_logits has 4 axes", "in this order")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "file-empty"),
+        (LFS_POINTER.encode(), "git-lfs-pointer"),
+        (graph()[:-400], "onnx-unreadable"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "onnx-unreadable"),
+        (onnx.ModelProto(ir_version=8).SerializeToString(), "onnx-unreadable"),
+    ],
+)
+def test_a_file_that_is_no_onnx(tmp_path, content, code):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    assert_found(findings(path), "error", code, "model.onnx")
+
+
+def test_weights_that_are_not_there(tmp_path):
+    path = tmp_path / "model.onnx"
+    model = onnx.load_from_string(graph())
+    onnx.save(model, path, save_as_external_data=True, location="weights.data", size_threshold=64)
+    assert codes(path) == set()
+    weights = tmp_path / "weights.data"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert_found(findings(path), "error", "external-data-truncated", "weights.data", "100 bytes")
+    weights.unlink()
+    assert_found(findings(path), "error", "external-data-missing", "weights.data")
+
+
+# ---------------------------------------------------------------- plans
+
+
+def plan(tag=b"ftrt", serialization=0, version=(10, 3, 0, 26), length=200, claimed=200):
+    head = tag + serialization.to_bytes(4, "little") + bytes(8) + claimed.to_bytes(8, "little") + bytes(version)
+    return head.ljust(length, b"\0")[:length]
+
+
+RTX = {"tag": b"vtrt", "version": (1, 7, 1, 116)}
+
+
+@pytest.mark.parametrize(
+    ("content", "version", "level", "code", "words"),
+    [
+        (plan(), "10.14", "error", "tensorrt-version", ["10.3.0.26", "10.14"]),
+        (plan(), None, "note", "tensorrt-version", ["10.3.0.26", "--tensorrt-version"]),
+        (plan(**RTX), "10.3", "error", "tensorrt-rtx-plan", ["TensorRT-RTX 1.7.1.116"]),
+        (plan(**RTX, claimed=500), "10.3", "error", "plan-truncated", ["200 bytes", "500"]),
+        (plan(length=20), "10.3", "error", "plan-truncated", ["20 bytes"]),
+        (plan(serialization=9), "10.3", "note", "plan-version-unknown", []),
+        (graph(), "10.3", "error", "plan-is-onnx", ["ONNX"]),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "10.3", "error", "plan-unreadable", ["ftrt"]),
+        (b"", "10.3", "error", "file-empty", ["model.plan"]),
+        (LFS_POINTER.encode(), "10.3", "error", "git-lfs-pointer", ["git lfs pull"]),
+    ],
+)
+def test_a_fault_in_a_plan(tmp_path, content, version, level, code, words):  # noqa: PLR0917
+    path = tmp_path / "model.plan"
+    path.write_bytes(content)
+    assert_found(findings(path, tensorrt_version=version), level, code, *words)
+
+
+def test_a_plan_of_the_servers_version(tmp_path):
+    path = tmp_path / "model.engine"
+    path.write_bytes(plan())
+    assert findings(path, tensorrt_version="10.3") == findings(path, tensorrt_version="10.3.0.26") == []
+
+
+def test_a_real_plan_of_tensorrt_rtx(tmp_path):
+    """The header is undocumented: what is read from it must be what the library says of itself."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    assert trt.OnnxParser(network, logger).parse(graph(batch=1, dtype="float32"))
+    path = tmp_path / "model.plan"
+    path.write_bytes(builder.build_serialized_network(network, builder.create_builder_config()))
+    assert_found(findings(path), "error", "tensorrt-rtx-plan", f"TensorRT-RTX {trt.__version__},")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert_found(findings(path), "error", "plan-truncated")
+
+
+# ---------------------------------------------------------------- repositories
+
+ENGINE, CPU = "mask2former_engine/config.pbtxt", "mask2former_engine/configs/cpu.pbtxt"
+PRE, POST = "mask2former_preprocess/config.pbtxt", "mask2former_postprocess/config.pbtxt"
+TENSOR, PUBLIC = "mask2former_tensor/config.pbtxt", "mask2former/config.pbtxt"
+
+
+def parameter(key, value):
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+def mapped(kind, key, value):
+    return f'{kind}_map {{ key: "{key}" value: "{value}" }}'
+
+
+INNER_RLE, QUERIES_OUT = mapped("output", "inner_rle", "_rle"), mapped("output", "queries", "queries")
+STRIDE, SIZE = parameter("mask_stride", 4), parameter("input_size", [SIDE, SIDE])
+MAX_PIXELS, SCALE = parameter("max_pixels", 67108864), parameter("scale", [SIDE, SIDE])
+UINT8, FLOAT = "TYPE_UINT8 dims: [ -1, -1, 3 ]", "TYPE_FP32 dims: [ 3, -1, -1 ]"
+IMG_SHAPE = '"img_shape" data_type: TYPE_INT32 dims: [ 2 ]'
+STAR_RING = r", \"star\", \"ring\""
+
+FAULTS = [  # file, what is right, what is planted, code, what the finding has to name
+    (POST, STAR_RING, "", "class-names", ["3 names", "5 classes"]),
+    (POST, STRIDE, parameter("mask_stride", 8), "mask-stride", ["mask_stride is 8", '"4"']),
+    (POST, STRIDE, parameter("mask_stride", "four"), "parameter-invalid", ["mask_stride", "'four'"]),
+    (POST, 'string_value: "0.5"', 'string_value: "1.5"', "parameter-invalid", ["score_threshold", "1.5"]),
+    (POST, r'"[\"circle\"', r'"[circle', "parameter-invalid", ["class_names"]),
+    (PRE, SCALE, parameter("scale", 256), "parameter-invalid", ["8 x 6", "[height, width]"]),
+    (PRE, '"pad_value"', '"pad_valeu"', "parameter-invalid", ["pad_valeu", "pad_value"]),
+    (PRE, SIZE, parameter("input_size", [256, 512]), "input-size", ["(256, 512)", "(256, 256)"]),
+    (PRE, SIZE, "", "input-size", ["multiple of 32", "(256, 256)"]),
+    (PRE, MAX_PIXELS, parameter("layout", "float32_chw"), "layout", ["float32_chw", "uint8_hwc"]),
+    (PRE, UINT8, FLOAT, "ensemble-types", ["_input", "FP32"]),
+    (CPU, "dims: [ 256, 256, 3 ]", "dims: [ 512, 512, 3 ]", "warmup", ["512", "256", "zeros"]),
+    (CPU, 'name: "mask_logits"', 'name: "masks"', "engine-tensor", ["'masks'", "mask_logits"]),
+    (CPU, UINT8, FLOAT, "engine-dtype", ["TYPE_FP32", "TYPE_UINT8"]),
+    (CPU, UINT8, "TYPE_UINT8 dims: [ -1, -1, 4 ]", "engine-dims", ["[-1, -1, 4]", "[256, 256, 3]"]),
+    (CPU, "max_batch_size: 8", "max_batch_size: 4", "engine-configs-differ", ["cpu.pbtxt"]),
+    (ENGINE, "max_batch_size: 8", "max_batch_size: 4", "ensemble-batch", ["8", "4", "mask2former_engine"]),
+    (ENGINE, "dynamic_batching {", "response_cache { enable: true } dynamic_batching {", "response-cache", ["cache"]),
+    (ENGINE, 'name: "mask2former_engine"', 'name: "engine"', "config-name", ['"engine"', '"mask2former_engine"']),
+    (PUBLIC, "max_batch_size: 8", "max_batch_size: eight", "config-unreadable", ["eight", "mask2former/config.pbtxt"]),
+    (PUBLIC, '"mask2former_postprocess"', '"mask2former_post"', "ensemble-model-missing", ["mask2former_post"]),
+    (PUBLIC, mapped("input", "img_shape", "_img_shape"), "", "ensemble-map", ["img_shape", "mask2former_postprocess"]),
+    (PUBLIC, QUERIES_OUT, mapped("output", "query", "queries"), "ensemble-map", ["query", "mask2former_postprocess"]),
+    (PUBLIC, INNER_RLE, "", "ensemble-tensor-unmade", ["'_rle'", "mask2former_masks"]),
+    (PUBLIC, INNER_RLE, mapped("output", "inner_rle", "rle"), "ensemble-tensor-twice", ["'rle'"]),
+    (PUBLIC, mapped("input", "rle", "_rle"), mapped("input", "rle", "rle"), "ensemble-leaf", ["'rle'", "deadlock"]),
+    (PUBLIC, '"scores" data_type: TYPE_FP32', '"scores" data_type: TYPE_FP16', "ensemble-types", ["'scores'", "FP16"]),
+    (TENSOR, IMG_SHAPE, f"{IMG_SHAPE} optional: true", "ensemble-optional", ["img_shape"]),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault[3]}-{fault[4][0]}")
+def test_a_fault_in_a_repository(repository, fault):
+    file, old, new, code, words = fault
+    edit(repository / file, old, new)
+    assert_found(findings(repository), "error", code, *words)
+
+
+def test_an_input_that_the_first_step_does_not_read(repository):
+    """The order that looks natural, engine first, deadlocks a request for the logits alone."""
+    path = repository / TENSOR
+    head, steps = path.read_text().split("  step [\n")
+    post, engine, rest = steps.split("    },\n", 2)
+    path.write_text(f"{head}  step [\n{engine}    }},\n{post}    }},\n{rest}")
+    assert_found(findings(repository), "error", "ensemble-first-step", "img_shape", "mask2former_postprocess first")
+
+
+def test_a_slip_of_the_pen_in_a_parameter(repository):
+    edit(repository / POST, '"keep_top_k"', '"keep_topk"')
+    assert_found(findings(repository), "warning", "parameter-unknown", "keep_topk", "keep_top_k")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ({"batch": 1}, "batch-fixed", ["fixed to 1", "max_batch_size: 0"]),
+        ({"first_row": "1"}, "batch-baked", ["batch of 2"]),
+        ({"side": 128}, "input-size", ["(256, 256)", "(128, 128)"]),
+        ({"side": 128}, "warmup", ["[256, 256, 3]", "[128, 128, 3]"]),
+        ({"dtype": "float32"}, "engine-dtype", ["TYPE_UINT8", "FLOAT"]),
+        ({"dtype": "float32"}, "layout", ["uint8_hwc", "float32_chw"]),
+        ({"full": True}, "mask-stride", ["4", '"1"']),
+        ({"outputs": ("cls", "masks")}, "engine-tensor", ["cls_logits", "cls, masks"]),
+    ],
+)
+def test_another_engine_in_the_repository(repository, options, code, words):
+    (repository / "mask2former_engine/1/model.onnx").write_bytes(graph(**options))
+    assert_found(findings(repository), "error", code, *words)
+
+
+def test_files_that_are_missing(repository):
+    engine = repository / "mask2former_engine/1"
+    (engine / "model.onnx").unlink()
+    assert_found(findings(repository), "error", "engine-missing", "model.plan", "model.onnx")
+    (engine / "model.plan").write_bytes(plan())
+    found = findings(repository, tensorrt_version="10.3")
+    assert_found(found, "warning", "engine-missing", "model.onnx", "cpu.pbtxt", "`m2f serve` works")
+    assert not [f for f in found if f.level == "error"]
+    (repository / "mask2former_masks/1/model.py").unlink()
+    assert_found(findings(repository), "error", "model-file-missing", "mask2former_masks", "model.py")
+    shutil.rmtree(repository / "mask2former/1")
+    assert_found(findings(repository), "error", "version-missing", "mask2former", "1/")
+    (repository / "mask2former_raw/config.pbtxt").unlink()
+    assert_found(findings(repository), "error", "config-missing", "mask2former_raw")
+
+
+@pytest.mark.parametrize("file", ["mask2former_engine/1/model.onnx", "mask2former_engine/1/model.py", PUBLIC])
+def test_an_empty_file_and_a_pointer(repository, file):
+    (repository / file).write_text("")
+    assert_found(findings(repository), "error", "file-empty", Path(file).name)
+    (repository / file).write_text(LFS_POINTER)
+    assert_found(findings(repository), "error", "git-lfs-pointer", Path(file).name)
+
+
+def test_a_plan_of_another_version_in_the_repository(repository):
+    (repository / "mask2former_engine/1/model.plan").write_bytes(plan())
+    assert_found(findings(repository, tensorrt_version="10.14"), "error", "tensorrt-version", "10.3.0.26", "10.14")
+
+
+# ---------------------------------------------------------------- the server
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [("2.71.0", True), ("2.70.0", False), ("2.51", False), ("3.0", True), ("26.07", True), ("25.12", False)],
+)
+def test_versions_of_the_server(version, safe):
+    assert is_safe(version) == safe
+
+
+def test_an_old_server_is_named(repository):
+    found = findings(repository, server_version="24.10")
+    assert_found(found, "warning", "server-too-old", "24.10", "2.71.0", "26.07")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run(*args):
+    return CliRunner().invoke(doctor, [str(arg) for arg in args])
+
+
+def test_the_command(repository):
+    fine = run(repository, "--server-version", "2.71.0")
+    assert fine.exit_code == 0, fine.output
+    assert "repository (repository): 1 warning" in fine.output.replace(str(repository.parent) + "/", "")
+    edit(repository / POST, STAR_RING, "")
+    wrong = run(repository, "--server-version", "2.71.0", "--json")
+    assert wrong.exit_code == 1
+    content = json.loads(wrong.output)
+    assert (content["path"], content["kind"]) == (str(repository), "repository")
+    assert [f["level"] for f in content["findings"]] == ["error", "warning"]
+    assert content["findings"][0]["code"] == "class-names"
+    assert set(content["findings"][0]) == {"level", "code", "where", "what", "why", "fix"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("checkpoint.pth", b"PK", "does not read checkpoints"),
+        ("photo.png", b"\x89PNG", "doctor reads a deploy config"),
+        ("nothing.onnx", None, "does not exist"),
+    ],
+)
+def test_what_doctor_does_not_read_is_wrong_usage(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    result = run(tmp_path / name)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_version_that_is_none_is_wrong_usage(repository):
+    result = run(repository, "--server-version", "latest")
+    assert result.exit_code == 2
+    assert "'latest' is neither" in result.output
+
+
+def test_folders_that_are_no_repository(tmp_path):
+    assert_found(findings(tmp_path), "error", "repository-empty", "no model")
+    model = SHIPPED / "mask2former"
+    assert run(model, "--server-version", "2.71.0").exit_code == 1
