@@ -57,7 +57,7 @@ def build(export):
     return run_head
 
 
-def check_image(got, i, cls_logits, mask_logits, img_shape, ori_shape, *, top_k=100, threshold=0.0):
+def check_image(got, i, cls_logits, mask_logits, *, img_shape, ori_shape, top_k=100, threshold=0.0):
     """Image i of the head's outputs is what `m2f.postprocess` says; returns how many pixels differ."""
     settings = Settings(pre_top_k=top_k, score_threshold=threshold)
     want = postprocess(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=settings)
@@ -98,7 +98,7 @@ def test_equals_the_python_postprocess_at_every_size(build, name):
     cls_logits, mask_logits = blobs(np.random.default_rng(0), cells=cells)
     got = build(cls_logits[None], mask_logits[None], [img_shape], [ori_shape])
     assert got["masks"].shape == (1, 12 * 4, *ori_shape)  # Q x C < top_k
-    differing = check_image(got, 0, cls_logits, mask_logits, img_shape, ori_shape)
+    differing = check_image(got, 0, cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape)
     assert differing <= 1e-5 * got["masks"].size
 
 
@@ -113,7 +113,8 @@ def test_a_batch_of_different_sizes(build, top_k, threshold):
     got = build(cls_logits, mask_logits, img_shapes, ori_shapes, top_k=top_k, score_threshold=threshold)
     assert got["masks"].shape == (4, min(top_k, 92), 190, 250)
     for i in range(4):
-        check_image(got, i, *scenes[i], img_shapes[i], ori_shapes[i], top_k=top_k, threshold=threshold)
+        sizes = {"img_shape": img_shapes[i], "ori_shape": ori_shapes[i]}
+        check_image(got, i, *scenes[i], **sizes, top_k=top_k, threshold=threshold)
 
 
 def test_dtypes_are_the_contracts(build):
@@ -186,7 +187,7 @@ def test_a_bad_logit_spoils_only_its_query(build, bad):
     cls_logits[1] = np.nan
     got = build(cls_logits[None], mask_logits[None], [(96, 128)], [(96, 128)], score_threshold=0.01)
     assert not np.isnan(got["scores"]).any()
-    check_image(got, 0, clean_cls, clean_masks, (96, 128), (96, 128), threshold=0.01)
+    check_image(got, 0, clean_cls, clean_masks, img_shape=(96, 128), ori_shape=(96, 128), threshold=0.01)
 
 
 def test_sizes_of_zero_are_survived(build):
@@ -208,7 +209,7 @@ def test_the_embedded_model_on_real_images(export):
     got = dict(zip(export.OUTPUTS, session.run(list(export.OUTPUTS), {"input": batch, **sizes}), strict=True))
     scenes = zip(*logits.run(["cls_logits", "mask_logits"], {"input": batch}), strict=True)
     differing = sum(
-        check_image(got, i, *scene, tuple(img_shape[i]), tuple(ori_shape[i]), threshold=0.05)
+        check_image(got, i, *scene, img_shape=tuple(img_shape[i]), ori_shape=tuple(ori_shape[i]), threshold=0.05)
         for i, scene in enumerate(scenes)
     )
     assert got["num_instances"].sum() > 0
@@ -238,7 +239,7 @@ def test_engines_of_other_opsets(export, opset):
     inputs = {"cls_logits_in": cls_logits[None], "mask_logits_in": mask_logits[None]}
     sizes = {"img_shape": np.array([[96, 120]], np.int32), "ori_shape": np.array([[77, 99]], np.int32)}
     got = dict(zip(export.OUTPUTS, session.run(list(export.OUTPUTS), {**inputs, **sizes}), strict=True))
-    check_image(got, 0, cls_logits, mask_logits, (96, 120), (77, 99))
+    check_image(got, 0, cls_logits, mask_logits, img_shape=(96, 120), ori_shape=(77, 99))
 
 
 def test_tensorrt_takes_it(export):

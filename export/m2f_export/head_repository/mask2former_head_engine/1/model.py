@@ -1,0 +1,51 @@
+"""1/model.onnx, an engine with its head, on ONNX Runtime: the head engine of `--model-config-name=cpu`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from m2f.contract import MAX_MASK_BYTES, InputError
+from m2f_server.glue import Arrays, repository_parameters, respond
+
+
+class TritonPythonModel:
+    """input, img_shape, ori_shape -> num_instances, scores, labels, boxes, masks."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the graph."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(repository_parameters(args).get("intra_op_num_threads", 0))
+        model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        outputs = {output.name: output.shape for output in self.session.get_outputs()}
+        self.names, self.rows = list(outputs), outputs["scores"][1]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests one by one."""
+        return [respond(request, self.infer) for request in requests]
+
+    def infer(self, arrays: Arrays, parameters: Mapping[str, Any]) -> Arrays:
+        """Run the graph."""
+        if parameters:
+            raise InputError(
+                f"request parameter '{min(parameters)}': the thresholds of mask2former_head are in its graph"
+            )
+        self.check_size(arrays["ori_shape"])
+        try:
+            return dict(zip(self.names, self.session.run(self.names, arrays), strict=True))
+        except InvalidArgument as error:  # an input size that the graph does not take
+            raise InputError(str(error)) from error
+
+    def check_size(self, ori_shape: npt.NDArray[np.int32]) -> None:
+        """Refuse what would not fit in memory: every row is made at full size, whatever it scores."""
+        height, width = ori_shape.max(axis=0).tolist()
+        if (num_bytes := len(ori_shape) * self.rows * height * width) > MAX_MASK_BYTES:
+            raise InputError(
+                f"the masks would take {num_bytes} bytes ({len(ori_shape)} x {self.rows} x {height} x {width}); "
+                f"allowed are {MAX_MASK_BYTES}: ask mask2former instead"
+            )
