@@ -130,7 +130,12 @@ class Ladder:
         Raises:
             ExportError: the rung drifts beyond the tolerance; the message says by how much.
         """
-        results = [(logits, self._instances(logits, sample)) for sample in self.samples for logits in [run(sample)]]
+        results = []
+        for index, sample in enumerate(self.samples):
+            logits = run(sample)
+            if self._last:
+                _check_shapes(name, self._last[index][0], logits)
+            results.append((logits, self._instances(logits, sample)))
         self._compare(name, results, tolerance)
 
     def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Instances]]) -> None:
@@ -201,17 +206,11 @@ def compare(
     after: Sequence[tuple[Logits, Instances]],
     tolerance: Tolerance,
 ) -> Step:
-    """Hold two rungs against each other over all samples.
-
-    Raises:
-        ExportError: the logits have different shapes.
-    """
+    """Hold two rungs with logits of equal shapes against each other over all samples."""
     differences: list[list[npt.NDArray[np.float32]]] = [[], []]
     ious, scores, instances, extra = [], [0.0], 0, 0
     for (logits, found), (others, others_found) in zip(before, after, strict=True):
-        for output, mine, theirs, into in zip(OUTPUTS, logits, others, differences, strict=True):
-            if mine.shape != theirs.shape:
-                raise ExportError(f"{name}: {output} is {theirs.shape}, before it was {mine.shape}")
+        for mine, theirs, into in zip(logits, others, differences, strict=True):
             into.append(np.abs(mine - theirs))
         pairs = match(found, others_found)
         instances += len(found.scores)
@@ -225,6 +224,12 @@ def compare(
         instances=instances, matched=len(ious), extra=extra, iou=float(np.mean(ious)) if ious else 1.0,
         score=max(scores), tolerance=tolerance,
     )  # fmt: skip
+
+
+def _check_shapes(name: str, before: Logits, after: Logits) -> None:
+    for output, mine, theirs in zip(OUTPUTS, before, after, strict=True):
+        if mine.shape != theirs.shape:
+            raise ExportError(f"{name}: {output} is {theirs.shape}, before it was {mine.shape}")
 
 
 def match(first: Instances, second: Instances) -> list[tuple[int, int, float]]:
