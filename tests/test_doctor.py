@@ -44,7 +44,6 @@ def graph(  # one argument for each thing that can be wrong with a graph
         numpy_helper.from_array(random.normal(size=(3, columns)).astype(np.float32), "classes"),
         numpy_helper.from_array(np.array([int(first_row), QUERIES, CLASSES + 1]), "shape"),
         numpy_helper.from_array(np.array([1, 1, stride, stride], np.float32), "scales"),
-        numpy_helper.from_array(np.array([2, 3]), "axes"),
     ]
     pixels = "pixels" if dtype == "uint8" else input_name
     nodes = [
@@ -94,7 +93,7 @@ def graph(  # one argument for each thing that can be wrong with a graph
                 helper.make_tensor_value_info(outputs[0], output_type, [batch, QUERIES, CLASSES + 1]),
                 helper.make_tensor_value_info(outputs[1], output_type, [batch, QUERIES, cells, cells]),
             ],
-            weights[:-1] if weights[-1].name == "axes" else [w for w in weights if w.name != "axes"],
+            weights,
         ),
         opset_imports=[helper.make_opsetid("", opset)] + [helper.make_opsetid(domain, 1)] * bool(domain),
         ir_version=8,
@@ -160,6 +159,7 @@ def test_the_config_of_the_issue_has_no_error(tmp_path):
     assert codes(path, "error") == set()
     assert_found(findings(path), "note", "mmdeploy-ignores", "score_threshold=0.8", "keep_top_k=100", "mmdeploy#2775")
     assert_found(findings(path), "warning", "opset-too-old", "13", "mmdeploy::grid_sampler", "opset_version = 17")
+    assert_found(findings(path), "note", "onnx-not-beside", "end2end.onnx", "--deploy-config")
     assert_found(findings(path), "warning", "profile-batch", "[2, 3, 1344, 1344]", "max_batch_size: 8")
 
 
@@ -186,6 +186,7 @@ def test_the_config_of_the_issue_has_no_error(tmp_path):
         ("onnx_config.input_shape", None, "warning", "input-shape-missing", ["input_shape"]),
         ("onnx_config.input_shape", [800, 1344], "warning", "batch-fixed", ["dynamic_axes"]),
         ("onnx_config.dynamic_axes", {}, "warning", "batch-fixed", ["axis 0"]),
+        ("codebase_config.post_processing.export_postprocess_mask", False, "warning", "masks-off", ["rle", "masks"]),
         ("backend_config.type", "openvino", "warning", "backend", ["openvino", "tensorrt, onnxruntime"]),
         ("onnx_config.input_shape", [2048, 800], "error", "profile-differs", ["(800, 2048)", "[width, height]"]),
     ],
@@ -242,6 +243,8 @@ def test_thresholds_against_the_repository(repository, tmp_path):
         ({"opset": 13}, "warning", "opset-too-old", ["13", "17"]),
         ({"output_type": TensorProto.FLOAT16}, "error", "half-io", ["cls_logits"]),
         ({"side": 250, "stride": 5}, "warning", "input-size", ["H is 250"]),
+        ({"domain": "com.microsoft"}, "warning", "onnxruntime-operator", ["com.microsoft::grid_sampler", "TensorRT"]),
+        ({"domain": "com.microsoft"}, "error", "onnxruntime-refuses", ["grid_sampler"]),
         ({"double_grid": True}, "error", "float64-grid-sample", ["/decoder/GridSample"]),
     ],
 )
@@ -255,6 +258,48 @@ def test_outputs_that_changed_places(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(graph(outputs=("mask_logits", "cls_logits")))
     assert_found(findings(path), "error", "output-rank", "cls_logits has 4 axes", "in this order")
+
+
+def test_a_graph_that_was_edited_by_hand(tmp_path):
+    path = tmp_path / "model.onnx"
+    model = onnx.load_from_string(graph())
+    for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 3, SIDE, SIDE), strict=True):
+        dim.dim_value = size
+    onnx.save(model, path)
+    assert_found(findings(path), "error", "input-layout", "UINT8 [1, 3, 256, 256]", "UINT8 [N, H, W, 3]")
+    model.graph.node.pop(0)
+    onnx.save(model, path)
+    assert_found(findings(path), "error", "onnx-invalid", "float")
+
+
+def test_a_graph_that_holds_the_head_is_another_kind_of_engine(tmp_path):
+    path = tmp_path / "model.onnx"
+    model = onnx.load_from_string(graph())
+    for name, source, axes in (
+        ("scores", "flat", 2),
+        ("labels", "flat", 2),
+        ("boxes", "logits", 3),
+        ("masks", "small", 4),
+    ):
+        model.graph.node.append(helper.make_node("Identity", [source], [name]))
+        shape = ["batch", *(f"{name}_{axis}" for axis in range(1, axes))]
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    for name in ("img_shape", "ori_shape"):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", 2]))
+    del model.graph.output[:2]
+    onnx.save(model, path)
+    found = findings(path)
+    assert_found(found, "note", "head-kept", "scores, labels, boxes, masks")
+    assert len(found) == 1
+
+
+def test_a_large_graph_is_not_run(tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph(first_row="1"))
+    monkeypatch.setattr("m2f_export.doctor.onnx_checks.TRIAL_BYTES", 100)
+    found = findings(path)
+    assert_found(found, "note", "not-run", "0.0001 MB")
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize(
@@ -366,6 +411,7 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (POST, 'string_value: "0.5"', 'string_value: "1.5"', "parameter-invalid", ["score_threshold", "1.5"]),
     (POST, r'"[\"circle\"', r'"[circle', "parameter-invalid", ["class_names"]),
     (PRE, SCALE, parameter("scale", 256), "parameter-invalid", ["8 x 6", "[height, width]"]),
+    (PRE, SIZE, parameter("input_size", [256, 2560000]), "parameter-invalid", ["pixels long", "8192"]),
     (PRE, '"pad_value"', '"pad_valeu"', "parameter-invalid", ["pad_valeu", "pad_value"]),
     (PRE, SIZE, parameter("input_size", [256, 512]), "input-size", ["(256, 512)", "(256, 256)"]),
     (PRE, SIZE, "", "input-size", ["multiple of 32", "(256, 256)"]),
@@ -408,6 +454,8 @@ def test_an_input_that_the_first_step_does_not_read(repository):
 
 
 def test_a_slip_of_the_pen_in_a_parameter(repository):
+    edit(repository / POST, "square", "circle")
+    assert_found(findings(repository), "warning", "class-names-twice", "circle")
     edit(repository / POST, '"keep_top_k"', '"keep_topk"')
     assert_found(findings(repository), "warning", "parameter-unknown", "keep_topk", "keep_top_k")
 
@@ -512,10 +560,17 @@ def test_what_doctor_does_not_read_is_wrong_usage(tmp_path, name, content, messa
     assert message in result.output
 
 
-def test_a_version_that_is_none_is_wrong_usage(repository):
-    result = run(repository, "--server-version", "latest")
-    assert result.exit_code == 2
-    assert "'latest' is neither" in result.output
+def test_an_option_that_does_not_fit_is_wrong_usage(repository, tmp_path):
+    (tmp_path / "model.plan").write_bytes(plan())
+    (tmp_path / "deploy.json").write_text(json.dumps(ISSUE_2775))
+    for arguments, message in (
+        ([repository, "--server-version", "latest"], "'latest' is neither"),
+        ([tmp_path / "model.plan", "--tensorrt-version", "10"], "'10' is no version of TensorRT"),
+        ([tmp_path / "model.plan", "--deploy-config", tmp_path / "deploy.json"], "only an ONNX or a repository"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert message in result.output
 
 
 def test_folders_that_are_no_repository(tmp_path):

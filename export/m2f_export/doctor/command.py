@@ -33,14 +33,17 @@ def doctor(
     """Say what is wrong with PATH before a server does.
 
     PATH is a deploy config (.py, .json), an ONNX (.onnx), a TensorRT plan (.plan, .engine) or the folder of a model
-    repository. Each finding says what it is, why it matters and what mends it.
+    repository. Each finding says what it is, why it matters and what mends it. A .py config is run, as MMDeploy runs
+    it: give only those you trust.
     """
     try:
         diagnosis = diagnose(
             path, deploy_config=deploy_config, tensorrt_version=tensorrt_version, server_version=server_version
         )
-    except (ExportError, ValueError) as error:
+    except ExportError as error:
         raise click.UsageError(str(error)) from error
+    except OSError as error:  # a file or folder that may not be read
+        raise click.ClickException(str(error)) from error
     click.echo(_as_json(diagnosis) if as_json else _as_text(diagnosis))
     sys.exit(1 if diagnosis.count("error") else 0)
 

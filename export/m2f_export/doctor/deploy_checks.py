@@ -30,6 +30,7 @@ def check_deploy_config(path: Path) -> tuple[list[Finding], DeployConfig | None]
         return [error("deploy-config-invalid", path, what, why=why, fix="correct that key in the file")], None
     findings = [
         *_unread(path, config),
+        *_masks(path, config),
         *_names(path, config),
         *_graph(path, config),
         *_sizes(path, config),
@@ -98,6 +99,15 @@ def _unread(path: Path, config: DeployConfig) -> list[Finding]:
     why = "open-mmlab/mmdeploy#2775: its engine gives raw cls_logits and mask_logits whatever these keys say"
     fix = "m2f export --deploy-config writes them into mask2former_postprocess, where they act"
     return [*findings, note("mmdeploy-ignores", path, what, why=why, fix=fix)]
+
+
+def _masks(path: Path, config: DeployConfig) -> list[Finding]:
+    if config.settings.export_postprocess_mask:
+        return []
+    what = "export_postprocess_mask is false"
+    why = "MMDeploy's own base config says so, and MMDeploy ignores it; m2f does as it says: no `rle`, no `masks`"
+    fix = "post_processing.export_postprocess_mask = true, where masks are wanted"
+    return [warning("masks-off", path, what, why=why, fix=fix)]
 
 
 def _names(path: Path, config: DeployConfig) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from m2f_export.doctor.findings import LEVELS, Finding, error, note
 from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.plan_checks import check_plan
 from m2f_export.doctor.repository_checks import check_repository
-from m2f_export.doctor.server import check_server
 from m2f_export.errors import ExportError
 
 KINDS = {".py": "deploy config", ".json": "deploy config", ".onnx": "ONNX", ".plan": "plan", ".engine": "plan"}
@@ -72,10 +72,13 @@ def diagnose(
         server_version: of Triton or its container, for a repository; None: of the one found here.
 
     Raises:
-        ExportError: there is nothing at the path, or nothing that doctor reads.
-        ValueError: `server_version` is no version.
+        ExportError: there is nothing at the path, nothing that doctor reads, or an option that does not fit it.
     """
     kind = kind_of(path)
+    if deploy_config is not None and kind not in ("ONNX", "repository"):
+        raise ExportError(f"{path}: only an ONNX or a repository is held against a deploy config, not a {kind}")
+    if tensorrt_version is not None and not re.fullmatch(r"\d+(\.\d+){1,3}", tensorrt_version):
+        raise ExportError(f"{tensorrt_version!r} is no version of TensorRT, such as 10.3 or 10.3.0.26")
     findings: list[Finding] = []
     config = None
     if deploy_config is not None:
@@ -91,8 +94,9 @@ def diagnose(
             findings += compare_with_onnx(deploy_config, config, graph)
     else:
         deploy = (deploy_config, config) if deploy_config is not None and config is not None else None
-        findings += check_repository(path, tensorrt_version=tensorrt_version, deploy=deploy)
-        findings += check_server(server_version)
+        findings += check_repository(
+            path, tensorrt_version=tensorrt_version, server_version=server_version, deploy=deploy
+        )
     return Diagnosis(path=path, kind=kind, findings=tuple(sorted(findings, key=lambda f: LEVELS.index(f.level))))
 
 

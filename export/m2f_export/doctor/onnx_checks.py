@@ -6,6 +6,7 @@ enough, because a graph can say that its batch is free and still hold the traced
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ INPUT = "input"
 HEAD_INPUTS = ("img_shape", "ori_shape")
 HEAD_OUTPUTS = ("scores", "labels", "boxes", "masks")  # a graph that holds the head
 GRID_SAMPLE_OPSET = 16
-TRIAL_BYTES = 300_000_000  # larger models are not run
+TRIAL_BYTES, TRIAL_PIXELS = 300_000_000, 1 << 22  # what is larger is not run
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _EXPORT = "export it with m2f export, which writes standard operators only"
 
@@ -296,8 +297,9 @@ def _outputs(graph: Graph) -> list[Finding]:
 
 def _try(graph: Graph, model: onnx.ModelProto) -> tuple[list[Finding], Trial | None]:
     size = graph.path.stat().st_size + sum(_weights(model).values())
-    if size > TRIAL_BYTES:
-        what = f"not run: {megabytes(size)}, more than {megabytes(TRIAL_BYTES)}"
+    pixels = math.prod(side or 1 for side in graph.input_size)
+    if size > TRIAL_BYTES or pixels > TRIAL_PIXELS:
+        what = f"not run: {megabytes(size)} and {pixels} pixels; at most {megabytes(TRIAL_BYTES)} and {TRIAL_PIXELS}"
         why = "whether its batch is really free and how large its masks are is only known where the graph says so"
         return [note("not-run", graph.path, what, why=why, fix="send it a batch of 2 once it is served")], None
     trial = try_batches(graph.path, graph.inputs[INPUT].dtype, graph.inputs[INPUT].shape or ())

@@ -68,8 +68,9 @@ def read_repository(folder: Path) -> tuple[list[Finding], dict[str, Model]]:
         versions = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
         models[path.name] = Model(path, configs, versions[-1] if versions else None)
     if not models:
-        what, why = "no model in this folder", "a repository is a folder of models, each a folder with a config.pbtxt"
         inside = (folder / DEFAULT).is_file()
+        what = "one model, not a repository" if inside else "no model in this folder"
+        why = "a repository is a folder of models, each a folder with a config.pbtxt"
         fix = f"m2f doctor {folder.parent}" if inside else "m2f export makes a repository"
         findings.append(error("repository-empty", folder, what, why=why, fix=fix))
     return findings, models

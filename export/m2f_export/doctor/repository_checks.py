@@ -18,22 +18,30 @@ from m2f_export.doctor.ensemble_checks import check_ensembles, is_ensemble
 from m2f_export.doctor.findings import Finding, check_content, error, listed, warning
 from m2f_export.doctor.onnx_checks import Graph, check_onnx
 from m2f_export.doctor.repository import DEFAULT, Model, read_repository
+from m2f_export.doctor.server import check_server
 
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
+MAX_INPUT_SIDE = 8192  # larger inputs are taken for a slip of the pen, and not tried
 _OWN_KEYS = ("class_names", "mask_stride")  # of the postprocess step, beside the settings
 
 
 def check_repository(
-    folder: Path, *, tensorrt_version: str | None = None, deploy: tuple[Path, DeployConfig] | None = None
+    folder: Path,
+    *,
+    tensorrt_version: str | None = None,
+    server_version: str | None = None,
+    deploy: tuple[Path, DeployConfig] | None = None,
 ) -> list[Finding]:
     """Check a model repository.
 
     Args:
         folder: the repository.
         tensorrt_version: of the server, for the plan.
+        server_version: of Triton or its container; None: of the one found here.
         deploy: a deploy config, and where it was read from, to hold against the ONNX and the thresholds.
     """
     findings, models = read_repository(folder)
+    findings += check_server(server_version) if models else []
     for model in models.values():
         findings += [*_files(model), *_response_cache(model)]
     findings += check_ensembles(models)
@@ -91,6 +99,9 @@ def _preprocessing(model: Model | None) -> tuple[Preprocessing | None, list[Find
     where, why = model.folder / DEFAULT, "the model refuses to start, or every request fails"
     try:
         preprocessing = Preprocessing.from_repository(model.parameters())
+        sides = (*preprocessing.target_size(6, 8), *(preprocessing.input_size or ()), preprocessing.pad_divisor)
+        if max(sides) > MAX_INPUT_SIDE:
+            raise InputError(f"an image becomes {max(sides)} pixels long; at most {MAX_INPUT_SIDE} are sensible")
         batch, *_ = preprocessing([cv2.imencode(".png", np.zeros((6, 8, 3), np.uint8))[1].tobytes()])
         if not np.isfinite(batch).all():
             raise InputError("parameter 'std' must not be 0: the input becomes infinite")

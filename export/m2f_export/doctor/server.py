@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from m2f_export.doctor.findings import Finding, warning
+from m2f_export.errors import ExportError
 
 # 26.07 is Triton 2.71.0: README of triton-inference-server/server, "Update default branches post-26.07"
 SAFE_CONTAINER, SAFE_VERSION = (26, 7), (2, 71, 0)
@@ -38,10 +39,10 @@ def is_safe(version: str) -> bool:
     """Return whether a version of Triton, or of its container, is not older than the safe one.
 
     Raises:
-        ValueError: it is neither; the message says what is allowed.
+        ExportError: it is neither; the message says what is allowed.
     """
     if not re.fullmatch(r"\d+\.\d+(\.\d+)?", version):
-        raise ValueError(f"{version!r} is neither a version of Triton (2.71.0) nor of its container (26.07)")
+        raise ExportError(f"{version!r} is neither a version of Triton (2.71.0) nor of its container (26.07)")
     numbers = tuple(int(part) for part in version.split("."))
     return numbers >= (SAFE_CONTAINER if numbers[0] >= 18 else SAFE_VERSION[: len(numbers)])
 
