@@ -185,9 +185,9 @@ def test_a_bad_logit_spoils_only_its_query(build, bad):
     mask_logits[0, 3, 3] = bad
     cls_logits[0, :4], cls_logits[0, 4] = -200, 200  # the query of the bad mask is no object
     cls_logits[1] = np.nan
-    got = build(cls_logits[None], mask_logits[None], [(96, 128)], [(96, 128)], score_threshold=0.01)
+    got = build(cls_logits[None], mask_logits[None], [(96, 128)], [(96, 128)], top_k=10)
     assert not np.isnan(got["scores"]).any()
-    check_image(got, 0, clean_cls, clean_masks, img_shape=(96, 128), ori_shape=(96, 128), threshold=0.01)
+    check_image(got, 0, clean_cls, clean_masks, img_shape=(96, 128), ori_shape=(96, 128), top_k=10)
 
 
 def test_sizes_of_zero_are_survived(build):

@@ -144,12 +144,11 @@ def _axis_operator(*, cells: int, stride: int, valid: torch.Tensor, original: to
     """
     largest: Any = original.max()  # stays a tensor: the graph computes it
     output = torch.arange(largest)
-    last = valid.float() - 1
-    centre = ((output.float() + 0.5) * (valid.float() / original.float()) - 0.5).clamp(min=0).minimum(last)  # [N, out]
+    scale = valid.float() / original.float()
+    centre = ((output.float() + 0.5) * scale - 0.5).clamp(min=0).minimum(valid.float() - 1)  # [N, out]
     low = centre.floor()
-    fraction = (centre - low)[..., None]
-    weight = (1 - fraction) * _cell_weights(low, cells, stride)
-    weight = weight + fraction * _cell_weights((low + 1).minimum(last), cells, stride)
+    fraction = (centre - low)[..., None]  # 0 at the last valid position, which has none after it
+    weight = (1 - fraction) * _cell_weights(low, cells, stride) + fraction * _cell_weights(low + 1, cells, stride)
     return weight * (output < original)[..., None]
 
 
