@@ -134,6 +134,8 @@ def export_graph(request: Request, target: Path, say: Callable[[str], None]) -> 
     try:
         ladder = _make_onnx(request, draft, progress)
         draft.replace(target)
+    except OSError as error:
+        raise ExportError(f"{target} cannot be written: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
     return _report(ladder, progress)

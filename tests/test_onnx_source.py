@@ -1,0 +1,152 @@
+"""An ONNX that exists already. MMDeploy's own exporter makes it here, from a deploy config of the usual kind."""
+
+import functools
+import json
+import logging
+import os
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+from sources import CHECKPOINT, CONFIG, ROOT, smooth
+
+from m2f_export.errors import ExportError
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
+
+DEPLOY = {
+    "codebase_config": {
+        "type": "mmdet", "task": "ObjectDetection", "model_type": "panoptic_end2end",
+        "post_processing": {
+            "export_postprocess_mask": True, "score_threshold": 0.8, "iou_threshold": 0.5,
+            "max_output_boxes_per_class": 200, "pre_top_k": 5000, "keep_top_k": 100, "background_label_id": -1,
+        },
+    },
+    "onnx_config": {
+        "type": "onnx", "export_params": True, "keep_initializers_as_inputs": False, "opset_version": 13,
+        "save_file": "end2end.onnx", "input_names": ["input"], "output_names": ["cls_logits", "mask_logits"],
+        "input_shape": None,
+        "dynamic_axes": {
+            "input": {"0": "batch", "2": "height", "3": "width"}, "cls_logits": {"0": "batch"},
+            "mask_logits": {"0": "batch", "2": "height", "3": "width"},
+        },
+    },
+    "backend_config": {"type": "onnxruntime"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def deploy_config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("deploy") / "deploy_config.json"
+    path.write_text(json.dumps(DEPLOY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def mmdeploys_onnx(tmp_path_factory):
+    """What `mmdeploy.apis.torch2onnx` makes of the embedded model: full-size masks, float input, opset 13."""
+    from m2f_export.mmcv_ops import ensure_mmcv_ops
+
+    ensure_mmcv_ops()
+    import torch
+    from mmdeploy.apis import torch2onnx
+    from mmengine.config import Config
+
+    folder = tmp_path_factory.mktemp("mmdeploy")
+    deploy = json.loads(json.dumps(DEPLOY))
+    axes = deploy["onnx_config"]["dynamic_axes"]  # JSON knows no integer keys
+    deploy["onnx_config"]["dynamic_axes"] = {t: {int(axis): name for axis, name in a.items()} for t, a in axes.items()}
+    image = ROOT / "examples/images/scene_1.jpg"
+    with pytest.MonkeyPatch.context() as patch:
+        # MMDeploy 1.3.1 is older than the exporter that torch now takes by default, and than `weights_only`
+        patch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, dynamo=False))
+        patch.setitem(os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+        logging.disable(logging.WARNING)
+        torch2onnx(str(image), str(folder), "end2end.onnx", Config(deploy), str(CONFIG), str(CHECKPOINT), device="cpu")
+        logging.disable(logging.NOTSET)
+    return folder / "end2end.onnx"
+
+
+@pytest.fixture(scope="module")
+def described():
+    from m2f_export.mmdet_source import describe_mmdet
+
+    return describe_mmdet(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def adopt():
+    from m2f_export.onnx_source import adopt_onnx
+
+    return adopt_onnx
+
+
+def test_mmdeploys_own_graph_needs_a_plugin(mmdeploys_onnx):
+    """The ground of these tests: were it plain, there would be nothing to do."""
+    model = onnx.load(mmdeploys_onnx)
+    assert {node.op_type for node in model.graph.node if node.domain == "mmdeploy"} == {"grid_sampler"}
+    with pytest.raises(Exception, match="mmdeploy"):
+        ort.InferenceSession(mmdeploys_onnx)
+
+
+def test_mmdeploys_graph_computes_what_pytorch_does(mmdeploys_onnx, described, adopt, tmp_path):
+    import torch
+
+    from m2f_export.mmdet_source import load_mmdet
+
+    source = adopt(mmdeploys_onnx, described, tmp_path / "model.onnx")
+    assert source.mask_stride == 1
+    assert source.preprocessing.layout == "float32_chw"
+    assert source.preprocessing.input_size is None
+    assert source.preprocessing.mean == (124.0, 116.0, 104.0)
+    pixels = (smooth(2, 256, 256) - np.array(source.preprocessing.mean)) / np.array(source.preprocessing.std)
+    batch = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    got = ort.InferenceSession(tmp_path / "model.onnx").run(["cls_logits", "mask_logits"], {"input": batch})
+    with torch.inference_mode():
+        classes, masks = load_mmdet(CONFIG, CHECKPOINT).network(torch.from_numpy(batch))
+        masks = torch.nn.functional.interpolate(masks, (256, 256), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(got[0], classes.numpy(), atol=1e-3)
+    np.testing.assert_allclose(got[1], masks.numpy(), atol=1e-3)
+
+
+def graph(
+    *, given="input", kind=TensorProto.FLOAT, shape=(None, 3, 64, 64), outputs=("cls_logits", "mask_logits"), nodes=()
+):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * len(shape)) for name in outputs]
+    inputs = [helper.make_tensor_value_info(given, kind, shape)]
+    made = [helper.make_node("Cast", [given], [name], to=TensorProto.FLOAT) for name in outputs]
+    model = helper.make_model(helper.make_graph([*made, *nodes], "g", inputs, values), opset_imports=[
+        helper.make_opsetid("", 17), helper.make_opsetid("mmdeploy", 1)])  # fmt: skip
+    model.ir_version = 8
+    return model
+
+
+PLUGIN = helper.make_node("MMCVMultiScaleDeformableAttention", ["input"], ["attended"], domain="mmdeploy")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (graph(given="image"), r"takes image and gives cls_logits, mask_logits; allowed: takes input"),
+        (graph(outputs=("dets", "labels")), r"gives dets, labels; allowed: .*cls_logits, mask_logits .*output_names"),
+        (graph(nodes=[PLUGIN]), r"custom operators: mmdeploy::MMCVMultiScaleDeformableAttention"),
+        (
+            graph(kind=TensorProto.FLOAT16),
+            r"input is FLOAT16 .*; allowed: UINT8 \[N, H, W, 3\] or FLOAT \[N, 3, H, W\]",
+        ),
+        (graph(shape=(None, 1, 64, 64)), r"input is FLOAT \[None, 1, 64, 64\]; allowed"),
+        (graph(shape=(None, 64)), r"input is FLOAT \[None, 64\]; allowed"),
+    ],
+)
+def test_a_graph_that_cannot_be_served_is_named(described, adopt, tmp_path, model, message):
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ExportError, match=message):
+        adopt(tmp_path / "x.onnx", described, tmp_path / "model.onnx")
+
+
+def test_the_stride_is_measured(described, adopt, tmp_path):
+    onnx.save(graph(shape=(None, 3, 64, 96)), tmp_path / "x.onnx")
+    source = adopt(tmp_path / "x.onnx", described, tmp_path / "model.onnx")
+    assert (source.mask_stride, source.preprocessing.input_size) == (1, (64, 96))
