@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from pictures import encode, photo
+from PIL import Image
 
 from m2f.contract import InputError
 from m2f.preprocess import Preprocessing
@@ -62,14 +63,40 @@ def test_float_layout_is_normalised_planar_and_zero_padded():
     np.testing.assert_allclose(batch, expected.transpose(0, 3, 1, 2), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("resample", "pillow"),
+    [("pillow_bilinear", Image.Resampling.BILINEAR), ("pillow_bicubic", Image.Resampling.BICUBIC)],
+)
+def test_pillow_resamples_as_pillow_does(resample, pillow):
+    picture = photo(333, 500)
+    batch, img_shape, _ = Preprocessing(scale=(96, 64), resample=resample)([encode(picture)])
+    height, width = img_shape[0]
+    expected = np.asarray(Image.fromarray(picture).resize((width, height), pillow))
+    np.testing.assert_array_equal(batch[0, :height, :width], expected)
+
+
+def test_huggingface_sizes_are_stretched_to_multiples_and_fit_a_fixed_input():
+    free = Preprocessing(scale=(1333, 800), size_rule="huggingface")
+    assert free.target_size(480, 640) == (800, 1088)  # 800 x 1066
+    assert free.target_size(2, 900) == (32, 1344)
+    fixed = Preprocessing(scale=(1333, 800), size_rule="huggingface", input_size=(800, 1344))
+    assert fixed.target_size(480, 640) == (800, 1088)
+    assert fixed.target_size(640, 480) == (800, 608)  # 1088 x 800 would not fit
+
+
 def test_a_bad_image_among_several_is_named():
     with pytest.raises(InputError, match="image 1 of 3: not an image"):
         SHAPES([encode(photo()), b"nonsense", encode(photo())])
 
 
 def test_repository_parameters_are_json():
-    parameters = {"scale": "[1333, 800]", "pad_divisor": "64", "keep_ratio": "true", "layout": "float32_chw"}
-    expected = Preprocessing(scale=(1333, 800), pad_divisor=64, layout="float32_chw")
+    parameters = {
+        "scale": "[1333, 800]", "pad_divisor": "64", "keep_ratio": "true", "layout": "float32_chw",
+        "resample": "pillow_bicubic", "size_rule": "huggingface",
+    }  # fmt: skip
+    expected = Preprocessing(
+        scale=(1333, 800), pad_divisor=64, layout="float32_chw", resample="pillow_bicubic", size_rule="huggingface"
+    )
     assert Preprocessing.from_repository(parameters) == expected
 
 
@@ -83,6 +110,11 @@ def test_repository_parameters_are_json():
             {"scale": "[1, 1]", "layout": "nchw"},
             "parameter 'layout' must be one of: uint8_hwc, float32_chw; got 'nchw'",
         ),
+        (
+            {"scale": "[1, 1]", "resample": "area"},
+            "'resample' must be one of: opencv_bilinear, pillow_bilinear, pillow_bi",
+        ),
+        ({"scale": "[1, 1]", "size_rule": "hf"}, "'size_rule' must be one of: mmdetection, huggingface; got 'hf'"),
         ({"scale": "[1, 1]", "keep_ratio": "false"}, "needs 'input_size'"),
     ],
 )
@@ -116,6 +148,17 @@ def test_pixels_and_padding_are_those_of_mmdetections_pipeline(tmp_path, size, e
     assert tuple(img_shape[0]) == packed["data_samples"].img_shape
     normalised = (batch.astype(np.float32) - np.float32([124, 116, 104])) / np.float32([58, 57, 57])
     np.testing.assert_allclose(normalised.transpose(0, 3, 1, 2), data["inputs"].numpy(), atol=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("longest", "shortest", "divisor"), [(1333, 800, 32), (640, 640, 1), (2560, 640, 64)])
+def test_huggingface_sizes_are_those_of_its_processors(longest, shortest, divisor):
+    from transformers.image_transforms import get_size_with_aspect_ratio
+
+    preprocessing = Preprocessing(scale=(longest, shortest), size_rule="huggingface", pad_divisor=divisor)
+    for size in np.random.default_rng(0).integers(16, 3000, (5000, 2)).tolist():
+        theirs = get_size_with_aspect_ratio(size, shortest, longest)
+        assert preprocessing.target_size(*size) == tuple(-(-side // divisor) * divisor for side in theirs)
 
 
 @pytest.mark.torch

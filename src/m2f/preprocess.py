@@ -1,6 +1,7 @@
 """RGB pixels -> engine input: mmdetection's keep-ratio resize, padded to the engine's size.
 
-Reference: `Resize` of mmdetection 3.3 (`mmcv.imrescale`, bilinear) and `DetDataPreprocessor`.
+Reference: `Resize` of mmdetection 3.3 (`mmcv.imrescale`, bilinear) and `DetDataPreprocessor`; for models of
+Hugging Face transformers 5.23 its image processors, `get_size_with_aspect_ratio` and `PilBackend.resize`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from m2f.contract import InputError
 from m2f.image import Pixels, decode_image
 
 LAYOUTS = ("uint8_hwc", "float32_chw")
+SIZE_RULES = ("mmdetection", "huggingface")
+_PILLOW_FILTERS = {"pillow_bilinear": Image.Resampling.BILINEAR, "pillow_bicubic": Image.Resampling.BICUBIC}
+RESAMPLES = ("opencv_bilinear", *_PILLOW_FILTERS)
+_CHOICES = {"layout": LAYOUTS, "size_rule": SIZE_RULES, "resample": RESAMPLES}
 
 Vector = tuple[float, float, float]
 
@@ -29,6 +35,11 @@ class Preprocessing:
     Attributes:
         scale: mmdetection's `Resize.scale`: the longer and the shorter edge the image must fit in.
         keep_ratio: scale both edges alike; false stretches to `input_size`.
+        size_rule: how `scale` becomes a size. `mmdetection` rounds; `huggingface` is its processors'
+            `longest_edge` and `shortest_edge`: it cuts fractions off, then stretches both edges up to
+            multiples of `pad_divisor` instead of padding them.
+        resample: `opencv_bilinear` as mmdetection; `pillow_bilinear` and `pillow_bicubic` filter over all the
+            pixels that a smaller image covers, as Hugging Face's processors do.
         input_size: the engine's fixed height and width; None: the next multiple of `pad_divisor`.
         pad_divisor: both input edges are multiples of it where `input_size` does not fix them.
         pad_value: RGB of the padding in a `uint8_hwc` input, the value that normalises to 0.
@@ -39,6 +50,8 @@ class Preprocessing:
 
     scale: tuple[int, int]
     keep_ratio: bool = True
+    size_rule: str = "mmdetection"
+    resample: str = "opencv_bilinear"
     input_size: tuple[int, int] | None = None
     pad_divisor: int = 32
     pad_value: tuple[int, int, int] = (0, 0, 0)
@@ -48,8 +61,10 @@ class Preprocessing:
     max_pixels: int = 1 << 26
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise InputError(f"parameter 'layout' must be one of: {', '.join(LAYOUTS)}; got {self.layout!r}")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise InputError(f"parameter '{name}' must be one of: {', '.join(allowed)}; got {value!r}")
         if not self.keep_ratio and self.input_size is None:
             raise InputError("parameter 'keep_ratio' false needs 'input_size'")
 
@@ -103,20 +118,37 @@ class Preprocessing:
         height, width = self.target_size(*image.shape[:2])
         if (height, width) == image.shape[:2]:
             return image
+        if self.resample in _PILLOW_FILTERS:
+            return np.asarray(Image.fromarray(image).resize((width, height), _PILLOW_FILTERS[self.resample]))
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width an image is resized to, by `mmcv.rescale_size`'s rounding."""
+        """Return the height and width an image is resized to; `mmcv.rescale_size`'s rounding by default."""
         if not self.keep_ratio and self.input_size:
             return self.input_size
+        if self.size_rule == "huggingface":
+            return self._huggingface_size(height, width)
         factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
         if self.input_size:
             factor = min(factor, self.input_size[0] / height, self.input_size[1] / width)
         return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
+    def _huggingface_size(self, height: int, width: int) -> tuple[int, int]:
+        target = self._round_up(*_aspect_ratio_size(height, width, max(self.scale), min(self.scale)))
+        if self.input_size and (target[0] > self.input_size[0] or target[1] > self.input_size[1]):
+            # a processor has no fixed input, so there is no rule to follow: the largest that fits
+            factor = min(self.input_size[0] / height, self.input_size[1] / width)
+            target = self._round_up(int(height * factor + 0.5), int(width * factor + 0.5))
+        return target
+
     def _padded_size(self, img_shape: npt.NDArray[np.int32]) -> tuple[int, int]:
-        height, width = (-(-img_shape.max(axis=0) // self.pad_divisor) * self.pad_divisor).tolist()
-        return height, width
+        height, width = img_shape.max(axis=0).tolist()
+        return self._round_up(height, width)
+
+    def _round_up(self, height: int, width: int) -> tuple[int, int]:
+        """Return the next multiples of `pad_divisor`, at least one."""
+        rows, columns = (max(1, -(-side // self.pad_divisor)) for side in (height, width))
+        return rows * self.pad_divisor, columns * self.pad_divisor
 
     def _normalise(self, batch: Pixels, img_shape: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         normalised = (batch - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
@@ -125,8 +157,18 @@ class Preprocessing:
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
 
+def _aspect_ratio_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
+    """Return transformers' size for an image, its float rounding included (640 may come out as 639)."""
+    short, long = min(height, width), max(height, width)
+    edge = longest * short / long if long / short * shortest > longest else shortest
+    if round(edge) == short:
+        return height, width
+    other = int(edge * long / short)
+    return (other, round(edge)) if width < height else (round(edge), other)
+
+
 def _parse(name: str, text: str) -> Any:
-    if name == "layout":
+    if name in _CHOICES:
         return text
     try:
         value = json.loads(text)

@@ -1,0 +1,380 @@
+"""Tiny models of random weights, as `save_pretrained` writes them: their network, their pixels, their faults."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from pictures import encode, photo
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from m2f_export.errors import ExportError  # noqa: E402
+from m2f_export.huggingface_source import ARCHITECTURES, load_huggingface, read_preprocessing  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+NAMES = ["cat", "dog", "bird"]
+MASK2FORMER, MASKFORMER, EOMT, EOMT_DINOV3 = ARCHITECTURES
+SIZES = [(1, 1), (30, 41), (100, 100), (257, 131), (131, 257), (333, 500), (500, 333), (37, 900)]
+
+
+def swin(window_size=7):
+    return transformers.SwinConfig(
+        image_size=64, embed_dim=16, depths=[2, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=window_size,
+        out_features=STAGES,
+    )  # fmt: skip
+
+
+def resnet():
+    return transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="basic", out_features=STAGES
+    )
+
+
+def build(architecture, *, backbone=None, **changes):
+    """Make a model small enough to trace in seconds; every weight drawn, so that none of its parts is idle."""
+    torch.manual_seed(0)
+    common = {"id2label": dict(enumerate(NAMES)), "label2id": {name: i for i, name in enumerate(NAMES)}}
+    eomt = {
+        "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64, "patch_size": 16,
+        "num_queries": 10, "num_blocks": 2, "num_upscale_blocks": 2, "num_register_tokens": 2,
+    }  # fmt: skip
+    detr = transformers.DetrConfig(
+        d_model=32, decoder_layers=2, decoder_ffn_dim=64, decoder_attention_heads=4, num_queries=10, encoder_layers=1
+    )
+    arguments = {
+        MASK2FORMER: {
+            "backbone_config": backbone or swin(), "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
+            "encoder_feedforward_dim": 64, "encoder_layers": 1, "decoder_layers": 4, "num_attention_heads": 4,
+            "dim_feedforward": 64, "num_queries": 10,
+        },
+        MASKFORMER: {
+            "backbone_config": backbone or swin(), "fpn_feature_size": 32, "mask_feature_size": 32,
+            "decoder_config": detr,
+        },
+        EOMT: eomt | {"mlp_ratio": 2},
+        EOMT_DINOV3: eomt | {"intermediate_size": 64},
+    }[architecture]  # fmt: skip
+    model_class = getattr(transformers, architecture)
+    model = model_class._from_config(
+        model_class.config_class(**(arguments | common | changes)), attn_implementation="eager"
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or name.endswith(("bias", "token", "tokens")):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def processor_for(architecture, **changes):
+    name = {MASK2FORMER: "Mask2Former", MASKFORMER: "MaskFormer"}.get(architecture, "Eomt")
+    size = {"shortest_edge": 64, "longest_edge": 96 if name != "Eomt" else 64}
+    defaults = {"size": size} | ({"do_pad": True} if name == "Eomt" else {})
+    return getattr(transformers, f"{name}ImageProcessorPil")(**(defaults | changes))
+
+
+def save(folder, architecture=MASK2FORMER, *, model=None, processor=None, **options):
+    (model or build(architecture)).save_pretrained(folder, **options)
+    (processor or processor_for(architecture)).save_pretrained(folder)
+    return folder
+
+
+def smooth(batch, size, seed=0):
+    """Normalised pictures: white noise would put mask logits within rounding of 0, and attention masks would flip."""
+    coarse = np.random.default_rng(seed).normal(size=(batch, 8, 8, 3)).astype(np.float32)
+    images = [cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC) for image in coarse]
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+
+
+def to_session(network, *, size, free_size):
+    names, axes = ["cls_logits", "mask_logits"], {"input": {0: "n"}, "cls_logits": {0: "n"}, "mask_logits": {0: "n"}}
+    if free_size:
+        axes["input"] |= {2: "h", 3: "w"}
+        axes["mask_logits"] |= {2: "mask_h", 3: "mask_w"}
+    file = io.BytesIO()
+    torch.onnx.export(
+        network, (torch.zeros(2, 3, *size),), file, input_names=["input"], output_names=names, dynamic_axes=axes,
+        opset_version=17, dynamo=False,
+    )  # fmt: skip
+    assert {node.domain for node in onnx.load_from_string(file.getvalue()).graph.node} == {""}
+    return ort.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "backbone", "traced_at", "others"),
+    [
+        # windows of 4 fit 128 x 128 at every stage: a trace that believed it would never pad for another size
+        pytest.param(MASK2FORMER, swin(4), (128, 128), [(64, 96), (160, 96)], id="mask2former-swin"),
+        pytest.param(MASKFORMER, swin(4), (128, 128), [(64, 96), (160, 96)], id="maskformer-swin"),
+        pytest.param(MASKFORMER, resnet(), (64, 96), [(96, 64)], id="maskformer-resnet"),
+        pytest.param(EOMT, None, (64, 64), [], id="eomt"),
+        pytest.param(EOMT_DINOV3, None, (64, 64), [], id="eomt-dinov3"),
+    ],
+)
+def test_the_network_is_transformers_own_and_its_trace_is_free(tmp_path, architecture, backbone, traced_at, others):
+    reference = build(architecture, backbone=backbone)
+    source = load_huggingface(save(tmp_path, architecture, model=reference))
+    session = to_session(source.network, size=traced_at, free_size=bool(others))
+    for height, width in [traced_at, *others]:
+        images = smooth(5, (height, width))
+        with torch.inference_mode():
+            theirs = reference(pixel_values=torch.from_numpy(images))
+            ours = source.network(torch.from_numpy(images))
+        assert ours[0].shape == (5, 10, 4)
+        assert ours[1].shape == (5, 10, height // 4, width // 4)
+        for want, got in zip((theirs.class_queries_logits, theirs.masks_queries_logits), ours, strict=True):
+            assert float((got - want).abs().max() / want.abs().max()) <= 2e-6
+        alone = [session.run(None, {"input": images[i : i + 1]}) for i in range(5)]
+        for batch in (1, 2, 5):
+            together = session.run(None, {"input": images[:batch]})
+            for want, got, rows in zip(ours, together, zip(*alone, strict=True), strict=True):
+                np.testing.assert_allclose(got, want[:batch], rtol=0, atol=1e-3)
+                np.testing.assert_allclose(got, np.concatenate(rows[:batch]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_source_says_what_the_folder_says(folders, architecture):
+    source = load_huggingface(folders[architecture])
+    eomt = architecture in (EOMT, EOMT_DINOV3)
+    assert source.kind == f"Hugging Face {architecture}"
+    assert (source.class_names, source.num_classes) == (tuple(NAMES), 3)
+    assert (source.fixed_size, source.divisor) == (((64, 64), 16) if eomt else (None, 32))
+    assert not source.network.training
+    assert source.settings.score_threshold == 0
+    preprocessing = source.preprocessing
+    assert preprocessing.resample == "pillow_bilinear"
+    np.testing.assert_allclose(preprocessing.mean, (123.675, 116.28, 103.53))
+    np.testing.assert_allclose(preprocessing.std, (58.395, 57.12, 57.375))
+    assert preprocessing.pad_value == ((0, 0, 0) if eomt else (124, 116, 104))
+
+
+def test_class_names_are_sorted_by_label_and_generic_ones_kept(tmp_path):
+    save(tmp_path, model=build(MASK2FORMER, id2label={10 - i: f"LABEL_{10 - i}" for i in range(11)}, label2id=None))
+    assert load_huggingface(tmp_path).class_names == tuple(f"LABEL_{i}" for i in range(11))
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_shard_size": "100KB"}, {"binary": True}], ids=["shards", "pytorch_model.bin"]
+)
+def test_other_weight_files_are_read(tmp_path, folders, options):
+    model = build(MASK2FORMER)
+    if options.pop("binary", False):
+        shutil.copytree(folders[MASK2FORMER], tmp_path, dirs_exist_ok=True)
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    else:
+        save(tmp_path, model=model, **options)
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    images = torch.from_numpy(smooth(1, (64, 96)))
+    with torch.inference_mode():
+        got, want = (load_huggingface(path).network(images) for path in (tmp_path, folders[MASK2FORMER]))
+    torch.testing.assert_close(got, want)
+
+
+# --- preprocessing: what the engine gets is what the processor makes -------------------------------------------------
+
+PROCESSORS = {
+    "range": (MASK2FORMER, {}),
+    "range, large": (MASK2FORMER, {"size": {"shortest_edge": 200, "longest_edge": 333}, "size_divisor": 64}),
+    "bicubic": (MASK2FORMER, {"resample": 3}),
+    "exact": (MASK2FORMER, {"size": {"height": 96, "width": 128}}),
+    "exact, rounded up to the divisor": (MASK2FORMER, {"size": {"height": 70, "width": 100}}),
+    "another normalisation": (MASK2FORMER, {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}),
+    "no normalisation": (MASK2FORMER, {"do_normalize": False}),
+    "no rescaling": (MASK2FORMER, {"do_rescale": False, "image_mean": [128, 128, 128], "image_std": [64, 64, 64]}),
+    "maskformer": (MASKFORMER, {}),
+    "eomt": (EOMT, {}),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_engine_inputs_are_the_processors_pixel_values(tmp_path, case):
+    architecture, changes = PROCESSORS[case]
+    processor = processor_for(architecture, **changes)
+    processor.save_pretrained(tmp_path)
+    preprocessing = read_preprocessing(tmp_path / "preprocessor_config.json")
+    groups = [[size] for size in SIZES] + [SIZES]  # alone, and one batch that is padded to the largest
+    for sizes in groups:
+        pictures = [photo(*size, seed=seed) for seed, size in enumerate(sizes)]
+        want = processor([Image.fromarray(picture) for picture in pictures], return_tensors="np")["pixel_values"]
+        pixels, img_shape, _ = preprocessing([encode(picture) for picture in pictures])
+        got = (pixels.astype(np.float64) - preprocessing.mean) / preprocessing.std
+        if architecture != EOMT:  # pads zeros after normalising; the nearest uint8 is not exactly there
+            for image, (height, width) in zip(got, img_shape, strict=True):
+                padding = np.r_[image[height:].ravel(), image[:, width:].ravel()]
+                assert (np.abs(padding) <= 0.5 / np.min(preprocessing.std) + 1e-9).all()
+                image[height:], image[:, width:] = 0, 0
+        np.testing.assert_allclose(got.transpose(0, 3, 1, 2), want, rtol=0, atol=1e-5)
+
+
+def test_older_spellings_of_a_processor_are_read(tmp_path):
+    older = {
+        "feature_extractor_type": "MaskFormerFeatureExtractor", "do_resize": True, "size": 64, "max_size": 96,
+        "size_divisibility": 32, "resample": 2, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225], "ignore_index": 255, "reduce_labels": False,
+    }  # fmt: skip
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(older))
+    processor_for(MASK2FORMER).save_pretrained(tmp_path / "now")
+    assert read_preprocessing(path) == read_preprocessing(tmp_path / "now" / "preprocessor_config.json")
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A good folder of each architecture."""
+    return {name: save(tmp_path_factory.mktemp("models") / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture
+def broken(folders, tmp_path):
+    """A copy of a good folder, to be broken."""
+    return lambda architecture=MASK2FORMER: shutil.copytree(folders[architecture], tmp_path / "broken")
+
+
+def test_missing_files_are_named(tmp_path, broken):
+    with pytest.raises(ExportError, match="nowhere: no such folder"):
+        load_huggingface(tmp_path / "nowhere")
+    folder = broken()
+    for name in ("model.safetensors", "preprocessor_config.json", "config.json"):
+        (folder / name).unlink()
+        with pytest.raises(ExportError, match=name):
+            load_huggingface(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not JSON"), ("[1]", "is not a JSON object"), (b"\xff", "JSON")]
+)
+def test_files_that_are_not_json_are_named(broken, name, text, message):
+    path = broken() / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ExportError, match=f"{name} {message}" if message != "JSON" else name):
+        load_huggingface(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architectures": ["DetrForSegmentation"]},
+            "'DetrForSegmentation' is not supported; supported: Mask2FormerFor",
+        ),
+        ({"architectures": None}, "architecture None is not supported"),
+        ({"architectures": []}, "architecture None is not supported"),
+        ({"architectures": [["x"]]}, "is not supported; supported"),
+        ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet18"}}, "backbones of timm"),
+        ({"decoder_layers": 6}, r"do not fit config.json: \d+ missing \(model\."),
+        ({"decoder_layers": 3}, r"do not fit config.json: \d+ unexpected \(model\."),
+        ({"num_queries": 12}, r"do not fit config.json: 2 mismatched \(model\."),
+        ({"id2label": {"0": "a", "1": "b", "3": "c"}}, "id2label must number the classes from 0"),
+        ({"hidden_dim": "wide"}, "cannot be loaded as Mask2FormerForUniversalSegmentation: .*hidden_dim"),
+        ({"num_attention_heads": 5}, "cannot be loaded as Mask2FormerForUniversalSegmentation: .*divisible"),
+    ],
+)
+def test_wrong_configurations_are_named(broken, changes, message):
+    folder = broken()
+    edit(folder / "config.json", **changes)
+    with pytest.raises(ExportError, match=f"(?s){message}"):
+        load_huggingface(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 0.5])
+def test_corrupt_weights_are_refused(broken, kept):
+    folder = broken()
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(ExportError, match="cannot be loaded as Mask2FormerForUniversalSegmentation"):
+        load_huggingface(folder)
+
+
+def test_a_pickle_that_runs_code_is_refused(broken, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path(tmp_path / "sprung").touch, ())
+
+    folder = broken()
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(ExportError, match="cannot be loaded"):
+        load_huggingface(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_missing_shard_is_refused(tmp_path):
+    save(tmp_path, max_shard_size="100KB")
+    sorted(tmp_path.glob("model-*.safetensors"))[0].unlink()
+    with pytest.raises(ExportError, match="cannot be loaded"):
+        load_huggingface(tmp_path)
+
+
+def test_code_of_the_folder_is_never_run(broken, tmp_path):
+    folder = broken()
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\nclass Model: ...\nclass Config: ...\n")
+    edit(folder / "config.json", auto_map={"AutoModel": "evil.Model", "AutoConfig": "evil.Config"})
+    edit(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": "evil.Model"})
+    load_huggingface(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        (
+            MASK2FORMER,
+            {"image_processor_type": "DetrImageProcessor"},
+            "'DetrImageProcessor' is not supported; supported:",
+        ),
+        (MASK2FORMER, {"do_resize": False}, "cannot reproduce do_resize false"),
+        (MASK2FORMER, {"resample": 1}, "cannot reproduce resample 1"),
+        (MASK2FORMER, {"resample": 1, "do_resize": False}, "do_resize false; resample 1"),
+        (MASK2FORMER, {"image_mean": [0.5]}, r"cannot reproduce image_mean \(0.5,\) \(allowed: three"),
+        (MASK2FORMER, {"size": {"max_height": 64, "max_width": 64}}, "cannot reproduce size .*max_height"),
+        (MASK2FORMER, {"size": {"shortest_edge": 64}}, "cannot reproduce size .*shortest_edge"),
+        (MASK2FORMER, {"size": {"shortest_edge": 96, "longest_edge": 64}}, "cannot reproduce size"),
+        (MASK2FORMER, {"size_divisor": 0}, "size_divisor 0 .*multiples of 32"),
+        (MASK2FORMER, {"size_divisor": 16}, "size_divisor 16 .*multiples of 32"),
+        (MASK2FORMER, {"size": {"height": 100, "width": 64}, "size_divisor": 0}, "multiples of 32"),
+        (MASK2FORMER, {"pad_size": {"height": 128, "width": 128}}, "cannot reproduce pad_size"),
+        (MASK2FORMER, {"size": "large"}, "preprocessor_config.json"),
+        (EOMT, {"do_split_image": True}, "cannot reproduce do_split_image true"),
+        (EOMT, {"do_pad": False}, "do_pad False"),
+        (EOMT, {"size": {"height": 64, "width": 64}}, "cannot reproduce size"),
+        (EOMT, {"size": {"shortest_edge": 32, "longest_edge": 32}}, r"inputs of \(32, 32\), image_size .* \(64, 64\)"),
+    ],
+)
+def test_image_processing_that_the_server_cannot_do_is_named(broken, architecture, changes, message):
+    folder = broken(architecture)
+    edit(folder / "preprocessor_config.json", **changes)
+    with pytest.raises(ExportError, match=message):
+        load_huggingface(folder)
+
+
+def test_masks_at_another_stride_are_refused(tmp_path):
+    save(tmp_path, EOMT, model=build(EOMT, num_upscale_blocks=1))
+    with pytest.raises(ExportError, match=r"masks of \(8, 8\) for an input of \(64, 64\); supported: stride 4"):
+        load_huggingface(tmp_path)
+
+
+def test_an_eomt_that_masks_at_random_is_refused(tmp_path):
+    model = build(EOMT)
+    model.attn_mask_probs[0] = 0.5
+    save(tmp_path, EOMT, model=model)
+    with pytest.raises(ExportError, match=r"attn_mask_probs is \[0.5, 1.0\]; supported: 0 and 1"):
+        load_huggingface(tmp_path)
