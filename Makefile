@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint serve bench train-demo eval-demo export-demo clean
+.PHONY: help setup setup-dev demo test lint serve bench export train-demo eval-demo export-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ serve: setup  ## serve model_repository/ on ONNX Runtime until Ctrl-C
 bench: setup  ## drive both ensembles with perf_analyzer
 	$(BIN)/python benchmarks/perf_analyzer.py
 
+export: setup-dev  ## your model to a repository: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]
+	$(if $(and $(CONFIG),$(REPOSITORY)),,$(error usage: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]))
+	$(BIN)/m2f export $(CONFIG) $(CHECKPOINT) --repository $(REPOSITORY) $(ARGS)
+
 data/shapes/annotations/val.json: | setup-dev
 	$(BIN)/python examples/shapes/generate.py --out data/shapes --train 8000 --val 300 --seed 7
 
@@ -54,8 +58,8 @@ eval-demo: data/shapes_val/annotations/val.json  ## mask AP of the embedded chec
 	$(BIN)/python examples/shapes/evaluate.py examples/shapes/mask2former_shapes.pth --data data/shapes_val
 
 export-demo: setup-dev  ## export the embedded checkpoint to ONNX, checked against PyTorch
-	$(BIN)/python -m m2f_export.mmdet_onnx examples/shapes/mask2former_shapes.py \
-	  examples/shapes/mask2former_shapes.pth model_repository/mask2former_engine/1/model.onnx --size 256 256
+	$(BIN)/m2f export examples/shapes/mask2former_shapes.py examples/shapes/mask2former_shapes.pth \
+	  --onnx model_repository/mask2former_engine/1/model.onnx --size 256 256
 
 clean:  ## remove the environment and everything that was made
 	rm -rf $(VENV) demo_output data work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

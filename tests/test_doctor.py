@@ -231,7 +231,8 @@ def test_thresholds_against_the_repository(repository, tmp_path):
 @pytest.mark.parametrize(
     ("options", "level", "code", "words"),
     [
-        ({"domain": "mmdeploy"}, "error", "custom-op", ["mmdeploy::grid_sampler (x1)", "m2f export"]),
+        ({"domain": "mmdeploy"}, "error", "custom-op", ["mmdeploy::grid_sampler (x1)", "GridSample"]),
+        ({"domain": "other"}, "error", "custom-op", ["other::grid_sampler (x1)", "CHECKPOINT"]),
         ({"outputs": ("dets", "masks")}, "error", "output-names", ["cls_logits, mask_logits", "dets, masks"]),
         ({"input_name": "img"}, "error", "input-names", ["img", "'input'"]),
         ({"full": True}, "warning", "full-size-masks", ["40 x 256 x 256", "10.5 MB", "0.655 MB"]),

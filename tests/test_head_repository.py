@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 from pictures import encode
 from pycocotools import mask as coco
-from triton import connect, image_input
+from kserve import connect, image_input
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 

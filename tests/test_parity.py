@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from triton import connect, image_input
+from kserve import connect, image_input
 
 from m2f.contract import PUBLIC_MODEL
 

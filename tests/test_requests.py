@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from pictures import encode, photo, png_header_only
-from triton import connect, image_input
+from kserve import connect, image_input
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL

@@ -82,23 +82,18 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
 def ladder_table(comparison: dict[str, Any]) -> Table:
     """Lay out the comparison of each step with the one before."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in (
-        "step",
-        "cls max",
-        "cls mean",
-        "mask max",
-        "mask mean",
-        "instances",
-        "matched",
-        "mask IoU",
-        "score",
-    ):
-        table.add_column(heading, justify="left" if heading == "step" else "right")
-    table.add_row(comparison["first"], *[""] * 8)
+    headings = ("", "cls_logits\nmax, mean", "mask_logits\nmax, mean", "instances\nmatched", "mask\nIoU", "score\nmax")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    table.add_row(comparison["first"])
     for step in comparison["steps"]:
-        differences = [f"{step[key]:.1e}" for key in ("cls_max", "cls_mean", "mask_max", "mask_mean")]
-        matched = f"{step['matched']}" + (f" + {step['extra']}" if step["extra"] else "")
+        extra = f" + {step['extra']}" if step["extra"] else ""
         table.add_row(
-            step["name"], *differences, str(step["instances"]), matched, f"{step['iou']:.4f}", f"{step['score']:.1e}"
+            step["name"],
+            f"{step['cls_max']:.1e} {step['cls_mean']:.1e}",
+            f"{step['mask_max']:.1e} {step['mask_mean']:.1e}",
+            f"{step['matched']} of {step['instances']}{extra}",
+            f"{step['iou']:.4f}",
+            f"{step['score']:.1e}",
         )
     return table

@@ -1,0 +1,186 @@
+"""`m2f export` as a user runs it, up to the server that serves what it made."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sources import CHECKPOINT, CONFIG, ROOT, random_checkpoint, small_config
+from test_onnx_source import deploy_config, mmdeploys_onnx  # noqa: F401 (fixtures)
+
+from m2f.contract import STRUCTURED_OUTPUTS
+from m2f.settings import Settings
+from m2f_client import Client
+from m2f_client.cli import main
+from m2f_server.launch import serve
+
+pytestmark = [pytest.mark.torch, pytest.mark.server, pytest.mark.filterwarnings("ignore")]
+
+IMAGES = sorted((ROOT / "examples/images").glob("scene_*"))
+R50 = "mask2former_r50_8xb2-lsj-50e_coco.py"
+
+
+def m2f(*arguments):
+    """Run the command; return its result."""
+    return CliRunner().invoke(main, ["export", *map(str, arguments)], catch_exceptions=False)
+
+
+def compare_on(images):
+    return [word for image in images for word in ("--image", image)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The embedded checkpoint as a repository in half precision with its head beside it, and the report."""
+    target = tmp_path_factory.mktemp("export") / "mine"
+    size = ["--size", 256, 256]
+    result = m2f(CONFIG, CHECKPOINT, "--repository", target, *size, "--precision", "fp16", "--head", "full", "--json",
+                 *compare_on(IMAGES[:2]))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return target, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def served(made):
+    with (
+        serve(model_repository=made[0], config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
+        Client(f"grpc://{server.grpc_url}") as client,
+    ):
+        yield client
+
+
+def test_every_step_is_compared_and_reported(made):
+    target, report = made
+    steps = {step["name"]: step for step in report["comparison"]["steps"]}
+    assert report["comparison"]["first"] == "PyTorch"
+    assert list(steps) == ["ONNX Runtime", "fp16", "Triton"]
+    assert steps["ONNX Runtime"]["mask_max"] <= 1e-3
+    assert steps["fp16"]["cls_max"] > 0
+    assert steps["Triton"]["mask_max"] == steps["Triton"]["cls_max"] == 0  # the same graph on the same machine
+    for step in steps.values():
+        assert step["instances"] > 5
+        assert step["matched"] == step["instances"]
+    assert json.loads((target / "export.json").read_text()) == report
+    assert {"read", "ONNX", "fp16", "Triton"} <= {step["step"] for step in report["steps"]}
+    assert all(step["seconds"] >= 0 and step["peak_memory_mib"] > 0 for step in report["steps"])
+
+
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.name)
+def test_what_it_serves_is_what_the_shipped_repository_serves(served, server, image):
+    with Client(f"grpc://{server.grpc_url}") as shipped:
+        wanted, found = shipped.predict(image), served.predict(image)
+        assert served.class_names == shipped.class_names
+    assert len(found) == len(wanted) > 0
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(wanted.scores), atol=0.02)  # half against full precision
+
+
+def test_the_table_is_for_people(tmp_path):
+    result = m2f(CONFIG, CHECKPOINT, "--onnx", tmp_path / "model.onnx", "--size", 64, 64)
+    assert result.exit_code == 0, result.output
+    assert "ONNX Runtime" in result.stdout
+    assert "matched" in result.stdout
+    assert f"wrote {tmp_path / 'model.onnx'}" in result.stdout.replace("\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+KEYS_AND_OTHERS = {  # key of the deploy config -> a value with which the answer must change
+    "score_threshold": 0.0,
+    "iou_threshold": 0.0,
+    "max_output_boxes_per_class": 1,
+    "pre_top_k": 1,
+    "keep_top_k": 1,
+    "background_label_id": 0,
+    "export_postprocess_mask": False,
+}
+
+
+def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy_config):  # noqa: F811 (fixtures)
+    """The road that people get stuck on: MMDeploy's ONNX and deploy config in, instances out; each key acts."""
+    target = tmp_path / "mine"
+    result = m2f(
+        CONFIG, mmdeploys_onnx, "--deploy-config", deploy_config, "--repository", target, *compare_on(IMAGES[:1])
+    )
+    assert result.exit_code == 0, result.output
+    stated = json.loads(deploy_config.read_text())["codebase_config"]["post_processing"]
+    assert stated.keys() == KEYS_AND_OTHERS.keys()
+    with (
+        serve(model_repository=target, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
+        Client(f"grpc://{server.grpc_url}") as client,
+    ):
+
+        def ask(**parameters):
+            return client.predict(IMAGES[0], outputs=STRUCTURED_OUTPUTS, **parameters).outputs
+
+        as_stated = ask()
+        assert len(as_stated["scores"]) > 1
+        assert as_stated["scores"].min() >= stated["score_threshold"]
+        # the repository's own values are those of the deploy config: saying them changes nothing, another does
+        for key, other in KEYS_AND_OTHERS.items():
+            # below the confident ones there is enough for every key to act on
+            loose = {} if key == "score_threshold" else {"score_threshold": 0.0}
+            unsaid, said, changed = ask(**loose), ask(**loose, **{key: stated[key]}), ask(**loose, **{key: other})
+            assert all(np.array_equal(said[name], unsaid[name]) for name in said), key
+            assert any(not np.array_equal(changed[name], unsaid[name]) for name in changed), key
+
+
+@pytest.fixture
+def old(tmp_path, made):
+    """An export that is there already."""
+    target = tmp_path / "mine"
+    shutil.copytree(made[0], target)
+    return target
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CONFIG, CHECKPOINT, "--size", 256, 256, "--tolerance", 1e-9], r"ONNX Runtime drifts .*allowed 1e-09"),
+        ([CONFIG, CHECKPOINT, "--size", 250, 256], "multiples of 32"),
+        ([CONFIG, CHECKPOINT, "--size", 64, 64, "--image", "nothing.jpg"], "nothing.jpg: No such file"),
+        ([CONFIG], "needs its checkpoint"),
+        ([CONFIG, "nothing.pth"], "nothing.pth: no such file"),
+        ([ROOT / "README.md", CHECKPOINT], "not a configuration"),
+        ([ROOT / "examples", CHECKPOINT], "is one too many"),
+        ([ROOT / "examples"], "config.json"),
+        ([CONFIG, CHECKPOINT, "--deploy-config", ROOT / "README.md"], "deploy config"),
+    ],
+)
+def test_what_fails_is_named_and_the_old_repository_stays(old, arguments, message):
+    before = tree(old)
+    result = m2f(*arguments, "--repository", old)
+    assert result.exit_code == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert tree(old) == before
+    assert [path.name for path in old.parent.iterdir()] == ["mine"]
+
+
+def test_another_models_checkpoint_is_refused(old, tmp_path):
+    config = small_config(tmp_path, R50)
+    before = tree(old)
+    result = m2f(CONFIG, random_checkpoint(config), "--repository", old)
+    assert result.exit_code == 1
+    assert "does not fit" in result.stderr
+    assert tree(old) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["--repository", "a", "--onnx", "b"]])
+def test_one_target_is_needed(arguments):
+    result = m2f(CONFIG, CHECKPOINT, *arguments)
+    assert result.exit_code == 2
+    assert "one of --repository and --onnx" in result.stderr
+
+
+def test_a_head_needs_a_repository(tmp_path):
+    result = m2f(CONFIG, CHECKPOINT, "--onnx", tmp_path / "model.onnx", "--head", "full")
+    assert result.exit_code == 1
+    assert "goes into a repository" in result.stderr
+
+
+def test_settings_without_a_deploy_config_keep_the_shipped_threshold(made):
+    assert made[1]["settings"] == {**Settings().__dict__, "score_threshold": 0.5}
