@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from kserve import connect, image_input
 from pycocotools import mask as coco
 from reference import full_size_logits, instances
-from kserve import connect, image_input
 
 from m2f.contract import OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
 from m2f.preprocess import Preprocessing

@@ -45,7 +45,7 @@ def written(request, tmp_path):
     """A stage for one variant: its folder and the source."""
     source = replace(OWN, preprocessing=request.param)
     repository.copy_template(tmp_path)
-    repository.copy_head(tmp_path)
+    repository.copy_head(tmp_path, masks="full")
     repository.configure(tmp_path, source)
     return tmp_path, source
 
@@ -93,6 +93,13 @@ def test_the_template_is_copied_without_its_model(written):
     assert not list(folder.rglob("*.onnx"))
     assert {path.name for path in repository.template().iterdir()} <= {path.name for path in folder.iterdir()}
     assert all(any(model.glob("[0-9]*")) for model in folder.iterdir())  # Triton wants a version of each
+
+
+def test_a_head_that_gives_logits_says_so(tmp_path):
+    repository.copy_head(tmp_path, masks="stride4")
+    configs = [read(path) for path in tmp_path.rglob("*.pbtxt")]
+    kinds = [tensor.data_type for config in configs for tensor in config.output if tensor.name == "masks"]
+    assert kinds == [model_config_pb2.TYPE_FP32] * 4
 
 
 def test_comments_stay_and_go_with_their_parameters():

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from google.protobuf import text_format
+from kserve import connect, image_input
 from pictures import encode
 from pycocotools import mask as coco
-from kserve import connect, image_input
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from pictures import encode, photo, png_header_only
 from kserve import connect, image_input
+from pictures import encode, photo, png_header_only
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL

@@ -52,7 +52,8 @@ class EngineGraph(torch.nn.Module):
             cls_logits float32 [N, Q, C+1] and mask_logits float32 [N, Q, H/4, W/4].
         """
         if self.takes_pixels:
-            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            # TensorRT takes uint8 as far as a cast, not through a transpose
+            image = (image.float().permute(0, 3, 1, 2) - self.mean) / self.std
         cls_logits, mask_logits = self.network(image)
         return cls_logits, mask_logits
 

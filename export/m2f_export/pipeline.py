@@ -105,6 +105,8 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
     with repository.staged(target) as stage:
         folder = repository.copy_template(stage)
         ladder = _make_onnx(request, folder / "model.onnx", progress)
+        if request.head:
+            repository.copy_head(stage, masks=request.head)
         repository.configure(stage, ladder.source)
         if request.head:
             with progress.step(f"head kept ({request.head})"):
@@ -221,7 +223,7 @@ def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> No
     head = InstanceHead(
         top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks, mask_stride=ladder.source.mask_stride
     )
-    path = repository.copy_head(stage) / "model.onnx"
+    path = stage / repository.HEAD_ENGINE / "1" / "model.onnx"
     onnx.save(attach_head(engine, head), path)
     ladder.check_head(path, known)
 

@@ -28,6 +28,7 @@ HEAD_ENGINE = "mask2former_head_engine"
 
 _UINT8 = '{ name: "input" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }'
 _FLOAT = '{ name: "input" data_type: TYPE_FP32 dims: [ 3, -1, -1 ] }'
+_FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
 _WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 
 
@@ -92,14 +93,14 @@ def copy_template(stage: Path) -> Path:
     return stage / ENGINE / "1"
 
 
-def copy_head(stage: Path) -> Path:
-    """Add the models that serve a graph with its head.
-
-    Returns:
-        The folder that the graph goes to.
-    """
-    shutil.copytree(HERE / "head_repository", stage, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    return stage / HEAD_ENGINE / "1"
+def copy_head(stage: Path, *, masks: str) -> None:
+    """Add the models that serve a graph with its head; `masks`: what it gives, `full` or `stride4`."""
+    models = HERE / "head_repository"
+    shutil.copytree(models, stage, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    if masks == "stride4":
+        for path in models.rglob("*.pbtxt"):
+            copy = stage / path.relative_to(models)
+            copy.write_text(copy.read_text().replace(_FULL_MASKS, _MASK_LOGITS))
 
 
 def configure(stage: Path, source: Source) -> None:
