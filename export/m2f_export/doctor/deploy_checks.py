@@ -9,7 +9,7 @@ from m2f.contract import MAX_BATCH_SIZE, RAW_OUTPUTS
 from m2f.settings import KEYS, Settings
 from m2f_export.deploy_config import DeployConfig, read_deploy_config
 from m2f_export.doctor.findings import Finding, error, listed, note, warning
-from m2f_export.doctor.onnx_checks import GRID_SAMPLE_OPSET, HEAD_OUTPUTS, INPUT, Graph
+from m2f_export.doctor.onnx_checks import GRID_SAMPLE_OPSET, GRID_SAMPLER, HEAD_OUTPUTS, INPUT, Graph
 from m2f_export.errors import ExportError
 
 BACKENDS = ("tensorrt", "onnxruntime")
@@ -133,10 +133,11 @@ def _graph(path: Path, config: DeployConfig) -> list[Finding]:
         return []
     what = f"opset_version is {config.opset}"
     why = (
-        f"GridSample is standard from opset {GRID_SAMPLE_OPSET} on; below, MMDeploy writes its own "
-        "mmdeploy::grid_sampler, which needs its plugin library in the server"
+        f"GridSample is standard from opset {GRID_SAMPLE_OPSET} on; MMDeploy writes {GRID_SAMPLER} in its place, "
+        "which needs its plugin library in the server"
     )
-    return [warning("opset-too-old", path, what, why=why, fix="onnx_config.opset_version = 17")]
+    fix = "m2f export writes opset 17 whatever stands here; for other exporters: onnx_config.opset_version = 17"
+    return [warning("opset-too-old", path, what, why=why, fix=fix)]
 
 
 def _sizes(path: Path, config: DeployConfig) -> list[Finding]:
@@ -144,7 +145,7 @@ def _sizes(path: Path, config: DeployConfig) -> list[Finding]:
     free = config.dynamic_axes.get(INPUT, {})
     if config.input_shape is None and not {2, 3} & free.keys():
         what = "neither input_shape nor a dynamic height and width is given"
-        why = "the graph then keeps the size of whatever image it was traced with"
+        why = "MMDeploy then keeps the size of the image it traces with; m2f export leaves height and width free"
         fix = "onnx_config.input_shape = [width, height], such as [1344, 800], or dynamic_axes 2 and 3 of 'input'"
         findings.append(warning("input-shape-missing", path, what, why=why, fix=fix))
     if config.input_shape is not None and any(side % 32 for side in config.input_shape):
@@ -154,7 +155,7 @@ def _sizes(path: Path, config: DeployConfig) -> list[Finding]:
         findings.append(warning("input-size", path, what, why=why, fix="round both up to a multiple of 32"))
     if 0 not in free:
         what = "dynamic_axes does not free the batch (axis 0 of 'input')"
-        why = "Triton then serves one image after the other"
+        why = "a graph that MMDeploy makes of it is served one image after the other; m2f export frees the batch"
         fix = "dynamic_axes = {'input': {0: 'batch'}, 'cls_logits': {0: 'batch'}, 'mask_logits': {0: 'batch'}}"
         findings.append(warning("batch-fixed", path, what, why=why, fix=fix))
     return findings

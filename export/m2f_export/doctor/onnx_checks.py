@@ -24,6 +24,7 @@ INPUT = "input"
 HEAD_INPUTS = ("img_shape", "ori_shape")
 HEAD_OUTPUTS = ("scores", "labels", "boxes", "masks")  # a graph that holds the head
 GRID_SAMPLE_OPSET = 16
+GRID_SAMPLER = "mmdeploy::grid_sampler"  # MMDeploy writes it at every opset
 TRIAL_BYTES, TRIAL_PIXELS = 300_000_000, 1 << 22  # what is larger is not run
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _EXPORT = "export it with m2f export, which writes standard operators only"
@@ -182,11 +183,11 @@ def _operators(path: Path, model: onnx.ModelProto) -> list[Finding]:
         return [
             warning("onnxruntime-operator", path, f"operators of ONNX Runtime alone: {names}", why=why, fix=_EXPORT)
         ]
-    why = (
-        "they need MMDeploy's plugin library in the server: neither Triton's ONNX Runtime nor its TensorRT has it. "
-        "The standard GridSample (opset 16) does the same"
-    )
-    return [error("custom-op", path, f"custom operators: {names}", why=why, fix=_EXPORT)]
+    why = "they need MMDeploy's plugin library in the server: neither Triton's ONNX Runtime nor its TensorRT has it"
+    fix = "export the checkpoint: m2f export CONFIG CHECKPOINT --repository DIR writes standard operators only"
+    if set(custom) == {GRID_SAMPLER}:
+        fix = f"m2f export CONFIG {path.name} --repository DIR puts the standard GridSample in its place"
+    return [error("custom-op", path, f"custom operators: {names}", why=why, fix=fix)]
 
 
 def _opset(path: Path, model: onnx.ModelProto) -> list[Finding]:
@@ -325,10 +326,11 @@ def _mask_size(graph: Graph, model: onnx.ModelProto) -> list[Finding]:
     full = known == size if known is not None else _made_by_resize(model, "mask_logits")
     if not full:
         return []
+    exact = None not in (shape[1], *shape[2:])
     queries = shape[1] or 100
     small = queries * -(-size[0] // 4) * -(-size[1] // 4) * 4
     what = (
-        f"full-size masks: mask_logits is {queries} x {size[0]} x {size[1]} for an input of that size, "
+        f"full-size masks: {'' if exact else 'such as '}{queries} x {size[0]} x {size[1]} in mask_logits, "
         f"{megabytes(queries * size[0] * size[1] * 4)} a response; at stride 4 it is {megabytes(small)}"
     )
     why = "sixteen times the memory and traffic, for pixels that the postprocessing can interpolate where it needs them"
