@@ -92,6 +92,36 @@ def convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
     return converted
 
 
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph in which ONNX Runtime's CPU rounds as a device does that stores half precision.
+
+    Left alone it computes a half-precision graph in float32 nearly from end to end: the casts that it puts around its
+    nodes cancel out, and what it answers is too good. (bfloat16 it does not compute at all.) Here every node computes
+    in float32, and casts of the graph's own, which stay, round what it makes. Sums are still float32 sums.
+
+    Args:
+        model: what `convert` returned.
+    """
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+    types.update((tensor.name, tensor.data_type) for tensor in graph.initializer)
+    halves = {name: kind for name, kind in types.items() if kind in _HALF.values()}
+    constants = [tensor.name for tensor in graph.initializer if tensor.name in halves]
+    nodes = [_cast(name, f"{name}_rounded", TensorProto.FLOAT) for name in constants]
+    for original in model.graph.node:
+        node = _copy(original)
+        made = [name for name in original.output if name in halves]
+        if node.op_type != "Cast":
+            node.input[:] = [f"{name}_rounded" if name in halves else name for name in original.input]
+            node.output[:] = [f"{name}_exact" if name in halves else name for name in original.output]
+            _retype_tensors(node, TensorProto.FLOAT)
+        nodes.append(node)
+        if node.op_type != "Cast":
+            nodes += [_cast(f"{name}_exact", name, halves[name]) for name in made]
+        nodes += [_cast(name, f"{name}_rounded", TensorProto.FLOAT) for name in made]
+    return _with_graph(model, nodes, model.graph.initializer)
+
+
 def _pinned(graph: _Graph, *, largest: float) -> dict[str, frozenset[int]]:
     """Say which nodes stay float32, by reason; the module's docstring explains the reasons.
 
@@ -209,13 +239,11 @@ class _Writer:
                 float32 = position in _ALWAYS_FLOAT32.get(node.op_type, ())
                 node.input[position] = self.typed(name, TensorProto.FLOAT if float32 else wanted)
             if wanted == self.half and node.output[0] in self.graph.floats:
-                _halve_attributes(node, self.half)
+                _retype_tensors(node, self.half)
+                if node.op_type == "Cast":
+                    node.attribute[:] = [helper.make_attribute("to", self.half)]
             self.nodes.append(node)
-        result = _copy(model)
-        for field, values in (("node", self.nodes), ("initializer", self.constants.values()), ("value_info", ())):
-            result.graph.ClearField(field)
-            getattr(result.graph, field).extend(values)
-        return result
+        return _with_graph(model, self.nodes, self.constants.values())
 
     def typed(self, name: str, wanted: int) -> str:
         """Return the name under which a tensor is to be had in the wanted type, where it is a float at all."""
@@ -229,24 +257,36 @@ class _Writer:
         if (name, wanted) not in self.casts:
             self.casts[name, wanted] = other = f"{name}_{TensorProto.DataType.Name(wanted).lower()}"
             if constant is not None:
-                self.constants[other] = _as_half(constant, other, self.half)
+                self.constants[other] = _as_type(constant, other, self.half)
             else:
-                self.nodes.append(helper.make_node("Cast", [name], [other], name=other, to=wanted))
+                self.nodes.append(_cast(name, other, wanted))
         return self.casts[name, wanted]
 
 
-def _halve_attributes(node: onnx.NodeProto, half: int) -> None:
-    """Casts and fills say in an attribute what type they make."""
+def _cast(name: str, other: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [name], [other], name=f"cast to {other}", to=to)
+
+
+def _retype_tensors(node: onnx.NodeProto, to: int) -> None:
+    """Change the type of the float tensors among a node's attributes: what it fills with."""
     for attribute in node.attribute:
-        if node.op_type == "Cast" and attribute.name == "to":
-            attribute.i = half
-        elif attribute.t.data_type == TensorProto.FLOAT:
-            attribute.t.CopyFrom(_as_half(attribute.t, attribute.t.name, half))
+        if attribute.t.data_type in (TensorProto.FLOAT, *_HALF.values()):
+            attribute.t.CopyFrom(_as_type(attribute.t, attribute.t.name, to))
 
 
-def _as_half(tensor: TensorProto, name: str, half: int) -> TensorProto:
-    dtype = helper.tensor_dtype_to_np_dtype(half)  # numpy's float16, or ml_dtypes' bfloat16
+def _as_type(tensor: TensorProto, name: str, to: int) -> TensorProto:
+    dtype = helper.tensor_dtype_to_np_dtype(to)  # numpy's, or ml_dtypes' bfloat16
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), name)
+
+
+def _with_graph(
+    model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[TensorProto]
+) -> onnx.ModelProto:
+    result = _copy(model)
+    for field, values in (("node", nodes), ("initializer", constants), ("value_info", ())):
+        result.graph.ClearField(field)
+        getattr(result.graph, field).extend(values)
+    return result
 
 
 def _with_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
