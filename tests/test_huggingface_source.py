@@ -193,6 +193,7 @@ PROCESSORS = {
     "no rescaling": (MASK2FORMER, {"do_rescale": False, "image_mean": [128, 128, 128], "image_std": [64, 64, 64]}),
     "maskformer": (MASKFORMER, {}),
     "eomt": (EOMT, {}),
+    "eomt, exact": (EOMT, {"size": {"height": 64, "width": 64}, "do_pad": False}),
 }
 
 

@@ -320,9 +320,10 @@ def _size_problems(processor: Any) -> list[str]:
 def _size_problems_of_eomt(processor: Any) -> list[str]:
     if processor.do_split_image:
         return ["do_split_image true (semantic EoMT: several crops of one image)"]
-    if not _is_range(processor.size) or not processor.do_pad:
-        size = _stated(processor.size)
-        return [f"size {size} with do_pad {processor.do_pad} (allowed: shortest_ and longest_edge, padded)"]
+    size = processor.size
+    if not (_is_range(size) if processor.do_pad else size.height and size.width):
+        allowed = "shortest_ and longest_edge, padded, or height and width, not padded"
+        return [f"size {_stated(size)} with do_pad {processor.do_pad} (allowed: {allowed})"]
     return []
 
 
@@ -336,12 +337,9 @@ def _stated(size: Any) -> dict[str, int]:
 
 def _resize_rule(processor: Any) -> dict[str, Any]:
     """Translate `size` and `size_divisor`."""
-    size = processor.size
-    if _is_eomt(processor):
-        edges = (size.shortest_edge, size.longest_edge)
-        return {"scale": edges[::-1], "size_rule": "huggingface", "pad_divisor": 1, "input_size": edges}
-    divisor = processor.size_divisor or 1
-    if _is_range(size):
-        return {"scale": (size.longest_edge, size.shortest_edge), "size_rule": "huggingface", "pad_divisor": divisor}
-    height, width = (-(-side // divisor) * divisor for side in (size.height, size.width))
-    return {"scale": (max(height, width), min(height, width)), "keep_ratio": False, "input_size": (height, width)}
+    size, divisor = processor.size, getattr(processor, "size_divisor", None) or 1
+    if not _is_range(size):
+        height, width = (-(-side // divisor) * divisor for side in (size.height, size.width))
+        return {"scale": (max(height, width), min(height, width)), "keep_ratio": False, "input_size": (height, width)}
+    rule = {"scale": (size.longest_edge, size.shortest_edge), "size_rule": "huggingface", "pad_divisor": divisor}
+    return rule | ({"input_size": (size.shortest_edge, size.longest_edge)} if _is_eomt(processor) else {})
