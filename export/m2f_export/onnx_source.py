@@ -1,7 +1,7 @@
 """An ONNX file that exists already, made by MMDeploy or by m2f: served as it is.
 
-MMDeploy writes PyTorch's `grid_sample` as its own operator `mmdeploy::grid_sampler`; ONNX has had the same as
-`GridSample` since opset 16, which plain TensorRT and ONNX Runtime load. That is all that is changed.
+MMDeploy writes PyTorch's `grid_sample` as an operator of its own, and for TensorRT instance normalisation too. ONNX has
+both (`GridSample` since opset 16), and plain TensorRT and ONNX Runtime load them. That is all that is changed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from m2f_export.errors import ExportError
 from m2f_export.graph import INPUT, OPSET, OUTPUTS, TRACED_SIZE, check_graph, load_onnx, tensor_shapes
 from m2f_export.source import Source
 
-_GRID_SAMPLER = ("mmdeploy", "grid_sampler")
+_DOMAIN = "mmdeploy"
 _MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")  # PyTorch's numbering
 _LAYOUTS = {TensorProto.UINT8: "uint8_hwc", TensorProto.FLOAT: "float32_chw"}
 
 
 def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
-    """Check a given graph, free it of MMDeploy's grid sampler and write it.
+    """Check a given graph, free it of MMDeploy's operators and write it.
 
     Args:
         path: the ONNX file.
@@ -39,7 +39,7 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
     """
     model = load_onnx(path)
     _check_names(model, path)
-    model = _standard_grid_sample(model)
+    model = _standard_operators(model)
     check_graph(model)
     onnx.save(model, output)
     layout, size = _input(model, path)
@@ -58,24 +58,22 @@ def _check_names(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def _standard_grid_sample(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put ONNX's GridSample where MMDeploy's grid sampler is."""
-    if not any((node.domain, node.op_type) == _GRID_SAMPLER for node in model.graph.node):
+def _standard_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put ONNX's own operators where MMDeploy's equals of them are."""
+    if not any(node.domain == _DOMAIN and node.op_type in _STANDARD for node in model.graph.node):
         return model
     if max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
         model = version_converter.convert_version(model, OPSET)
-    nodes = [_as_grid_sample(node) for node in model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    opsets = [entry for entry in model.opset_import if entry.domain != _GRID_SAMPLER[0]]
+    for node in model.graph.node:
+        if node.domain == _DOMAIN and node.op_type in _STANDARD:
+            node.CopyFrom(_STANDARD[node.op_type](node))
+    opsets = [entry for entry in model.opset_import if entry.domain != _DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(opsets)
     return model
 
 
-def _as_grid_sample(node: onnx.NodeProto) -> onnx.NodeProto:
-    if (node.domain, node.op_type) != _GRID_SAMPLER:
-        return node
+def _grid_sample(node: onnx.NodeProto) -> onnx.NodeProto:
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     return helper.make_node(
         "GridSample",
@@ -86,6 +84,15 @@ def _as_grid_sample(node: onnx.NodeProto) -> onnx.NodeProto:
         padding_mode=_PADDINGS[attributes.get("padding_mode", 0)],
         align_corners=attributes.get("align_corners", 0),
     )
+
+
+def _instance_normalization(node: onnx.NodeProto) -> onnx.NodeProto:
+    made = helper.make_node("InstanceNormalization", node.input, node.output, name=node.name)
+    made.attribute.extend(attribute for attribute in node.attribute if attribute.name == "epsilon")
+    return made
+
+
+_STANDARD = {"grid_sampler": _grid_sample, "TRTInstanceNormalization": _instance_normalization}
 
 
 def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | None]:

@@ -170,6 +170,10 @@ def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
     if deploy:
         precision = request.precision or ("fp16" if deploy.fp16 else None)
         request = replace(request, size=request.size or deploy.input_shape, precision=precision)
+        if deploy.ignored:
+            progress.say(f"{request.deploy_config}: nothing reads {', '.join(deploy.ignored)}")
+        if not deploy.settings.export_postprocess_mask:
+            progress.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
     with progress.step("read"):
         source = read_source(request)
         settings = deploy.settings if deploy else replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
