@@ -38,6 +38,9 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--engine", is_flag=True, help="Also build a TensorRT engine.")
 @click.option(
+    "--target", help="What the engine is for: a Triton container (26.07-py3) or a TensorRT version (10.14.1)."
+)
+@click.option(
     "--image",
     "images",
     type=PATH,
@@ -66,7 +69,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     make, target = (export_repository, repository) if repository else (export_graph, onnx)
     assert target is not None
     try:
-        report = make(request, target, notes.print)
+        report = make(request, target, lambda line: notes.print(line, soft_wrap=True))
     except ExportError as error:
         raise click.ClickException(str(error)) from error
     if as_json:

@@ -9,6 +9,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -37,6 +38,8 @@ def ensure_mmcv_ops() -> bool:
     Returns:
         True where the compiled operators are there, False where the stand-in is.
     """
+    # mmengine 0.10 imports it; nobody who exports a model can do anything about that
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     if _EXTENSION in sys.modules:
         return not isinstance(sys.modules[_EXTENSION], _MissingOps)
     if importlib.util.find_spec(_EXTENSION) is not None:

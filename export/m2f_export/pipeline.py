@@ -13,13 +13,14 @@ from typing import Any
 
 import onnx
 
-from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.contract import MAX_BATCH_SIZE, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.postprocess import Instances
 from m2f.settings import KEYS, Settings
 from m2f_export import repository
-from m2f_export.deploy_config import read_deploy_config
+from m2f_export.deploy_config import DeployConfig, read_deploy_config
+from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.errors import ExportError
-from m2f_export.graph import export_onnx, load_onnx, with_input
+from m2f_export.graph import INPUT, export_onnx, load_onnx, with_input
 from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import (
     CONFIDENT,
@@ -52,6 +53,7 @@ class Request:
         precision: `fp32`, `fp16`, `bf16`; None: as the deploy config, else fp32.
         head: masks of the graph that keeps its head, `full` or `stride4`; None: no such graph.
         engine: build a TensorRT engine too.
+        target: the TensorRT version, or the Triton container, that the engine is for.
         images: to compare on; none: random ones.
         tolerance: largest difference of a logit between two float32 steps; None: `ladder.EXACT`'s.
     """
@@ -64,6 +66,7 @@ class Request:
     precision: Precision | None = None
     head: str | None = None
     engine: bool = False
+    target: str | None = None
     images: tuple[Path, ...] = ()
     tolerance: float | None = None
 
@@ -111,12 +114,13 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
         if request.head:
             with progress.step(f"head kept ({request.head})"):
                 _add_head(stage, ladder, request.head, progress)
+        built = None
         if request.engine:
             with progress.step("TensorRT"):
-                _add_engine(folder, ladder.source, progress)
+                built = _add_engine(folder, ladder.source, request, progress)
         with progress.step("Triton"):
             _compare_served(stage, ladder, progress)
-        report = _report(ladder, progress)
+        report = {**_report(ladder, progress), "engine": built}
         (stage / repository.REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -232,9 +236,36 @@ def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> No
     ladder.check_head(path, known)
 
 
-def _add_engine(folder: Path, source: Source, progress: Progress) -> None:
-    """Build `model.plan` beside `model.onnx`."""
-    raise NotImplementedError
+def _add_engine(folder: Path, source: Source, request: Request, progress: Progress) -> dict[str, Any]:
+    """Build the engine from the graph beside it; a plan of TensorRT-RTX gets a name that Triton does not load."""
+    plan = folder / "model.plan"
+    deploy = read_deploy_config(request.deploy_config) if request.deploy_config else DeployConfig()
+    built = build_engine(load_onnx(folder / "model.onnx"), plan, profile=_profile(source, deploy),
+                         workspace=deploy.max_workspace_size or None)  # fmt: skip
+    if built.backend == TENSORRT_RTX:
+        plan.rename(folder / "model.rtx.plan")
+    message = None
+    if request.target or built.backend == TENSORRT_RTX:
+        message = check_target(built.backend, built.version, request.target or "")
+    if message:
+        progress.say(message)
+    return {**asdict(built), "target": request.target, "target_message": message}
+
+
+def _profile(source: Source, deploy: DeployConfig) -> Profile:
+    """The deploy config's sizes of the input; else batches up to the server's, and every size that images can have."""
+    stated = deploy.shapes.get(INPUT)
+    if stated:
+        axes = zip(stated.minimum, stated.optimum, stated.maximum, strict=True)
+        ranges = [(low, usual, high) for low, usual, high in axes]
+        height, width = (1, 2) if source.preprocessing.layout == "uint8_hwc" else (2, 3)
+        return Profile(batch=ranges[0], height=ranges[height], width=ranges[width])
+    batch = (1, 1, MAX_BATCH_SIZE)
+    if source.preprocessing.input_size:
+        return Profile(batch=batch)
+    height, width = repository.warm_up_size(source.preprocessing)
+    longest, divisor = max(height, width), source.preprocessing.pad_divisor
+    return Profile(batch=batch, height=(divisor, height, longest), width=(divisor, width, longest))
 
 
 def _compare_served(stage: Path, ladder: Ladder, progress: Progress) -> None:

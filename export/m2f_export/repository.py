@@ -69,6 +69,8 @@ def _kept(target: Path) -> str:
 
 
 def _put_in_place(stage: Path, target: Path) -> None:
+    for cache in list(stage.rglob("__pycache__")):  # of the server that it was tried in
+        shutil.rmtree(cache)
     if not target.exists():
         stage.rename(target)
         return
