@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test lint serve bench export train-demo eval-demo export-demo clean
+.PHONY: help setup setup-dev demo test test-official lint serve bench export train-demo eval-demo export-demo clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(VENV)/.serve: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ demo: setup  ## serve the embedded model, send it the example images, leave pict
 
 test: setup-dev  ## run the tests, against the real server too
 	$(BIN)/python -m pytest
+
+test-official: setup-dev  ## export every official Mask2Former configuration at full size, random weights (half an hour)
+	$(BIN)/python -m pytest -m official -s
 
 lint: setup-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -142,10 +142,16 @@ def baked_graph(batch):
 
 def test_a_batch_that_was_traced_in_is_found(ladder, ladder_module, tmp_path):
     onnx.save(baked_graph(0), tmp_path / "free.onnx")
-    assert ladder_module.check_batches(tmp_path / "free.onnx", ladder.samples) == 0
+    assert ladder_module.check_batches(tmp_path / "free.onnx", ladder.source.preprocessing) == (2, 5, 8)
     onnx.save(baked_graph(1), tmp_path / "baked.onnx")
     with pytest.raises(ExportError, match=r"baked\.onnx refuses a batch of 2"):
-        ladder_module.check_batches(tmp_path / "baked.onnx", ladder.samples)
+        ladder_module.check_batches(tmp_path / "baked.onnx", ladder.source.preprocessing)
+
+
+def test_large_inputs_are_compared_in_small_batches(ladder, ladder_module, tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder_module, "PIXELS_AT_ONCE", 6 * 64 * 64)
+    onnx.save(baked_graph(0), tmp_path / "free.onnx")
+    assert ladder_module.check_batches(tmp_path / "free.onnx", ladder.source.preprocessing) == (2, 5)
 
 
 def test_a_batch_that_leaks_between_images_is_found(ladder, ladder_module, tmp_path):
@@ -155,7 +161,7 @@ def test_a_batch_that_leaks_between_images_is_found(ladder, ladder_module, tmp_p
     leaky.graph.node.append(helper.make_node("Sub", ["means", "largest"], ["cls_logits"]))
     onnx.save(leaky, tmp_path / "leaky.onnx")
     with pytest.raises(ExportError, match=r"cls_logits of a batch of 2"):
-        ladder_module.check_batches(tmp_path / "leaky.onnx", ladder.samples)
+        ladder_module.check_batches(tmp_path / "leaky.onnx", ladder.source.preprocessing)
 
 
 def test_pictures_are_read_as_the_server_reads_them(ladder_module, ladder, tmp_path):

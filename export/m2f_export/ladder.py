@@ -20,12 +20,14 @@ from pycocotools import mask as coco_mask
 
 from m2f.contract import InputError
 from m2f.postprocess import Instances, postprocess
+from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.errors import ExportError
 from m2f_export.graph import INPUT, OUTPUTS, EngineGraph
 from m2f_export.source import Source
 
 HEAD_TOLERANCE = 1e-4  # of a score, graph against Python
+PIXELS_AT_ONCE = 1 << 21  # of a batch: bounds the memory of comparing
 CONFIDENT = 0.3  # instances below this score are not compared: rounding reorders them
 _SAME = 0.5  # mask IoU from which two instances of one class are taken for the same
 
@@ -319,30 +321,32 @@ def run_onnx(path: Path) -> Callable[[Sample], Logits]:
     return run
 
 
-def check_batches(path: Path, samples: Sequence[Sample], sizes: Sequence[int] = (2, 5, 8)) -> float:
-    """Hold batches against their images one by one: a batch size that was traced in shows here.
+def check_batches(path: Path, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Hold batches of random pictures against the same one by one: a batch size that was traced in shows here.
 
     Returns:
-        The largest difference of a logit.
+        The batch sizes that were tried: of 2, 5 and 8 those that fit `PIXELS_AT_ONCE`, 2 always.
 
     Raises:
-        ExportError: it is above `EXACT.logits`, or a batch is refused.
+        ExportError: a logit differs by more than `EXACT.logits`, or a batch is refused.
     """
+    height, width = size = preprocessing.input_size or (256, 320)
+    stretched = replace(preprocessing, input_size=size, keep_ratio=False)
+    pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    pixels = [sample.pixels for sample in samples if sample.pixels.shape == samples[0].pixels.shape]
-    one_by_one = [session.run(list(OUTPUTS), {INPUT: image}) for image in pixels]
-    worst = 0.0
-    for size in sizes:
-        rows = [i % len(pixels) for i in range(size)]
+    one_by_one = [session.run(list(OUTPUTS), {INPUT: image[None]}) for image in pixels]
+    sizes = tuple(count for count in (2, 5, 8) if count == 2 or count * height * width <= PIXELS_AT_ONCE)
+    for count in sizes:
+        rows = [i % len(pixels) for i in range(count)]
         try:
-            together = session.run(list(OUTPUTS), {INPUT: np.concatenate([pixels[i] for i in rows])})
+            together = session.run(list(OUTPUTS), {INPUT: pixels[rows]})
         except Exception as error:  # see run_onnx
-            raise ExportError(f"{path.name} refuses a batch of {size}: {error}") from error
+            raise ExportError(f"{path.name} refuses a batch of {count}: {error}") from error
         for output, logits, singles in zip(OUTPUTS, together, zip(*one_by_one, strict=True), strict=True):
-            difference = float(np.abs(logits - np.concatenate([singles[i] for i in rows])).max())
+            alone = np.concatenate([singles[i] for i in rows])
+            difference = float(np.abs(logits - alone).max()) if logits.shape == alone.shape else np.inf
             if not difference <= (EXACT.logits or 0):
                 raise ExportError(
-                    f"{path.name}: {output} of a batch of {size} differs by {difference:.2e} from one by one"
+                    f"{path.name}: {output} of a batch of {count} differs by {difference:.2e} from one by one"
                 )
-            worst = max(worst, difference)
-    return worst
+    return sizes

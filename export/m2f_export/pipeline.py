@@ -184,8 +184,8 @@ def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
         source = replace(source, settings=settings)
     make = _adopt if source.network is None else _trace
     ladder = make(request, source, output, progress)
-    with progress.step("batches of 2, 5 and 8 against one by one"):
-        check_batches(output, ladder.samples)
+    with progress.step("batches against one by one"):
+        check_batches(output, ladder.source.preprocessing)
     if request.precision not in (None, "fp32"):
         with progress.step(request.precision):
             onnx.save(convert(load_onnx(output), request.precision), output)
