@@ -50,7 +50,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
-    help="Largest difference of a logit allowed between float32 steps.",
+    help="Mean difference of a logit allowed between float32 steps.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **options: Any) -> None:

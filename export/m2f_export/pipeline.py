@@ -55,7 +55,7 @@ class Request:
         engine: build a TensorRT engine too.
         target: the TensorRT version, or the Triton container, that the engine is for.
         images: to compare on; none: random ones.
-        tolerance: largest difference of a logit between two float32 steps; None: `ladder.EXACT`'s.
+        tolerance: mean difference of a logit between two float32 steps; None: `ladder.EXACT`'s.
     """
 
     model: Path
@@ -201,7 +201,7 @@ def _trace(request: Request, source: Source, output: Path, progress: Progress) -
     with progress.step("PyTorch"):
         ladder.climb("PyTorch", run_torch(graph))
     with progress.step("ONNX Runtime"):
-        tolerance = replace(EXACT, logits=request.tolerance) if request.tolerance else EXACT
+        tolerance = replace(EXACT, mean=request.tolerance) if request.tolerance else EXACT
         ladder.climb("ONNX Runtime", run_onnx(output), tolerance)
     return ladder
 
