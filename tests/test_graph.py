@@ -104,6 +104,15 @@ def test_padding_is_what_normalises_to_zero(modules):
     assert graph.with_input(source, layout="float32_chw", size=None).preprocessing.pad_value == (0, 0, 0)
 
 
+def test_padding_before_normalisation_needs_pixels(modules):
+    graph, mmdet_source = modules
+    source = mmdet_source.describe_mmdet(CONFIG)
+    black = replace(source, preprocessing=replace(source.preprocessing, pad_value=(0, 0, 0)))
+    assert graph.with_input(black, layout="uint8_hwc", size=None).preprocessing.pad_value == (0, 0, 0)
+    with pytest.raises(ExportError, match=r"pads with \(0, 0, 0\) before it normalises"):
+        graph.with_input(black, layout="float32_chw", size=None)
+
+
 @pytest.mark.parametrize("size", [(250, 256), (256, 16), (0, 0), (-32, 32)])
 def test_a_size_that_is_no_multiple_is_refused(modules, size):
     graph, mmdet_source = modules

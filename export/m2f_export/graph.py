@@ -67,17 +67,23 @@ def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> 
         size: fixed height and width; None leaves both free.
 
     Raises:
-        ExportError: a size that the network does not take.
+        ExportError: a size or a layout that the network does not take.
     """
     size = size or source.fixed_size
     if source.fixed_size and size != source.fixed_size:
         raise ExportError(f"{source.kind} takes {source.fixed_size} only; got a size of {size}")
     if size and (min(size) < source.divisor or any(side % source.divisor for side in size)):
         raise ExportError(f"the input's height and width must be multiples of {source.divisor}; got {size}")
-    # Padding is zero after normalisation: the mean before it. uint8 holds a fractional mean only rounded.
-    red, green, blue = map(round, source.preprocessing.mean) if layout == "uint8_hwc" else (0, 0, 0)
-    preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=(red, green, blue))
+    preprocessing = replace(source.preprocessing, input_size=size)
+    if layout == "float32_chw":
+        preprocessing = _as_floats(preprocessing, source.kind)
     return replace(source, preprocessing=preprocessing)
+
+
+def _as_floats(preprocessing: Preprocessing, kind: str) -> Preprocessing:
+    if preprocessing.pad_value != tuple(map(round, preprocessing.mean)):
+        raise ExportError(f"{kind} pads with {preprocessing.pad_value} before it normalises: give --layout uint8_hwc")
+    return replace(preprocessing, layout="float32_chw", pad_value=(0, 0, 0))
 
 
 def export_onnx(source: Source, output: Path) -> EngineGraph:

@@ -181,8 +181,10 @@ def _preprocessing(
     scale, keep_ratio = _resize(settings, config)
     order = -1 if takes_bgr else 1
     mean, std = (tuple(map(float, preprocessor.get(key) or [default] * 3))[::order] for key, default in _NORMAL.items())
+    red, green, blue = map(round, mean)  # padding comes after normalisation; uint8 holds a fractional mean rounded
     return Preprocessing(
         scale=scale,
+        pad_value=(red, green, blue),
         keep_ratio=keep_ratio,
         input_size=None if keep_ratio else scale[::-1],
         pad_divisor=math.lcm(DIVISOR, preprocessor.get("pad_size_divisor", 1)),

@@ -43,8 +43,8 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
     check_graph(model)
     onnx.save(model, output)
     layout, size = _input(model, path)
-    red, green, blue = map(round, source.preprocessing.mean) if layout == "uint8_hwc" else (0, 0, 0)
-    preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=(red, green, blue))
+    pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0, 0, 0)
+    preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=pad_value)
     return replace(source, preprocessing=preprocessing, mask_stride=_measured_stride(output, layout, size))
 
 

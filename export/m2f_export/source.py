@@ -19,8 +19,8 @@ class Source:
         network: evaluation mode, on the CPU; normalised RGB float32 [N, 3, H, W] ->
             cls_logits float32 [N, Q, C+1] (no-object last) and mask_logits float32 [N, Q, H/4, W/4].
             None where the graph itself is given, as ONNX.
-        preprocessing: how an image becomes the input the network was trained on. `mean` and `std` are always
-            those of RGB 0..255 pixels; `layout` and `pad_value` are set where the graph's input is decided.
+        preprocessing: how an image becomes the input the network was trained on, as pixels (`uint8_hwc`): `mean` and
+            `std` are those of RGB 0..255, `pad_value` is the mean where padding comes after normalisation.
         class_names: by label; empty where the checkpoint does not say.
         num_classes: C.
         settings: the source's own post-processing (mmdet's `test_cfg`).
