@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 NAMES = ["cat", "dog", "bird"]
 MASK2FORMER, MASKFORMER, EOMT, EOMT_DINOV3 = ARCHITECTURES
-SIZES = [(1, 1), (30, 41), (100, 100), (257, 131), (131, 257), (333, 500), (500, 333), (37, 900)]
+SIZES = [(1, 1), (20, 63), (30, 41), (100, 100), (257, 131), (131, 257), (333, 500), (500, 333), (37, 900)]
 
 
 def swin(window_size=7):
