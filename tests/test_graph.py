@@ -128,6 +128,14 @@ def test_a_network_of_one_size_takes_no_other(modules):
         graph.with_input(fixed, layout="uint8_hwc", size=(320, 320))
 
 
+def test_a_source_that_stretches_keeps_its_size(modules):
+    graph, mmdet_source = modules
+    source = mmdet_source.describe_mmdet(CONFIG)
+    stretched = replace(source.preprocessing, keep_ratio=False, input_size=(384, 384))
+    described = graph.with_input(replace(source, preprocessing=stretched), layout="uint8_hwc", size=None)
+    assert described.preprocessing.input_size == (384, 384)
+
+
 def test_a_network_that_cannot_be_traced_is_an_export_error(modules, tmp_path):
     import torch
 

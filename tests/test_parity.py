@@ -66,8 +66,8 @@ def test_the_ap_through_the_server_is_the_ap_of_the_pytorch_model(data, evaluate
     print(f"AP through the server {ours['AP']:.4f}, of the PyTorch model {theirs['AP']:.4f}")
     assert ours["AP"] == pytest.approx(theirs["AP"], abs=0.002)
     assert ours["AP50"] == pytest.approx(theirs["AP50"], abs=0.002)
-    assert ours["AP"] >= 0.62  # of these 100 images; a guard, the figure of the README is of all 300
-    assert ours["AP50"] >= 0.78
+    assert ours["AP"] >= 0.70  # of these 100 images; a guard, the figure of the README is of all 300
+    assert ours["AP50"] >= 0.90
 
 
 def test_confident_instances_are_the_same_one_by_one(through_mmdet, through_server):

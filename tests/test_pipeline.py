@@ -125,6 +125,19 @@ def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy
             assert any(not np.array_equal(changed[name], unsaid[name]) for name in changed), key
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_a_hugging_face_folder_is_served(tmp_path, index):
+    """Mask2Former, MaskFormer and EoMT: one contract, up to what Triton answers."""
+    from test_huggingface_source import ARCHITECTURES, NAMES, save
+
+    result = m2f(save(tmp_path / "model", ARCHITECTURES[index]), "--repository", tmp_path / "mine", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["class_names"] == NAMES
+    assert [step["name"] for step in report["comparison"]["steps"]] == ["ONNX Runtime", "Triton"]
+    assert report["comparison"]["steps"][1]["mask_max"] == 0
+
+
 @pytest.fixture
 def old(tmp_path, made):
     """An export that is there already."""

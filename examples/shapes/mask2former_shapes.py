@@ -130,10 +130,10 @@ test_evaluator = val_evaluator
 
 # ---- schedule: trained from scratch, so the backbone learns at full speed
 # The weights in this folder were trained in pieces: see README.md.
-max_iters = 7000
+max_iters = 14000
 stages = [  # for train.py; ``until`` is a share of max_iters
-    dict(side=192, until=0.16, dense_only=True),  # 1,120 steps
-    dict(side=192, until=0.7143),  # 5,000
+    dict(side=192, until=0.08, dense_only=True),  # 1,120 steps
+    dict(side=192, until=0.3572),  # 5,000
     dict(side=256, until=1.0),
 ]
 optim_wrapper = dict(

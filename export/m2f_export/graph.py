@@ -64,12 +64,12 @@ def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> 
     Args:
         source: what a checkpoint became.
         layout: `uint8_hwc` or `float32_chw`.
-        size: fixed height and width; None leaves both free.
+        size: fixed height and width; None: the source's own where it stretches images to one, else both free.
 
     Raises:
         ExportError: a size or a layout that the network does not take.
     """
-    size = size or source.fixed_size
+    size = size or source.fixed_size or source.preprocessing.input_size
     if source.fixed_size and size != source.fixed_size:
         raise ExportError(f"{source.kind} takes {source.fixed_size} only; got a size of {size}")
     if size and (min(size) < source.divisor or any(side % source.divisor for side in size)):
