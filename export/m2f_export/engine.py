@@ -188,7 +188,7 @@ def _parse(trt: ModuleType, network: Any, log: Any, model: onnx.ModelProto) -> N
     if not parser.parse(_pixels_cast_first(model).SerializeToString()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         lines = [f"  {e.node_operator()} {e.node_name()!r}: {_one_line(e.desc())}" for e in errors]
-        raise ExportError("\n".join([f"the graph does not parse, {len(errors)} errors:", *lines]))
+        raise ExportError("\n".join(["the graph does not parse:", *lines]))
     layers = (network.get_layer(i) for i in range(network.num_layers))
     plugins = sorted({layer.name for layer in layers if "PLUGIN" in layer.type.name})
     if plugins or parser.get_used_vc_plugin_libraries():

@@ -156,7 +156,10 @@ def _read(model: onnx.ModelProto) -> _Graph:
             raise ExportError(
                 f"node {node.name!r} ({node.op_type}) holds a subgraph: precision is set in flat graphs only"
             )
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise ExportError(f"the types of the graph cannot be told: {error}") from error
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     types.update((name, tensor.data_type) for name, tensor in constants.items())
@@ -241,7 +244,8 @@ class _Writer:
             if wanted == self.half and node.output[0] in self.graph.floats:
                 _retype_tensors(node, self.half)
                 if node.op_type == "Cast":
-                    node.attribute[:] = [helper.make_attribute("to", self.half)]
+                    (to,) = node.attribute
+                    to.i = self.half
             self.nodes.append(node)
         return _with_graph(model, self.nodes, self.constants.values())
 
