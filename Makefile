@@ -16,7 +16,7 @@ $(VENV)/.serve: pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml export/openmmlab.txt $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,export]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,export,engine]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement export/openmmlab.txt
 	@touch $@
 

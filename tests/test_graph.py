@@ -79,6 +79,13 @@ def test_the_graph_holds_standard_operators_only(free):
     assert [output.name for output in model.graph.output] == ["cls_logits", "mask_logits"]
 
 
+def test_what_is_fixed_is_stated(free, small, modules):
+    shapes = modules[0].tensor_shapes(onnx.load(free[0]))
+    assert shapes["cls_logits"] == (None, 12, small.num_classes + 1)
+    assert shapes["mask_logits"] == (None, 12, None, None)
+    assert shapes["input"] == (None, None, None, 3)
+
+
 def test_pixels_and_floats_give_the_same(modules, tmp_path):
     graph, mmdet_source = modules
     source = mmdet_source.load_mmdet(CONFIG, CHECKPOINT)

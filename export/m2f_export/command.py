@@ -97,6 +97,6 @@ def ladder_table(comparison: dict[str, Any]) -> Table:
             f"{step['mask_max']:.1e} {step['mask_mean']:.1e}",
             f"{step['matched']} of {step['instances']}{extra}",
             f"{step['iou']:.4f}",
-            f"{step['score']:.1e}",
+            f"{step['score_max']:.1e}",
         )
     return table

@@ -22,7 +22,6 @@ from m2f_export.source import Source
 
 INPUT, OUTPUTS = "input", ("cls_logits", "mask_logits")
 OPSET = 17  # GridSample came with 16, LayerNormalization with 17
-STRIDE = 4
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
 # window, or "no padding needed" would be traced in for good.
 TRACED_SIZE = (128, 160)
@@ -106,17 +105,19 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
             first = 1 if name == INPUT and graph.takes_pixels else 2
             axes[name] |= {first: sides[0], first + 1: sides[1]}
     traced: Any = io.BytesIO()  # the annotation of `export` forgets that it takes files
+    example = _example(source.preprocessing)
     with _quiet():
         try:
+            with torch.inference_mode():
+                outputs = graph(example[:1])
             torch.onnx.export(
-                graph, (_example(source.preprocessing),), traced, input_names=[INPUT], output_names=list(OUTPUTS),
+                graph, (example,), traced, input_names=[INPUT], output_names=list(OUTPUTS),
                 dynamic_axes=axes, opset_version=OPSET, dynamo=False,
             )  # fmt: skip
         except (RuntimeError, torch.onnx.OnnxExporterError) as error:
             raise ExportError(f"{source.kind} cannot be traced: {error}") from error
         slim = onnxslim.slim(onnx.load_from_string(traced.getvalue()))
-    if size := source.preprocessing.input_size:
-        _state_mask_size(slim, size)
+    _state_shapes(slim, outputs, fixed=source.preprocessing.input_size is not None)
     check_graph(slim)
     onnx.save(slim, output)
     return graph
@@ -156,11 +157,12 @@ def check_graph(model: onnx.ModelProto) -> None:
         raise ExportError(f"ONNX's checker refuses the graph: {error}") from error
 
 
-def _state_mask_size(model: onnx.ModelProto, size: tuple[int, int]) -> None:
-    """Write the masks' fixed height and width, which the tracer leaves unnamed, into the graph's output."""
-    masks = next(output for output in model.graph.output if output.name == "mask_logits")
-    for dim, side in zip(masks.type.tensor_type.shape.dim[2:], size, strict=True):
-        dim.dim_value = side // STRIDE
+def _state_shapes(model: onnx.ModelProto, outputs: tuple[torch.Tensor, ...], *, fixed: bool) -> None:
+    """Write what is fixed of the outputs' shapes into the graph: the tracer leaves most of it unnamed."""
+    for value, output in zip(model.graph.output, outputs, strict=True):
+        stated = output.shape[1:] if fixed or output.ndim == 3 else output.shape[1:2]
+        for dim, size in zip(value.type.tensor_type.shape.dim[1:], stated, strict=False):
+            dim.dim_value = size
 
 
 def _channels(values: tuple[float, float, float]) -> torch.nn.Parameter:
