@@ -66,7 +66,7 @@ def test_every_step_is_compared_and_reported(made):
     target, report = made
     steps = {step["name"]: step for step in report["comparison"]["steps"]}
     assert report["comparison"]["first"] == "PyTorch"
-    assert list(steps) == ["ONNX Runtime", "fp16", "Triton"]
+    assert list(steps) == ["ONNX Runtime", "fp16", "fp16, CPU", "Triton"]
     assert steps["ONNX Runtime"]["mask_max"] <= 1e-3
     assert steps["fp16"]["cls_max"] > 0
     assert steps["Triton"]["mask_max"] == steps["Triton"]["cls_max"] == 0  # the same graph on the same machine
@@ -185,6 +185,18 @@ def test_what_fails_is_named_and_the_old_repository_stays(old, arguments, messag
     assert re.search(message, result.stderr), result.stderr
     assert tree(old) == before
     assert [path.name for path in old.parent.iterdir()] == ["mine"]
+
+
+def test_bfloat16_is_compared_as_a_device_rounds_it(tmp_path):
+    """ONNX Runtime does not compute it on a processor, so there is nothing to serve it with here."""
+    size = ["--size", 256, 256]
+    result = m2f(
+        CONFIG, CHECKPOINT, "--repository", tmp_path / "mine", *size, "--precision", "bf16", *compare_on(IMAGES)
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "mine" / "export.json").read_text())
+    assert [step["name"] for step in report["comparison"]["steps"]] == ["ONNX Runtime", "bf16"]
+    assert "not compared through Triton" in result.stderr
 
 
 def test_another_models_checkpoint_is_refused(old, tmp_path):

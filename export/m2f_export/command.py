@@ -13,7 +13,7 @@ from rich.table import Table
 from m2f.preprocess import LAYOUTS
 from m2f_export.errors import ExportError
 from m2f_export.head import MASKS
-from m2f_export.pipeline import Request, export_graph, export_repository
+from m2f_export.pipeline import NOT_ON_CPU, Request, export_graph, export_repository
 from m2f_export.precision import PRECISIONS
 
 PATH = click.Path(path_type=Path)
@@ -78,7 +78,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     console = Console(highlight=False)
     console.print(ladder_table(report["comparison"]))
     console.print(f"wrote {target}", soft_wrap=True)
-    if repository:
+    if repository and options["precision"] != NOT_ON_CPU:
         console.print(f"serve it: m2f serve --model-repository {target} --config-name cpu", soft_wrap=True)
 
 
@@ -90,12 +90,12 @@ def ladder_table(comparison: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     table.add_row(comparison["first"])
     for step in comparison["steps"]:
-        extra = f" + {step['extra']}" if step["extra"] else ""
+        extra = f" +{step['extra']}" if step["extra"] else ""
         table.add_row(
             step["name"],
             f"{step['cls_max']:.1e} {step['cls_mean']:.1e}",
             f"{step['mask_max']:.1e} {step['mask_mean']:.1e}",
-            f"{step['matched']} of {step['instances']}{extra}",
+            f"{step['matched']}/{step['instances']}{extra}",
             f"{step['iou']:.4f}",
             f"{step['score_max']:.1e}",
         )

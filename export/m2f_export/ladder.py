@@ -323,16 +323,16 @@ def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
     return run
 
 
-def run_onnx(path: Path) -> Callable[[Sample], Logits]:
-    """An ONNX file on ONNX Runtime.
+def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
+    """An ONNX model, a file or serialised, on ONNX Runtime.
 
     Raises:
         ExportError: ONNX Runtime does not load it.
     """
     try:
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ExportError(f"ONNX Runtime does not load {path.name}: {error}") from error
+        raise ExportError(f"ONNX Runtime does not load the graph: {error}") from error
 
     def run(sample: Sample) -> Logits:
         cls_logits, mask_logits = session.run(list(OUTPUTS), {INPUT: sample.pixels})
