@@ -170,6 +170,8 @@ def tree(folder):
         ([CONFIG, CHECKPOINT, "--size", 256, 256, "--tolerance", 1e-9], r"ONNX Runtime drifts .*allowed 1e-09"),
         ([CONFIG, CHECKPOINT, "--size", 250, 256], "multiples of 32"),
         ([CONFIG, CHECKPOINT, "--size", 64, 64, "--image", "nothing.jpg"], "nothing.jpg: No such file"),
+        ([CONFIG, "end2end.onnx", "--size", 64, 64], "has its own input size"),
+        ([CONFIG, CHECKPOINT, "--head", "full", "--precision", "bf16"], "give fp32 or fp16"),
         ([CONFIG], "needs its checkpoint"),
         ([CONFIG, "nothing.pth"], "nothing.pth: no such file"),
         ([ROOT / "README.md", CHECKPOINT], "not a configuration"),
@@ -213,6 +215,29 @@ def test_one_target_is_needed(arguments):
     result = m2f(CONFIG, CHECKPOINT, *arguments)
     assert result.exit_code == 2
     assert "one of --repository and --onnx" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "shapes", "expected"),
+    [
+        (None, None, ((1, 1, 8), (256, 256, 256), (256, 256, 256))),
+        ((256, 256), None, ((1, 1, 8), None, None)),
+        (None, ((1, 3, 320, 352), (2, 3, 800, 1344), (4, 3, 1344, 1376)),
+         ((1, 2, 4), (320, 800, 1344), (352, 1344, 1376))),
+        ((256, 256), ((1, 3, 256, 256), (2, 3, 256, 256), (4, 3, 256, 256)), ((1, 2, 4), None, None)),
+    ],
+)  # fmt: skip
+def test_an_engine_is_built_for_the_sizes_that_are_stated(size, shapes, expected):
+    from m2f_export.deploy_config import DeployConfig, ShapeRange
+    from m2f_export.graph import with_input
+    from m2f_export.mmdet_source import describe_mmdet
+    from m2f_export.pipeline import _profile
+
+    source = with_input(describe_mmdet(CONFIG), layout="uint8_hwc", size=size)
+    ranges = dict(zip(("minimum", "optimum", "maximum"), shapes, strict=True)) if shapes else None
+    deploy = DeployConfig(shapes={"input": ShapeRange(**ranges)} if ranges else {})
+    profile = _profile(source, deploy)
+    assert (profile.batch, profile.height, profile.width) == expected
 
 
 def test_a_head_needs_a_repository(tmp_path):

@@ -105,6 +105,8 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
     Raises:
         ExportError: something is wrong with the request, or a step drifts from the one before; nothing is replaced.
     """
+    if request.head and request.precision == NOT_ON_CPU:
+        raise ExportError(f"a graph with its head in {NOT_ON_CPU} cannot be compared here: give fp32 or fp16")
     progress = Progress(say)
     with repository.staged(target) as stage:
         folder = repository.copy_template(stage)
@@ -174,6 +176,8 @@ def read_source(request: Request) -> Source:
 
 def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
     """Write the graph in the precision asked for; return the ladder up to it."""
+    if request.size and request.weights and request.weights.suffix == ".onnx":
+        raise ExportError(f"{request.weights} has its own input size: --size is for a graph that is made here")
     deploy = read_deploy_config(request.deploy_config) if request.deploy_config else None
     if deploy:
         precision = request.precision or ("fp16" if deploy.fp16 else None)
@@ -262,18 +266,17 @@ def _add_engine(folder: Path, source: Source, request: Request, progress: Progre
 
 def _profile(source: Source, deploy: DeployConfig) -> Profile:
     """The deploy config's sizes of the input; else batches up to the server's, and every size that images can have."""
+    fixed = source.preprocessing.input_size is not None
     stated = deploy.shapes.get(INPUT)
-    if stated:
-        axes = zip(stated.minimum, stated.optimum, stated.maximum, strict=True)
-        ranges = [(low, usual, high) for low, usual, high in axes]
-        height, width = (1, 2) if source.preprocessing.layout == "uint8_hwc" else (2, 3)
-        return Profile(batch=ranges[0], height=ranges[height], width=ranges[width])
+    if stated:  # MMDeploy's are those of its own input, [N, 3, H, W]
+        batch, _, height, width = zip(stated.minimum, stated.optimum, stated.maximum, strict=True)
+        return Profile(batch=batch, height=None if fixed else height, width=None if fixed else width)
     batch = (1, 1, MAX_BATCH_SIZE)
-    if source.preprocessing.input_size:
+    if fixed:
         return Profile(batch=batch)
-    height, width = repository.warm_up_size(source.preprocessing)
-    longest, divisor = max(height, width), source.preprocessing.pad_divisor
-    return Profile(batch=batch, height=(divisor, height, longest), width=(divisor, width, longest))
+    usual_height, usual_width = repository.warm_up_size(source.preprocessing)
+    longest, divisor = max(usual_height, usual_width), source.preprocessing.pad_divisor
+    return Profile(batch=batch, height=(divisor, usual_height, longest), width=(divisor, usual_width, longest))
 
 
 def _compare_served(stage: Path, ladder: Ladder, progress: Progress) -> None:
