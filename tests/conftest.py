@@ -1,5 +1,6 @@
 """The real server on the real repository, once for the whole run."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,14 @@ def server():
 def image_files():
     """Encoded images of different sizes and formats."""
     return [path.read_bytes() for path in IMAGES]
+
+
+@pytest.fixture(scope="session")
+def evaluate():
+    """The module that computes mask AP: examples/shapes/evaluate.py."""
+    folder = str(ROOT / "examples/shapes")
+    sys.path.insert(0, folder)
+    import evaluate
+
+    yield evaluate
+    sys.path.remove(folder)

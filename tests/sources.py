@@ -3,6 +3,8 @@
 import contextlib
 import io
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +66,10 @@ def smooth(count, height, width, seed=0):
 
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in coarse])
+
+
+def draw_held_out(folder, count):
+    """Draw the first held-out pictures, in `val`, with annotations; a picture does not depend on how many are made."""
+    generate = [sys.executable, ROOT / "examples/shapes/generate.py", "--out", folder]
+    subprocess.run([*generate, "--train", "0", "--val", str(count), "--seed", "7"], check=True)
+    return folder

@@ -1,38 +1,21 @@
 """Did deployment change the model? The same held-out images through mmdetection and through the server."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from kserve import connect, image_input
+from sources import CHECKPOINT, draw_held_out
 
 from m2f.contract import PUBLIC_MODEL
 
 pytestmark = [pytest.mark.server, pytest.mark.torch, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
-SHAPES = Path(__file__).parents[1] / "examples/shapes"
-CHECKPOINT = SHAPES / "mask2former_shapes.pth"
 COUNT = 100
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The first held-out images; a picture does not depend on how many are made."""
-    folder = tmp_path_factory.mktemp("shapes")
-    sizes = ["--train", "0", "--val", str(COUNT), "--seed", "7"]
-    subprocess.run([sys.executable, SHAPES / "generate.py", "--out", folder, *sizes], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluate():
-    sys.path.insert(0, str(SHAPES))
-    import evaluate
-
-    yield evaluate
-    sys.path.remove(str(SHAPES))
+    """The first held-out images."""
+    return draw_held_out(tmp_path_factory.mktemp("shapes"), COUNT)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from sources import CHECKPOINT, CONFIG, ROOT, random_checkpoint, small_config
+from sources import CHECKPOINT, CONFIG, ROOT, draw_held_out, random_checkpoint, small_config
 from test_onnx_source import deploy_config, mmdeploys_onnx  # noqa: F401 (fixtures)
 
 from m2f.contract import STRUCTURED_OUTPUTS
@@ -36,9 +34,7 @@ def compare_on(images):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Twenty held-out pictures."""
-    folder = tmp_path_factory.mktemp("shapes")
-    generate = [sys.executable, ROOT / "examples/shapes/generate.py", "--out", folder, "--train", "0", "--val", "20"]
-    subprocess.run([*generate, "--seed", "7"], check=True)
+    folder = draw_held_out(tmp_path_factory.mktemp("shapes"), 20)
     return sorted((folder / "val").iterdir())
 
 

@@ -1,15 +1,13 @@
 """Half precision in the graph: what stays float32, what it costs, and what the pins are good for."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, numpy_helper
-from sources import COMMITTED, ROOT, random_checkpoint, small_config
+from sources import COMMITTED, ROOT, draw_held_out, random_checkpoint, small_config
 
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
@@ -20,7 +18,6 @@ from m2f_export.precision import convert, rounded
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
-SHAPES = ROOT / "examples/shapes"
 IMAGES = sorted((ROOT / "examples/images").glob("scene_*"))
 PRODUCTS = {"Einsum", "MatMul", "Gemm", "Conv"}
 FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -157,19 +154,7 @@ def test_the_batch_stays_free(embedded, batch, size):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The first held-out pictures."""
-    folder = tmp_path_factory.mktemp("shapes")
-    sizes = ["--train", "0", "--val", str(COUNT), "--seed", "7"]
-    subprocess.run([sys.executable, SHAPES / "generate.py", "--out", folder, *sizes], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def evaluate():
-    sys.path.insert(0, str(SHAPES))
-    import evaluate
-
-    yield evaluate
-    sys.path.remove(str(SHAPES))
+    return draw_held_out(tmp_path_factory.mktemp("shapes"), COUNT)
 
 
 @pytest.fixture(scope="module")
