@@ -11,7 +11,7 @@ PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
 MAX_BATCH_SIZE = 8
 MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JPEG can have
-MAX_MASK_BYTES = 1 << 30  # dense `masks` of one response; RLE has no such limit
+MAX_MASK_BYTES = 1 << 30  # dense `masks`, and each label map, of one response; RLE has no such limit
 
 
 class InputError(ValueError):
@@ -48,6 +48,9 @@ OUTPUTS: tuple[Tensor, ...] = (
     Tensor("rle", "BYTES", (-1,), "postprocess", "COCO compressed RLE counts of the full-size mask"),
     Tensor("size", "INT32", (2,), "postprocess", "h, w of the original image"),
     Tensor("masks", "UINT8", (-1, -1, -1), "masks", "dense 0/1 masks [K, H, W]"),
+    Tensor("panoptic", "INT32", (-1, -1), "panoptic", "segment of each pixel [H, W], 0 is void"),
+    Tensor("segments", "BYTES", (1,), "panoptic", "JSON list of the segments, as COCO panoptic's segments_info"),
+    Tensor("semantic", "INT32", (-1, -1), "semantic", "class index of each pixel [H, W]"),
     Tensor("cls_logits", "FP32", (-1, -1), "raw", "engine output [Q, C+1]"),
     Tensor("mask_logits", "FP32", (-1, -1, -1), "raw", "engine output [Q, h, w]"),
 )

@@ -30,6 +30,9 @@ class Settings:
         background_label_id: -1: no-object is the last class column; 0: the first (TAO).
         export_postprocess_mask: false: no full-size masks are made, `rle` and `masks` are empty.
         classes: only these classes, by index or name, comma-separated; empty: all.
+        panoptic_score_threshold: class score of a query must be above it to get pixels of the panoptic map, 0..1.
+        panoptic_overlap_threshold: share of a query's own mask that it must win there, 0..1.
+        panoptic_filter_low_score: pixels that a query wins outside its own mask stay void.
         semantics: whose post-processing is reproduced.
     """
 
@@ -41,6 +44,9 @@ class Settings:
     background_label_id: int = -1
     export_postprocess_mask: bool = True
     classes: str = ""
+    panoptic_score_threshold: float = 0.8
+    panoptic_overlap_threshold: float = 0.8
+    panoptic_filter_low_score: bool = True
     semantics: str = "mmdet"
 
     def __post_init__(self) -> None:
@@ -93,6 +99,7 @@ def _is_limit(value: Any) -> bool:
 
 
 KEYS = tuple(field.name for field in fields(Settings))
+PANOPTIC_KEYS = tuple(name for name in KEYS if name.startswith("panoptic_"))
 _TEXT_KEYS = ("classes", "semantics")
 
 _FRACTION = "a number from 0 to 1"
@@ -106,8 +113,29 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "background_label_id": ("-1 (no-object comes last) or 0 (first)", lambda v: _is_int(v) and v in (-1, 0)),
     "export_postprocess_mask": ("true or false", lambda v: isinstance(v, bool)),
     "classes": ("a string of class indices or names, comma-separated", lambda v: isinstance(v, str)),
+    "panoptic_score_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
+    "panoptic_overlap_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
+    "panoptic_filter_low_score": ("true or false", lambda v: isinstance(v, bool)),
     "semantics": ("one of: " + ", ".join(SEMANTICS), lambda v: v in SEMANTICS),
 }
+
+
+def thing_classes(parameters: Mapping[str, str]) -> frozenset[int] | None:
+    """Read which classes are countable from a model's `parameters` block; None, where it does not say: all.
+
+    Raises:
+        InputError: `thing_classes` is not a JSON list of class indices.
+    """
+    text = parameters.get("thing_classes")
+    if text is None:
+        return None
+    try:
+        indices = json.loads(text)
+    except json.JSONDecodeError:
+        indices = None
+    if not isinstance(indices, list) or not all(_is_int(index) and index >= 0 for index in indices):
+        raise InputError(f"parameter 'thing_classes' must be a JSON list of class indices; got {text!r}")
+    return frozenset(indices)
 
 
 def _check(name: str, value: object) -> None:

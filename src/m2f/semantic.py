@@ -1,0 +1,63 @@
+"""Logits in, a class for each pixel out.
+
+Source: `semantic_inference` of facebookresearch/Mask2Former (mask2former/maskformer_model.py); mmdetection 3.3 has
+none. The logits are resized to the image before they are combined: mmdetection's geometry, and Mask2Former's where
+instances or panoptic segments are asked for too. Mask2Former alone with semantics, and Hugging Face's
+`post_process_semantic_segmentation` (by way of 384 x 384), resize the combined scores instead.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from m2f.geometry import Floats
+from m2f.label_maps import Block, FullSizeLogits, LabelMap, sigmoid
+from m2f.postprocess import _check_shapes, class_scores
+from m2f.settings import Settings
+
+NO_CLASS = -1  # a pixel beyond the image, in a batch of several sizes
+
+_BLOCK_VALUES = 1 << 21  # float32 of a block: 8 MB for all its queries and classes
+
+
+def semantic(
+    cls_logits: Floats,
+    mask_logits: Floats,
+    *,
+    img_shape: tuple[int, int],
+    ori_shape: tuple[int, int],
+    settings: Settings,
+    mask_stride: int = 4,
+) -> LabelMap:
+    """Return the class index of each pixel, int32 [H, W]; there is no void.
+
+    The class with the largest sum over the queries of class probability x mask probability; the first among equals.
+
+    Args:
+        cls_logits: float32 [Q, C+1].
+        mask_logits: float32 [Q, h, w], not upsampled. NaN counts as far outside.
+        img_shape: height and width of the image inside the padded network input.
+        ori_shape: height and width of the original image.
+        settings: `background_label_id`; the others are for instances and panoptic segments.
+        mask_stride: network-input pixels per mask cell along each axis.
+
+    Raises:
+        InputError: shapes that do not fit together.
+    """
+    _, padded = _check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
+    weights = np.ascontiguousarray(class_scores(cls_logits, settings.background_label_id).T)  # [C, Q]
+    logits = FullSizeLogits(mask_logits, padded=padded, valid=img_shape, original=ori_shape)
+    classes = np.empty(ori_shape, np.int32)
+    for block in logits.blocks(_BLOCK_VALUES // sum(weights.shape)):
+        classes[block.rows] = _block_classes(block, weights)
+    return classes
+
+
+def _block_classes(block: Block, weights: Floats) -> LabelMap:
+    """Return the classes int32 [rows, W] of a block, from each query's class probabilities [C, Q]."""
+    rows, width = block.rows.stop - block.rows.start, block.cells.shape[-1]
+    probabilities = np.empty((weights.shape[1], rows, width), np.float32)
+    for query, probability in enumerate(probabilities):
+        probability[:] = sigmoid(block.logits(query))
+    scores = weights @ probabilities.reshape(len(probabilities), -1)  # [C, rows * W]
+    return scores.argmax(axis=0).reshape(rows, width).astype(np.int32)
