@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 
 from m2f.contract import InputError
@@ -47,7 +48,15 @@ def test_an_unknown_key_lists_the_allowed_ones():
         ("background_label_id", 80, "-1 (no-object comes last) or 0 (first)"),
         ("export_postprocess_mask", 1, "true or false"),
         ("classes", 3, "a string of class indices or names, comma-separated"),
-        ("semantics", "detectron3", "one of: mmdet"),
+        ("class_score_thresholds", 0.5, 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("class_score_thresholds", "0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("class_score_thresholds", "=0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("class_score_thresholds", "1=", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("class_score_thresholds", "1=1.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("class_score_thresholds", "1=nan", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("class_score_thresholds", "1=0.5,,2=0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("semantics", "detectron3", "one of: mmdet, detectron2, huggingface, tao"),
+        ("semantics", 1, "one of: mmdet, detectron2, huggingface, tao"),
     ],
 )
 def test_a_wrong_value_names_the_key_the_value_and_what_is_allowed(key, value, allowed):
@@ -55,7 +64,7 @@ def test_a_wrong_value_names_the_key_the_value_and_what_is_allowed(key, value, a
         Settings().override({key: value})
 
 
-@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("classes", "semantics")])
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("classes", "class_score_thresholds", "semantics")])
 def test_a_repository_value_that_is_not_json_is_refused(key):
     with pytest.raises(InputError, match=f"parameter '{key}' must be"):
         Settings.from_repository({key: "yes please"})
@@ -73,3 +82,44 @@ def test_classes_by_index_or_name(classes, expected):
 def test_a_class_that_does_not_exist_is_named(classes):
     with pytest.raises(InputError, match=r"has no class .*; allowed: 0 to 3; names: bird, a dog, cat, fish"):
         Settings(classes=classes).class_indices(("bird", "a dog", "cat", "fish"), 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [0.5] * 5),
+        (" ", [0.5] * 5),
+        ("0=0.7", [0.7, 0.5, 0.5, 0.5, 0.5]),
+        ("cat = 1, 1=0", [0.5, 0, 1, 0.5, 0.5]),
+        ("7=0.25", [0.5, 0.5, 0.5, 0.25, 0.5]),  # a class may be named 7
+        ("a=b=0.125", [0.5, 0.5, 0.5, 0.5, 0.125]),
+    ],
+)
+def test_thresholds_of_single_classes(text, expected):
+    settings = Settings(score_threshold=0.5, class_score_thresholds=text)
+    got = settings.thresholds(("bird", "a dog", "cat", "7", "a=b"), 5)
+    np.testing.assert_array_equal(got, np.float32(expected))
+
+
+@pytest.mark.parametrize("text", ["4=0.5", "fish=0.5,Cat=0.5", "-1=0"])
+def test_a_threshold_of_a_class_that_does_not_exist_names_it(text):
+    with pytest.raises(InputError, match=r"'class_score_thresholds' has no class .*; allowed: 0 to 3; names: bird"):
+        Settings(class_score_thresholds=text).thresholds(("bird", "a dog", "cat", "fish"), 4)
+
+
+def test_a_class_has_one_threshold():
+    with pytest.raises(InputError, match="'class_score_thresholds' has class 2 twice"):
+        Settings(class_score_thresholds="cat=0.5,2=0.5").thresholds(("bird", "a dog", "cat"), 3)
+
+
+@pytest.mark.parametrize(("semantics", "column"), [("mmdet", -1), ("detectron2", -1), ("huggingface", -1), ("tao", 0)])
+def test_no_object_is_where_the_semantics_have_it_unless_it_is_given(semantics, column):
+    assert Settings(semantics=semantics).background_label_id == column
+    assert Settings.from_repository({"semantics": semantics}).background_label_id == column
+    given = {"semantics": semantics, "background_label_id": "-1"}
+    assert Settings.from_repository(given).background_label_id == -1
+
+
+def test_a_request_for_other_semantics_leaves_no_object_where_the_model_has_it():
+    assert Settings(semantics="tao").override({"semantics": "mmdet"}).background_label_id == 0
+    assert Settings().override({"semantics": "tao"}).background_label_id == -1

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from m2f.contract import InputError
+from m2f.semantics import PROFILES
 
 NO_LIMIT = -1
-SEMANTICS = ("mmdet",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +30,11 @@ class Settings:
         iou_threshold: class-aware NMS drops a mask whose IoU with a better one is above it; 1: off.
         max_output_boxes_per_class: instances kept per class; -1: no limit.
         keep_top_k: instances kept per image, after everything else; -1: no limit.
-        background_label_id: -1: no-object is the last class column; 0: the first (TAO).
+        background_label_id: -1: no-object is the last class column; 0: the first. Not given: where `semantics` has it.
+            It belongs to the model: a request that changes the semantics leaves it as it is.
         export_postprocess_mask: false: no full-size masks are made, `rle` and `masks` are empty.
         classes: only these classes, by index or name, comma-separated; empty: all.
+        class_score_thresholds: thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`.
         panoptic_score_threshold: class score of a query must be above it to get pixels of the panoptic map, 0..1.
         panoptic_overlap_threshold: share of a query's own mask that it must win there, 0..1.
         panoptic_filter_low_score: pixels that a query wins outside its own mask stay void.
@@ -41,15 +46,19 @@ class Settings:
     iou_threshold: float = 1.0
     max_output_boxes_per_class: int = NO_LIMIT
     keep_top_k: int = NO_LIMIT
-    background_label_id: int = -1
+    background_label_id: int = None  # type: ignore[assignment] # a number once it is made
     export_postprocess_mask: bool = True
     classes: str = ""
+    class_score_thresholds: str = ""
     panoptic_score_threshold: float = 0.8
     panoptic_overlap_threshold: float = 0.8
     panoptic_filter_low_score: bool = True
     semantics: str = "mmdet"
 
     def __post_init__(self) -> None:
+        _check("semantics", self.semantics)
+        if self.background_label_id is None:
+            object.__setattr__(self, "background_label_id", PROFILES[self.semantics].background_label_id)
         for field in fields(self):
             _check(field.name, getattr(self, field.name))
 
@@ -83,7 +92,24 @@ class Settings:
         """
         if not self.classes.strip():
             return None
-        return frozenset(_class_index(word.strip(), class_names, num_classes) for word in self.classes.split(","))
+        words = [word.strip() for word in self.classes.split(",")]
+        return frozenset(_class_index("classes", word, class_names, num_classes) for word in words)
+
+    def thresholds(self, class_names: tuple[str, ...], num_classes: int) -> npt.NDArray[np.float32]:
+        """Return what the score of each class must reach: float32 [C].
+
+        Raises:
+            InputError: `class_score_thresholds` names a class the model does not have, or one class twice.
+        """
+        thresholds = np.full(num_classes, self.score_threshold, np.float32)
+        named = set()
+        for word, threshold in _threshold_pairs(self.class_score_thresholds):
+            label = _class_index("class_score_thresholds", word, class_names, num_classes)
+            if label in named:
+                raise InputError(f"parameter 'class_score_thresholds' has class {label} twice; allowed: once")
+            named.add(label)
+            thresholds[label] = threshold
+        return thresholds
 
 
 def _is_int(value: object) -> bool:
@@ -98,9 +124,22 @@ def _is_limit(value: Any) -> bool:
     return _is_int(value) and (value >= 1 or value == NO_LIMIT)
 
 
+def _threshold_pairs(text: str) -> list[tuple[str, float]]:
+    """Read `"circle=0.7,2=0.3"`; a name may hold an equals sign. ValueError: not a number."""
+    words = [word.rpartition("=") for word in text.split(",")] if text.strip() else []
+    return [(name.strip(), float(value)) for name, _, value in words]
+
+
+def _are_thresholds(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and all(word and 0 <= number <= 1 for word, number in _threshold_pairs(value))
+    except ValueError:
+        return False
+
+
 KEYS = tuple(field.name for field in fields(Settings))
 PANOPTIC_KEYS = tuple(name for name in KEYS if name.startswith("panoptic_"))
-_TEXT_KEYS = ("classes", "semantics")
+_TEXT_KEYS = ("classes", "class_score_thresholds", "semantics")
 
 _FRACTION = "a number from 0 to 1"
 _LIMIT = "a whole number >= 1, or -1 for no limit"
@@ -113,10 +152,11 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "background_label_id": ("-1 (no-object comes last) or 0 (first)", lambda v: _is_int(v) and v in (-1, 0)),
     "export_postprocess_mask": ("true or false", lambda v: isinstance(v, bool)),
     "classes": ("a string of class indices or names, comma-separated", lambda v: isinstance(v, str)),
+    "class_score_thresholds": ('a string such as "circle=0.7,2=0.3", each threshold from 0 to 1', _are_thresholds),
     "panoptic_score_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
     "panoptic_overlap_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
     "panoptic_filter_low_score": ("true or false", lambda v: isinstance(v, bool)),
-    "semantics": ("one of: " + ", ".join(SEMANTICS), lambda v: v in SEMANTICS),
+    "semantics": ("one of: " + ", ".join(PROFILES), lambda v: v in tuple(PROFILES)),
 }
 
 
@@ -153,10 +193,10 @@ def _parse(name: str, text: str) -> Any:
         raise InputError(f"parameter '{name}' must be {_ALLOWED[name][0]}; got {text!r}") from None
 
 
-def _class_index(word: str, class_names: tuple[str, ...], num_classes: int) -> int:
+def _class_index(key: str, word: str, class_names: tuple[str, ...], num_classes: int) -> int:
     if word in class_names:
         return class_names.index(word)
     if word.isdecimal() and int(word) < num_classes:
         return int(word)
     known = f"; names: {', '.join(class_names)}" if class_names else ""
-    raise InputError(f"parameter 'classes' has no class {word!r}; allowed: 0 to {num_classes - 1}{known}")
+    raise InputError(f"parameter '{key}' has no class {word!r}; allowed: 0 to {num_classes - 1}{known}")
