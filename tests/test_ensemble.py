@@ -11,8 +11,10 @@ import pytest
 from kserve import connect, image_input
 from pycocotools import mask as coco
 from reference import full_size_logits, instances
+from reference_maps import mask_probabilities, panoptic, semantic_scores
+from tritonclient.utils import InferenceServerException
 
-from m2f.contract import OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
+from m2f.contract import OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.preprocess import Preprocessing
 
 pytestmark = pytest.mark.server
@@ -138,6 +140,42 @@ def check_against_raw(got, img_shape, ori_shape):
         assert got["areas"][0, i] == coco.area(rle)
 
 
+def test_label_maps_are_the_references_of_the_raw_outputs(grpc, preprocessing, image_files):
+    for data in image_files:
+        got = grpc.infer(PUBLIC_MODEL, image_input(data), ["panoptic", "segments", "semantic", *RAW_OUTPUTS])
+        _, img_shape, ori_shape = preprocessing([data])
+        cls_logits = got["cls_logits"][0]
+        masks = mask_probabilities(got["mask_logits"][0], tuple(img_shape[0]), tuple(ori_shape[0]))
+        ids, segments = panoptic(cls_logits, masks, things=range(cls_logits.shape[1] - 1))
+        assert (got["panoptic"][0] != ids).mean() < 1e-4
+        sent = json.loads(got["segments"][0, 0])
+        assert [{key: segment[key] for key in ("id", "isthing", "category_id")} for segment in sent] == segments
+        assert {segment["name"] for segment in sent} <= {"circle", "square", "triangle", "star", "ring"}
+        assert (got["semantic"][0] != semantic_scores(cls_logits, masks).argmax(0)).mean() < 1e-4
+
+
+def test_a_request_may_change_the_panoptic_thresholds(grpc, image_files):
+    def segments(**parameters):
+        got = grpc.infer(PUBLIC_MODEL, image_input(image_files[0]), ["panoptic", "segments"], **parameters)
+        sent = json.loads(got["segments"][0, 0])
+        assert set(np.unique(got["panoptic"])) - {0} == {segment["id"] for segment in sent}
+        return sent
+
+    usual = segments()
+    assert 0 < len(usual) < len(segments(panoptic_score_threshold=0.0, panoptic_overlap_threshold=0.0))
+    assert segments(panoptic_score_threshold=1.0) == []
+    filled = segments(panoptic_filter_low_score=False)
+    assert sum(s["area"] for s in filled) > sum(s["area"] for s in usual)
+
+
+@pytest.mark.parametrize("output", ["panoptic", "semantic"])
+def test_a_label_map_beyond_a_gigabyte_is_refused(grpc, inputs, output):
+    inputs = {**inputs[PUBLIC_TENSOR_MODEL], "ori_shape": np.array([[65_535, 5000]], np.int32)}
+    with pytest.raises(InferenceServerException, match=f"'{output}' would take .*ask for 'rle' instead") as error:
+        grpc.infer(PUBLIC_TENSOR_MODEL, inputs, [output])
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
 def test_masks_survive_the_round_trip(grpc, image_files):
     for data in image_files:
         got = grpc.infer(PUBLIC_MODEL, image_input(data), ["rle", "size", "masks"], score_threshold=LOW)
@@ -171,7 +209,11 @@ def assert_row_equals(together, i, alone):
     assert (together["labels"][i, count:] == -1).all()
     assert (together["scores"][i, count:] == 0).all()
     assert (together["rle"][i, count:] == b"").all()
-    for name in ("cls_logits", "mask_logits"):
+    for name, beyond in (("panoptic", 0), ("semantic", -1)):
+        np.testing.assert_array_equal(together[name][i, :height, :width], alone[name][0], err_msg=name)
+        padding = together[name][i].size - alone[name][0].size
+        assert (together[name][i] == beyond).sum() == padding + (alone[name][0] == beyond).sum()
+    for name in ("cls_logits", "mask_logits", "segments"):
         np.testing.assert_array_equal(together[name][i], alone[name][0], err_msg=name)
 
 

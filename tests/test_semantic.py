@@ -1,0 +1,93 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from logits import SIZES, blobs
+from reference_maps import mask_probabilities, semantic_scores
+
+from m2f.contract import InputError
+from m2f.semantic import semantic
+from m2f.settings import Settings
+
+
+def check_equal(cls_logits, mask_logits, img_shape, ori_shape, stride=4):
+    """Equal to the slow reference; where two classes are within float32's rounding, either may win."""
+    got = semantic(
+        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings(), mask_stride=stride
+    )
+    want = semantic_scores(cls_logits, mask_probabilities(mask_logits, img_shape, ori_shape, stride))
+    assert got.dtype == np.int32
+    assert got.shape == ori_shape
+    lost = want.max(0) - np.take_along_axis(want, got[None], 0)[0]
+    assert lost.max() < 1e-5
+    return (got != want.argmax(0)).mean()
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_on_every_kind_of_size(name, seed):
+    cells, img_shape, ori_shape = SIZES[name]
+    check_equal(*blobs(np.random.default_rng(seed), cells=cells), img_shape, ori_shape)
+
+
+def test_equal_on_random_sizes():
+    rng = np.random.default_rng(8)
+    different = []
+    for _ in range(200):
+        cells = tuple(rng.integers(1, 24, 2).tolist())
+        img_shape = tuple(int(rng.integers(1, 4 * n + 1)) for n in cells)
+        ori_shape = tuple(rng.integers(1, 120, 2).tolist())
+        queries, classes = int(rng.integers(1, 9)), int(rng.integers(1, 7))
+        logits = blobs(rng, queries=queries, classes=classes, cells=cells, objects=min(queries, 4))
+        different.append(check_equal(*logits, img_shape, ori_shape))
+    assert np.mean(different) < 1e-5
+
+
+def test_masks_of_another_stride():
+    logits = blobs(np.random.default_rng(3), cells=(40, 56))
+    check_equal(*logits, (37, 50), (61, 83), stride=1)
+
+
+def test_among_equals_the_first_class_wins():
+    cls_logits, mask_logits = np.zeros((2, 4), np.float32), np.zeros((2, 3, 3), np.float32)
+    assert (run(cls_logits, mask_logits) == 0).all()
+    cls_logits[:, 1:3] = 2
+    assert (run(cls_logits, mask_logits) == 1).all()
+
+
+def run(cls_logits, mask_logits, **settings):
+    sizes = {"img_shape": (12, 12), "ori_shape": (12, 12)}
+    return semantic(cls_logits, mask_logits, settings=Settings(**settings), **sizes)
+
+
+def test_no_object_first():
+    cls_logits, mask_logits = blobs(np.random.default_rng(4), cells=(3, 3))
+    first = np.roll(cls_logits, 1, axis=1)
+    np.testing.assert_array_equal(run(first, mask_logits, background_label_id=0), run(cls_logits, mask_logits))
+
+
+@pytest.mark.filterwarnings("error")
+def test_logits_that_are_no_numbers_spoil_only_their_own_query():
+    cls_logits, mask_logits = blobs(np.random.default_rng(5), cells=(3, 3))
+    far = mask_logits.copy()
+    far[2] = -1e4
+    mask_logits[2] = np.nan
+    np.testing.assert_array_equal(run(cls_logits, mask_logits), run(cls_logits, far))
+    mask_logits[2], far[2] = np.inf, 1e4
+    np.testing.assert_array_equal(run(cls_logits, mask_logits), run(cls_logits, far))
+
+
+def test_memory_beyond_the_answer_is_bounded():
+    cls_logits, mask_logits = blobs(np.random.default_rng(6), queries=20, classes=5, cells=(64, 64))
+    tracemalloc.start()
+    try:
+        classes = semantic(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(4000, 4000), settings=Settings())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - classes.nbytes < 32 << 20
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="logits do not fit together"):
+        run(np.zeros((3, 4), np.float32), np.zeros((2, 3, 3), np.float32))
