@@ -6,7 +6,8 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from m2f.contract import InputError
-from m2f.rle import decode, encode_mask
+from m2f.native import kernels
+from m2f.rle import decode, decode_into, encode_edges, encode_mask
 
 MASKS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 
@@ -15,16 +16,28 @@ def pycocotools_rle(mask):
     return coco.encode(np.asfortranarray(mask))["counts"]
 
 
-@given(MASKS)
-def test_equals_pycocotools_both_ways(mask):
-    counts = encode_mask(mask)
-    assert counts == pycocotools_rle(mask)
-    np.testing.assert_array_equal(decode(counts, *mask.shape), mask)
+every_kernel = pytest.mark.parametrize("kernel", kernels())
 
 
+def edges_of(mask):
+    column_major = mask.T.reshape(-1)
+    return np.flatnonzero(np.diff(column_major, prepend=0, append=0)).astype(np.uint32)
+
+
+@every_kernel
+@given(mask=MASKS)
+def test_equals_pycocotools_both_ways(kernel, mask):
+    counts = encode_edges(edges_of(mask), mask.size, kernel=kernel)
+    assert counts == encode_mask(mask) == pycocotools_rle(mask)
+    np.testing.assert_array_equal(decode(counts, *mask.shape, kernel=kernel), mask)
+    packed = decode(counts, *mask.shape, packed=True, kernel=kernel)
+    np.testing.assert_array_equal(packed, np.packbits(mask, axis=1))
+
+
+@every_kernel
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (480, 640), (3000, 2000)])
 @pytest.mark.parametrize("fill", ["empty", "full", "first", "last", "few", "sparse", "columns"])
-def test_extremes_equal_pycocotools(shape, fill):
+def test_extremes_equal_pycocotools(shape, fill, kernel):
     mask = np.zeros(shape, np.uint8)
     if fill == "full":
         mask[:] = 1
@@ -38,22 +51,53 @@ def test_extremes_equal_pycocotools(shape, fill):
         mask[np.random.default_rng(0).random(shape) < 1e-4] = 1
     elif fill == "columns":  # runs that go on from the bottom of a column to the top of the next
         mask[:, shape[1] // 3 : shape[1] // 2 + 1] = 1
-    counts = encode_mask(mask)
+    counts = encode_edges(edges_of(mask), mask.size, kernel=kernel)
     assert counts == pycocotools_rle(mask)
-    np.testing.assert_array_equal(decode(counts, *shape), mask)
+    np.testing.assert_array_equal(decode(counts, *shape, kernel=kernel), mask)
+    np.testing.assert_array_equal(decode(counts, *shape, packed=True, kernel=kernel), np.packbits(mask, axis=1))
 
 
-@pytest.mark.parametrize("counts", [b"", b"o", b"\x00", b"\xff\xff", b"ooooooooooooo0", b"hello world", b"05"])
-def test_rejects_what_is_not_rle(counts):
-    with pytest.raises(InputError):
-        decode(counts, 4, 4)
+@every_kernel
+@pytest.mark.parametrize(
+    "counts",
+    [
+        b"",
+        b"o",
+        b"\x00",
+        b"\xff\xff",
+        b"ooooooooooooo0",
+        b"hello world",
+        b"05",
+        b"@",
+        b"`",
+        b"1" * 17,
+        b"@@4",
+        b"P" * 20,
+    ],
+)
+def test_rejects_what_is_not_rle(counts, kernel):
+    with pytest.raises(InputError, match="not the COCO compressed RLE of a mask of 4 x 4 pixels"):
+        decode(counts, 4, 4, kernel=kernel)
 
 
-@given(st.binary(max_size=40))
-def test_any_bytes_decode_or_are_rejected(counts):
-    try:
-        mask = decode(counts, 5, 6)
-    except InputError:
-        return
-    assert mask.shape == (5, 6)
-    assert set(np.unique(mask)) <= {0, 1}
+@given(st.binary(max_size=40) | st.text("0123456789PQRSTUVWXYZ`abcdefgh", max_size=12).map(str.encode))
+def test_every_kernel_decodes_or_rejects_the_same_bytes(counts):
+    masks = []
+    for kernel in kernels():
+        try:
+            masks.append(decode(counts, 5, 6, kernel=kernel).tolist())
+        except InputError:
+            masks.append(None)
+    assert masks.count(masks[0]) == len(masks)
+    assert masks[0] is None or set(np.unique(masks[0])) <= {0, 1}
+
+
+@every_kernel
+@pytest.mark.parametrize("packed", [False, True])
+def test_decodes_into_the_corner_of_a_larger_array(kernel, packed):
+    mask = np.random.default_rng(1).integers(0, 2, (5, 11), np.uint8)
+    pixels = np.zeros((2, 7, 16), np.uint8)
+    decode_into(pixels[1], encode_mask(mask), 5, 11, packed=packed, kernel=kernel)
+    expected = np.packbits(mask, axis=1) if packed else mask
+    np.testing.assert_array_equal(pixels[1, :5, : expected.shape[1]], expected)
+    assert pixels.sum(dtype=int) == expected.sum(dtype=int)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from m2f.geometry import Floats, Ints
 from m2f.label_maps import Block, FullSizeLogits, LabelMap, sigmoid
-from m2f.postprocess import _check_shapes
+from m2f.postprocess import check_shapes
 from m2f.settings import Settings
 
 VOID = 0  # a pixel of no segment
@@ -88,7 +88,7 @@ def panoptic(
     Raises:
         InputError: shapes that do not fit together.
     """
-    _, padded = _check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
+    _, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     contenders = select(cls_logits, settings)
     logits = FullSizeLogits(mask_logits[contenders.queries], padded=padded, valid=img_shape, original=ori_shape)
     ids = np.zeros(ori_shape, np.int32)

@@ -5,7 +5,6 @@ Reference: `MaskFormerFusionHead.instance_postprocess` and `Mask2FormerHead.pred
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f.contract import MAX_SIDE, InputError
-from m2f.geometry import Floats
-from m2f.masks import MaskSampler, RunMask
+from m2f.geometry import Floats, Ints
+from m2f.masks import Masks, MaskSampler
 from m2f.settings import NO_LIMIT, Settings
 
 
@@ -45,17 +44,8 @@ class Candidates(NamedTuple):
     """Query-class pairs that survived the class scores, best first. Three arrays [N]."""
 
     scores: Floats
-    labels: npt.NDArray[np.int64]
-    queries: npt.NDArray[np.int64]
-
-
-class Scored(NamedTuple):
-    """A candidate with its mask and its final score."""
-
-    score: np.float32
-    label: int
-    query: int
-    mask: RunMask
+    labels: Ints
+    queries: Ints
 
 
 def postprocess(
@@ -66,7 +56,10 @@ def postprocess(
     ori_shape: tuple[int, int],
     settings: Settings,
     class_names: tuple[str, ...] = (),
+    thing_classes: frozenset[int] | None = None,
     mask_stride: int = 4,
+    kernel: str | None = None,
+    threads: int = 1,
 ) -> Instances:
     """Turn one image's logits into scored instances.
 
@@ -77,18 +70,35 @@ def postprocess(
         ori_shape: height and width of the original image.
         settings: thresholds and limits.
         class_names: names that `settings.classes` may use.
+        thing_classes: indices of the classes that have instances; the others are stuff. None: all.
         mask_stride: network-input pixels per mask cell along each axis.
+        kernel: one of `native.kernels`; None: the best.
+        threads: that share the masks.
 
     Raises:
-        InputError: shapes that do not fit together, or a class that does not exist.
+        InputError: shapes that do not fit together, or a class or a kernel that does not exist.
     """
-    cells, padded = _check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
+    cells, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     wanted = settings.class_indices(class_names, cls_logits.shape[1] - 1)
+    if thing_classes is not None:
+        wanted = thing_classes if wanted is None else wanted & thing_classes
     candidates = select(class_scores(cls_logits, settings.background_label_id), settings, wanted)
-    sampler = MaskSampler(cells=cells, padded=padded, valid=img_shape, original=ori_shape)
-    scored = _score(candidates, mask_logits, sampler)
-    kept = keep(scored, settings)
-    return _pack(kept, ori_shape, with_masks=settings.export_postprocess_mask)
+    sampler = MaskSampler.to_image(
+        cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
+    )
+    queries, mask_of = np.unique(candidates.queries, return_inverse=True)
+    masks = sampler.sample(mask_logits, queries)
+    scores = candidates.scores * masks.scores.astype(np.float32)[mask_of]
+    kept = keep(scores, candidates.labels, masks, mask_of, settings)
+    return Instances(
+        scores=scores[kept],
+        labels=candidates.labels[kept].astype(np.int32),
+        boxes=masks.boxes[mask_of[kept]].astype(np.float32),
+        areas=masks.areas[mask_of[kept]].astype(np.int32),
+        queries=candidates.queries[kept].astype(np.int32),
+        rle=[masks.rle(i) if settings.export_postprocess_mask else b"" for i in mask_of[kept].tolist()],
+        size_hw=ori_shape,
+    )
 
 
 def class_scores(cls_logits: Floats, background_label_id: int) -> Floats:
@@ -106,9 +116,9 @@ def select(scores: Floats, settings: Settings, wanted: frozenset[int] | None = N
     """
     flat = scores.reshape(-1)
     order = np.flatnonzero(flat >= np.float32(settings.score_threshold))
-    order = order[np.argsort(-flat[order], kind="stable")]
     if settings.pre_top_k != NO_LIMIT:
-        order = order[: settings.pre_top_k]
+        order = _largest(flat, order, settings.pre_top_k)
+    order = order[np.argsort(-flat[order], kind="stable")]
     queries, labels = np.divmod(order, scores.shape[1])
     if wanted is not None:
         mine = np.isin(labels, list(wanted))
@@ -116,55 +126,62 @@ def select(scores: Floats, settings: Settings, wanted: frozenset[int] | None = N
     return Candidates(flat[order], labels, queries)
 
 
-def keep(scored: list[Scored], settings: Settings) -> list[Scored]:
-    """Apply threshold, NMS, the cap per class and the cap per image, in this order; best first."""
-    passed = [s for s in scored if s.score >= np.float32(settings.score_threshold)]
-    passed.sort(key=lambda s: -s.score)  # stable: equal scores stay in candidate order
-    kept: list[Scored] = []
-    for candidate in passed:
-        if _may_join(candidate, [k for k in kept if k.label == candidate.label], settings):
-            kept.append(candidate)
-            if len(kept) == settings.keep_top_k:
+def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, settings: Settings) -> Ints:
+    """Apply threshold, NMS, the cap per class and the cap per image, in this order.
+
+    Args:
+        scores: float32 [N], final.
+        labels: int64 [N].
+        masks: of the candidates' queries.
+        mask_of: int64 [N], which mask is each candidate's.
+        settings: thresholds and limits.
+
+    Returns:
+        int64 [K], the candidates that stay, best first; equal scores stay in the order of the candidates.
+    """
+    order = np.flatnonzero(scores >= np.float32(settings.score_threshold))
+    order = order[np.argsort(-scores[order], kind="stable")]
+    limit = len(order) if settings.keep_top_k == NO_LIMIT else settings.keep_top_k
+    if settings.iou_threshold >= 1 and settings.max_output_boxes_per_class == NO_LIMIT:
+        return order[:limit]
+    kept: dict[int, list[int]] = {}  # by class
+    passed: list[int] = []
+    for candidate in order.tolist():
+        same_class = kept.setdefault(int(labels[candidate]), [])
+        if _may_join(mask_of[candidate], mask_of[same_class], masks, settings):
+            same_class.append(candidate)
+            passed.append(candidate)
+            if len(passed) == limit:
                 break
-    return kept
+    return np.array(passed, np.int64)
 
 
-def _may_join(candidate: Scored, same_class: list[Scored], settings: Settings) -> bool:
-    if len(same_class) == settings.max_output_boxes_per_class:
+def _may_join(mask: int, better: Ints, masks: Masks, settings: Settings) -> bool:
+    if len(better) == settings.max_output_boxes_per_class:
         return False
     if settings.iou_threshold >= 1:
         return True
-    return all(candidate.mask.iou(better.mask) <= settings.iou_threshold for better in same_class)
+    return all(masks.iou(mask, other) <= settings.iou_threshold for other in better.tolist())
 
 
-def _score(candidates: Candidates, mask_logits: Floats, sampler: MaskSampler) -> list[Scored]:
-    masks = {query: sampler.sample(mask_logits[query]) for query in _unique(candidates.queries)}
-    return [
-        Scored(np.float32(score * np.float32(masks[query].score)), int(label), int(query), masks[query])
-        for score, label, query in zip(*candidates, strict=True)
-    ]
+def _largest(values: Floats, indices: Ints, count: int) -> Ints:
+    """Those of `indices` whose values are the `count` largest, the lowest of equal ones first; ascending."""
+    if len(indices) <= count:
+        return indices
+    mine = values[indices]
+    least = np.partition(mine, len(mine) - count)[len(mine) - count]
+    above, equal = indices[mine > least], indices[mine == least]
+    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
 
 
-def _unique(queries: npt.NDArray[np.int64]) -> Iterable[int]:
-    return dict.fromkeys(queries.tolist())
-
-
-def _pack(kept: list[Scored], size_hw: tuple[int, int], *, with_masks: bool) -> Instances:
-    return Instances(
-        scores=np.array([s.score for s in kept], np.float32),
-        labels=np.array([s.label for s in kept], np.int32),
-        boxes=np.array([s.mask.box for s in kept], np.float32).reshape(-1, 4),
-        areas=np.array([s.mask.area for s in kept], np.int32),
-        queries=np.array([s.query for s in kept], np.int32),
-        rle=[s.mask.to_rle() if with_masks else b"" for s in kept],
-        size_hw=size_hw,
-    )
-
-
-def _check_shapes(
+def check_shapes(
     cls_logits: Floats, mask_logits: Floats, img_shape: tuple[int, int], ori_shape: tuple[int, int], mask_stride: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the mask cells (h, w) and the padded network input (H, W) they stand for."""
+    """Return the mask cells (h, w) and the padded network input (H, W) they stand for.
+
+    Raises:
+        InputError: the shapes do not fit together.
+    """
     if cls_logits.ndim != 2 or mask_logits.ndim != 3 or cls_logits.shape[0] != mask_logits.shape[0]:
         raise InputError(
             f"logits do not fit together: cls_logits {cls_logits.shape}, mask_logits {mask_logits.shape}; "

@@ -9,30 +9,30 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from m2f import native
 from m2f.contract import InputError
-
-Ints = npt.NDArray[np.int64]
+from m2f.geometry import Ints
 
 _BITS = 5  # payload bits of a character; bit 5 says that more follow
 _ASCII_OFFSET = 48
 _MAX_CHARACTERS = 7  # enough for any difference of two 32-bit counts
 
 
-def encode_runs(starts: Ints, ends: Ints, num_pixels: int) -> bytes:
+def encode_edges(edges: native.Edges, num_pixels: int, *, kernel: str | None = None) -> bytes:
     """Encode runs of ones as COCO compressed RLE.
 
     Args:
-        starts: int64 [R], first pixel of each run in column-major order, ascending.
-        ends: int64 [R], one past the last pixel; no run touches the next.
+        edges: uint32 [2 R], the start of each run in column-major order and its end, ascending; no run touches
+            the next.
         num_pixels: height x width of the mask.
+        kernel: one of `native.kernels`; None: the best.
 
     Returns:
         The `counts` string of a COCO RLE object.
     """
-    edges = np.empty(2 * len(starts) + 2, np.int64)
-    edges[0], edges[-1] = 0, num_pixels
-    edges[1:-1:2], edges[2:-1:2] = starts, ends
-    counts = np.diff(edges)
+    if native.resolve(kernel) != native.NUMPY:
+        return native.encode(edges, num_pixels)
+    counts = np.diff(edges.astype(np.int64), prepend=0, append=num_pixels)
     if counts[-1] == 0 and len(counts) > 1:
         counts = counts[:-1]  # as cocoapi: no zero run at the end
     return _compress(counts)
@@ -42,20 +42,64 @@ def encode_mask(mask: npt.NDArray[np.generic]) -> bytes:
     """Encode a dense mask [H, W] (non-zero is inside) as COCO compressed RLE."""
     column_major = np.asarray(mask).T.reshape(-1) != 0
     edges = np.flatnonzero(np.diff(column_major, prepend=False, append=False))
-    return encode_runs(edges[0::2], edges[1::2], column_major.size)
+    return encode_edges(edges.astype(np.uint32), column_major.size)
 
 
-def decode(counts: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Decode COCO compressed RLE to a dense 0/1 mask uint8 [height, width].
+def decode(
+    counts: bytes, height: int, width: int, *, packed: bool = False, kernel: str | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode COCO compressed RLE to a mask.
+
+    Args:
+        counts: the RLE.
+        height: of the mask.
+        width: of the mask.
+        packed: a bit a pixel, in the order of `np.packbits` along a row, in place of a byte.
+        kernel: one of `native.kernels`; None: the best.
+
+    Returns:
+        0/1 uint8 [height, width]; packed: uint8 [height, ceil(width / 8)].
 
     Raises:
         InputError: the string is not RLE, or does not cover height x width pixels.
     """
+    pixels = np.zeros((height, packed_width(width) if packed else width), np.uint8)
+    decode_into(pixels, counts, height, width, packed=packed, kernel=kernel)
+    return pixels
+
+
+def packed_width(width: int) -> int:
+    """Bytes of a row of a packed mask."""
+    return -(-width // 8)
+
+
+def decode_into(
+    pixels: npt.NDArray[np.uint8],
+    counts: bytes,
+    height: int,
+    width: int,
+    *,
+    packed: bool = False,
+    kernel: str | None = None,
+) -> None:
+    """`decode` into the upper left of an array of zeros, whose rows are contiguous; what lies beyond stays zero.
+
+    Raises:
+        InputError: as `decode`; what `pixels` then holds is not said.
+    """
+    decoder = _decode_into if native.resolve(kernel) == native.NUMPY else native.decode_into
+    if not decoder(pixels, counts, height, width, packed):
+        raise InputError(f"not the COCO compressed RLE of a mask of {height} x {width} pixels")
+
+
+def _decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width: int, packed: bool) -> bool:
     runs = _decompress(counts)
-    if runs.sum() != height * width or (runs < 0).any():
-        raise InputError(f"RLE covers {runs.sum()} pixels; expected {height} x {width}")
+    if runs is None or (runs < 0).any() or runs.sum() != height * width:
+        return False
     values = np.arange(len(runs), dtype=np.uint8) & 1  # runs of zeros and ones alternate, zeros first
-    return np.repeat(values, runs).reshape(width, height).T
+    mask = np.repeat(values, runs).reshape(width, height).T
+    pixels[:height, : packed_width(width) if packed else width] = np.packbits(mask, axis=1) if packed else mask
+    return True
 
 
 def _compress(counts: Ints) -> bytes:
@@ -76,16 +120,16 @@ def _compress(counts: Ints) -> bytes:
     return characters[used].tobytes()
 
 
-def _decompress(counts: bytes) -> Ints:
+def _decompress(counts: bytes) -> Ints | None:
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - _ASCII_OFFSET
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise InputError("not a COCO compressed RLE string")
+        return None
     last = (codes & 32) == 0  # the character that ends a value
     ends = np.flatnonzero(last)
     begins = np.concatenate([[0], ends[:-1] + 1])
     position = np.arange(len(codes)) - np.repeat(begins, ends - begins + 1)
     if position.max() >= _MAX_CHARACTERS + 2:
-        raise InputError("not a COCO compressed RLE string")
+        return None
     values = np.add.reduceat((codes & 31) << (_BITS * position), begins)
     negative = (codes[ends] & 16) != 0
     values -= np.where(negative, np.int64(1) << (_BITS * (position[ends] + 1)), 0)

@@ -12,7 +12,7 @@ import numpy as np
 
 from m2f.geometry import Floats
 from m2f.label_maps import Block, FullSizeLogits, LabelMap, sigmoid
-from m2f.postprocess import _check_shapes, class_scores
+from m2f.postprocess import check_shapes, class_scores
 from m2f.settings import Settings
 
 NO_CLASS = -1  # a pixel beyond the image, in a batch of several sizes
@@ -44,7 +44,7 @@ def semantic(
     Raises:
         InputError: shapes that do not fit together.
     """
-    _, padded = _check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
+    _, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     weights = np.ascontiguousarray(class_scores(cls_logits, settings.background_label_id).T)  # [C, Q]
     logits = FullSizeLogits(mask_logits, padded=padded, valid=img_shape, original=ori_shape)
     classes = np.empty(ori_shape, np.int32)

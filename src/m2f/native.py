@@ -1,0 +1,169 @@
+"""The compiled kernel, `kernel.c`, through ctypes: found, loaded and called with the GIL released.
+
+Every function here has a twin in numpy, in `masks`, `geometry` or `rle`, that gives the same answer and runs where
+the package was installed without a C compiler. `kernels` says which there are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from m2f.contract import InputError
+from m2f.geometry import Floats, Ints, Taps
+
+NUMPY = "numpy"
+LIBRARY = Path(__file__).with_name("_kernel.so")  # made by hatch_build.py
+
+Edges = npt.NDArray[np.uint32]
+Records = npt.NDArray[np.void]
+RECORD = np.dtype([("area", np.int64), ("num_edges", np.int64), ("sigmoid_sum", np.float64), ("box", np.int32, 4)])
+
+_LEVELS = ("baseline", "avx2", "avx512")  # in the order of kernel.c
+_USUAL_EDGES = 1 << 18  # of all the masks of a call; memory that is not touched costs nothing
+_CHARACTERS = 7  # of RLE at most, for each count
+_pointer = ctypes.c_void_p
+_int = ctypes.c_int64
+
+
+class Axis(ctypes.Structure):
+    """`Axis` of kernel.c: the operator from mask cells to pixels along one axis."""
+
+    _fields_ = (
+        ("size_in", _int),
+        ("size_out", _int),
+        ("taps", _int),
+        ("source", _pointer),
+        ("weight", _pointer),
+        ("begin", _pointer),
+        ("end", _pointer),
+    )
+
+
+def _load() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError:  # not built, or for another machine
+        return None
+    for name, result, arguments in (
+        ("m2f_level", _int, ()),
+        ("m2f_mask_taps", None, (_int, _int, _pointer)),
+        ("m2f_outputs_reading", None, (_pointer,)),
+        ("m2f_sample", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _pointer, _pointer, _int)),
+        ("m2f_intersection", _int, (_pointer, _int, _pointer, _int)),
+        ("m2f_encode", _int, (_pointer, _int, _int, _pointer)),
+        ("m2f_decode", _int, (ctypes.c_char_p, _int, _int, _int, _int, _pointer, _int)),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+_library = _load()
+
+
+def kernels() -> tuple[str, ...]:
+    """Return what can run here, best first: instruction sets of the compiled kernel, then `numpy`."""
+    if _library is None:
+        return (NUMPY,)
+    return (*reversed(_LEVELS[: _library.m2f_level() + 1]), NUMPY)
+
+
+def resolve(kernel: str | None) -> str:
+    """Return the kernel to run: the one named, or the best.
+
+    Raises:
+        InputError: it cannot run here.
+    """
+    if kernel is not None and kernel not in kernels():
+        raise InputError(f"kernel {kernel!r} cannot run here; allowed: {', '.join(kernels())}")
+    return kernel or kernels()[0]
+
+
+def mask_axis(*, cells: int, padded: int, valid: int, original: int) -> Axis:
+    """Return `geometry.mask_taps` as the kernel wants it."""
+    axis = _empty_axis(cells, original, 4)
+    _call().m2f_mask_taps(padded, valid, ctypes.byref(axis))
+    _call().m2f_outputs_reading(ctypes.byref(axis))
+    return axis
+
+
+def taps_axis(taps: Taps, *, cells: int) -> Axis:
+    """Return any operator of 2 or 4 taps as the kernel wants it."""
+    axis = _empty_axis(cells, taps.source.shape[1], len(taps.source))
+    axis.arrays[0][...], axis.arrays[1][...] = taps
+    _call().m2f_outputs_reading(ctypes.byref(axis))
+    return axis
+
+
+def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, columns: Axis) -> tuple[Records, Edges]:
+    """Sample the masks of some queries: `masks.sample_query` for each.
+
+    Args:
+        mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
+        queries: int64 [N], contiguous, each below Q.
+        kernel: one of `kernels`, not `numpy`.
+        rows: the operator along the height.
+        columns: the operator along the width.
+
+    Returns:
+        RECORD [N], and the masks' edges uint32 [sum of num_edges].
+    """
+    masks = np.empty(len(queries), RECORD)
+    parts: list[Edges] = []
+    done, capacity = 0, _USUAL_EDGES
+    while done < len(queries):
+        edges = np.empty(capacity, np.uint32)
+        step = _call().m2f_sample(
+            _LEVELS.index(kernel),
+            mask_logits.ctypes.data,
+            queries[done:].ctypes.data,
+            len(queries) - done,
+            ctypes.byref(rows),
+            ctypes.byref(columns),
+            masks[done:].ctypes.data,
+            edges.ctypes.data,
+            capacity,
+        )
+        if not step and capacity > 2 * rows.size_out * columns.size_out + _USUAL_EDGES:
+            raise MemoryError("no memory to sample a mask")
+        parts.append(edges[: masks["num_edges"][done : done + step].sum()])
+        done, capacity = done + step, 4 * capacity
+    return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
+
+
+def intersection(edges: Edges, others: Edges) -> int:
+    """Return the pixels that two masks share."""
+    return int(_call().m2f_intersection(edges.ctypes.data, len(edges), others.ctypes.data, len(others)))
+
+
+def encode(edges: Edges, num_pixels: int) -> bytes:
+    """`rle.encode_edges`."""
+    characters = np.empty((len(edges) + 1) * _CHARACTERS, np.uint8)
+    length = _call().m2f_encode(edges.ctypes.data, len(edges), num_pixels, characters.ctypes.data)
+    return characters[:length].tobytes()
+
+
+def decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width: int, packed: bool) -> bool:
+    """`rle.decode_into`; whether `counts` is RLE and covers the mask."""
+    library, stride = _call(), pixels.strides[0]
+    covered = library.m2f_decode(counts, len(counts), height, width, packed, pixels.ctypes.data, stride)
+    return bool(covered == height * width)
+
+
+def _call() -> ctypes.CDLL:
+    assert _library is not None  # whoever names a kernel has it from `kernels`
+    return _library
+
+
+def _empty_axis(cells: int, original: int, taps: int) -> Axis:
+    arrays = [
+        np.empty((taps, original), np.int32), np.empty((taps, original), np.float32),
+        np.empty(cells, np.int32), np.empty(cells, np.int32),
+    ]  # fmt: skip
+    axis = Axis(cells, original, taps, *(array.ctypes.data for array in arrays))
+    axis.arrays = arrays  # lives as long as the pointers to it
+    return axis
