@@ -48,11 +48,14 @@ def test_rows_beyond_an_images_own_are_padding(seed, sizes):
         assert (outputs["labels"][i, count:] == -1).all()
         np.testing.assert_array_equal(dense[i, :count, :height, :width], mask)
         assert dense[i].sum() == mask.sum()
+    packed = dense_masks(outputs["rle"], outputs["size"], packed=True)
+    np.testing.assert_array_equal(packed, np.packbits(dense, axis=3))
 
 
 def test_dtypes_and_shapes_are_the_contracts():
     outputs = stack_instances([an_image(np.random.default_rng(0), 3, 4, 5)[0]])
     outputs["masks"] = dense_masks(outputs["rle"], outputs["size"])
+    outputs["packed_masks"] = dense_masks(outputs["rle"], outputs["size"], packed=True)
     for tensor in OUTPUTS:
         if tensor.name in outputs:
             array = outputs[tensor.name]

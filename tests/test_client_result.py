@@ -27,9 +27,11 @@ stacks_of_masks = hnp.arrays(
 @settings(deadline=None)
 def test_masks_are_decoded_from_rle(masks):
     sent = result_of(masks)
-    got = Result({name: array for name, array in sent.outputs.items() if name != "masks"})
+    got = Result({name: array for name, array in sent.outputs.items() if name not in {"masks", "packed_masks"}})
     assert got.masks.dtype == np.uint8
     assert np.array_equal(got.masks, masks)
+    packed = Result({name: sent.outputs[name] for name in ("packed_masks", "size")})
+    assert np.array_equal(packed.masks, masks)
     assert got.masks is got.masks  # decoded once
     assert all(np.array_equal(got.mask(i), masks[i]) for i in range(len(got)))
 
@@ -97,7 +99,7 @@ def test_an_output_not_asked_for_is_named():
 def test_a_server_that_makes_no_masks():
     outputs = dict(result_of(np.ones((2, 3, 4))).outputs)
     outputs["rle"] = np.array([b"", b""], np.object_)
-    del outputs["masks"]
+    del outputs["masks"], outputs["packed_masks"]
     result = Result(outputs)
     assert not result.masks.any()
     assert result.masks.shape == (2, 3, 4)
@@ -106,7 +108,7 @@ def test_a_server_that_makes_no_masks():
 
 def test_a_mask_that_is_no_rle():
     outputs = {**result_of(np.ones((1, 3, 4))).outputs, "rle": np.array([b"\xff"], np.object_)}
-    del outputs["masks"]
+    del outputs["masks"], outputs["packed_masks"]
     with pytest.raises(ServerError, match="mask 0 from the server"):
         _ = Result(outputs).masks
 

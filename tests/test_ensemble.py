@@ -69,7 +69,7 @@ def steps_behind(model, subset):
     steps = {"mask2former_engine", model} | {GROUPS[name] for name in subset}
     if model == PUBLIC_MODEL:
         steps.add("mask2former_preprocess")
-    if "masks" in subset:
+    if {"masks", "packed_masks"} & set(subset):
         steps.add("mask2former_postprocess")
     return steps
 
@@ -178,10 +178,11 @@ def test_a_label_map_beyond_a_gigabyte_is_refused(grpc, inputs, output):
 
 def test_masks_survive_the_round_trip(grpc, image_files):
     for data in image_files:
-        got = grpc.infer(PUBLIC_MODEL, image_input(data), ["rle", "size", "masks"], score_threshold=LOW)
+        got = grpc.infer(PUBLIC_MODEL, image_input(data), ["rle", "size", "masks", "packed_masks"], score_threshold=LOW)
         size = got["size"][0].tolist()
         for counts, mask in zip(got["rle"][0], got["masks"][0], strict=True):
             np.testing.assert_array_equal(coco.decode({"size": size, "counts": counts}), mask)
+        np.testing.assert_array_equal(np.packbits(got["masks"], axis=3), got["packed_masks"])
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

@@ -69,7 +69,7 @@ def test_dense_masks_beyond_a_gigabyte_are_refused(triton, tensor_inputs):
         triton,
         PUBLIC_TENSOR_MODEL,
         inputs,
-        "'masks' would take .*ask for 'rle' instead",
+        "'masks' would take .*ask for 'packed_masks', or 'rle' instead",
         ["masks"],
         score_threshold=0.0,
     )

@@ -139,7 +139,7 @@ def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
         raise InvalidRequest("no outputs asked for")
     if batched and any(name in ROW_OUTPUTS for name in names):
         names.append("num_instances")
-    if "rle" in names or (batched and "masks" in names):
+    if "rle" in names or "packed_masks" in names or (batched and "masks" in names):
         names.append("size")
     return tuple(dict.fromkeys(names))
 

@@ -84,6 +84,7 @@ def result_of(
             "rle": rle,
             "size": np.array(masks.shape[1:], np.int32),
             "masks": masks.astype(np.uint8),
+            "packed_masks": np.packbits(masks.astype(bool), axis=2),
         }
     )
 

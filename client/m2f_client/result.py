@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from m2f import rle as coco_rle
 from m2f.contract import InputError
+from m2f.rle import packed_width
 from m2f_client import coco
 from m2f_client.errors import OutputNotRequested, ServerError
 
 Array = npt.NDArray[Any]
 
-ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks")
+ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks", "packed_masks")
 """Outputs with one row an instance; in a batch they are padded, and `num_instances` says where the padding starts."""
 
 
@@ -38,7 +39,7 @@ class Result:
 
         Args:
             outputs: arrays with the batch dimension first; in a batch of several images with row outputs,
-                `num_instances` [N, 1] must be among them, and `size` [N, 2] too where `masks` is.
+                `num_instances` [N, 1] must be among them, and `size` [N, 2] too where `masks` or `packed_masks` is.
             index: which image.
         """
         one = {name: array[index] for name, array in outputs.items()}
@@ -48,6 +49,9 @@ class Result:
         if "masks" in one and "size" in one:
             height, width = one["size"]
             one["masks"] = one["masks"][:, :height, :width]
+        if "packed_masks" in one and "size" in one:
+            height, width = one["size"]
+            one["packed_masks"] = one["packed_masks"][:, :height, : packed_width(width)]
         return cls(one)
 
     def __len__(self) -> int:
@@ -107,7 +111,7 @@ class Result:
 
     @cached_property
     def masks(self) -> npt.NDArray[np.uint8]:
-        """uint8 [K, H, W] of 0 and 1: the dense output if it was asked for, else decoded from `rle` now."""
+        """uint8 [K, H, W] of 0 and 1: the dense output if it was asked for, else unpacked or decoded now."""
         if "masks" in self.outputs:
             return self.outputs["masks"]
         height, width = self.size
@@ -120,12 +124,14 @@ class Result:
         """Return one mask, uint8 [H, W] of 0 and 1, without holding all of them; zeros if the server made none.
 
         Raises:
-            OutputNotRequested: neither `masks` nor `rle` and `size` were asked for.
+            OutputNotRequested: none of `masks`, `packed_masks` and `rle` were asked for.
             ServerError: the server's RLE is not one.
         """
         if "masks" in self.outputs:
             return self.outputs["masks"][index]
         height, width = self.size
+        if "packed_masks" in self.outputs:
+            return np.unpackbits(self.outputs["packed_masks"][index], axis=1, count=width)
         counts = self._get("rle")[index]
         if not counts:
             return np.zeros((height, width), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from m2f.contract import MAX_MASK_BYTES, InputError
 from m2f.postprocess import Instances
-from m2f.rle import decode
+from m2f.rle import decode_into, packed_width
 
 NO_LABEL = -1
 
@@ -33,10 +34,18 @@ def stack_instances(images: Sequence[Instances]) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def dense_masks(rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
-    """Decode the RLE [N, K] of N images of size [N, 2] to 0/1 masks uint8 [N, K, H, W], the largest H and W.
+def dense_masks(
+    rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32], *, packed: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Decode the RLE [N, K] of N images of size [N, 2] to masks of the largest H and W.
 
-    Empty strings (padded rows) stay empty masks; where no mask was exported at all, K is 0.
+    Args:
+        rle: COCO `counts`; empty strings (padded rows) stay empty masks, and where no mask was exported at all, K is 0.
+        size: height and width of each image.
+        packed: a bit a pixel, in place of a byte: see `rle.decode`.
+
+    Returns:
+        0/1 uint8 [N, K, H, W]; packed: uint8 [N, K, H, ceil(W / 8)].
 
     Raises:
         InputError: the masks would take more than `MAX_MASK_BYTES`.
@@ -45,17 +54,18 @@ def dense_masks(rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32]) -> np
     if not any(counts for counts in rle.flat):
         rows = 0
     height, width = size.max(axis=0).tolist()
-    if (num_bytes := images * rows * height * width) > MAX_MASK_BYTES:
+    shape = (images, rows, height, packed_width(width) if packed else width)
+    if (num_bytes := math.prod(shape)) > MAX_MASK_BYTES:
+        name, other = ("packed_masks", "") if packed else ("masks", "'packed_masks', or ")
         raise InputError(
-            f"'masks' would take {num_bytes} bytes ({images} x {rows} x {height} x {width}); allowed are "
-            f"{MAX_MASK_BYTES}: ask for 'rle' instead, or for fewer instances"
+            f"'{name}' would take {num_bytes} bytes ({' x '.join(map(str, shape))}); allowed are "
+            f"{MAX_MASK_BYTES}: ask for {other}'rle' instead, or for fewer instances"
         )
-    masks = np.zeros((images, rows, height, width), np.uint8)
+    masks = np.zeros(shape, np.uint8)
     for image, (image_height, image_width) in enumerate(size.tolist()):
         for row in range(rows):
             if rle[image, row]:
-                mask = decode(rle[image, row], image_height, image_width)
-                masks[image, row, :image_height, :image_width] = mask
+                decode_into(masks[image, row], rle[image, row], image_height, image_width, packed=packed)
     return masks
 
 

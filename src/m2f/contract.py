@@ -48,6 +48,7 @@ OUTPUTS: tuple[Tensor, ...] = (
     Tensor("rle", "BYTES", (-1,), "postprocess", "COCO compressed RLE counts of the full-size mask"),
     Tensor("size", "INT32", (2,), "postprocess", "h, w of the original image"),
     Tensor("masks", "UINT8", (-1, -1, -1), "masks", "dense 0/1 masks [K, H, W]"),
+    Tensor("packed_masks", "UINT8", (-1, -1, -1), "packed_masks", "the same, a bit a pixel [K, H, ceil(W / 8)]"),
     Tensor("panoptic", "INT32", (-1, -1), "panoptic", "segment of each pixel [H, W], 0 is void"),
     Tensor("segments", "BYTES", (1,), "panoptic", "JSON list of the segments, as COCO panoptic's segments_info"),
     Tensor("semantic", "INT32", (-1, -1), "semantic", "class index of each pixel [H, W]"),
