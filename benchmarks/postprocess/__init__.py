@@ -1,0 +1,1 @@
+"""Post-processing against the ways others do it: `python -m benchmarks.postprocess`, from the repository's root."""
