@@ -348,7 +348,7 @@ def test_the_best_candidates_come_first_and_ties_in_their_order():
         scores[rng.random((5, 4)) < 0.1] = np.nan
         limit, threshold = int(rng.integers(1, 25)), float(rng.choice([0, 0.4]))
         flat = sorted((-s, i) for i, s in enumerate(scores.reshape(-1)) if s >= threshold)[:limit]
-        found = select(scores, Settings(pre_top_k=limit, score_threshold=threshold))
+        found = select(scores, Settings(pre_top_k=limit), np.full(scores.shape[1], threshold, np.float32))
         assert (found.queries * 4 + found.labels).tolist() == [i for _, i in flat]
 
 
@@ -367,3 +367,45 @@ def test_stuff_classes_have_no_instances_but_take_part_in_the_top_k():
 def test_class_scores_are_a_softmax_without_no_object():
     logits = np.array([[1000.0, 0, 1000.0], [-1000.0, 0, -1000.0]], np.float32)
     np.testing.assert_allclose(class_scores(logits, -1), [[0.5, 0], [0, 1]], atol=1e-6)
+
+
+def test_class_score_thresholds_replace_the_common_one():
+    everything = scene_settings()
+    own = np.float32([0.1, 0.9, 0.5, 0.0])  # the highest and the lowest are those of classes named
+    passes = everything.scores >= own[everything.labels]
+    some = scene_settings(score_threshold=0.5, class_score_thresholds="a=0.1, 1=0.9,d=0")
+    assert some.queries.tolist() == everything.queries[passes].tolist()
+    assert some.labels.tolist() == everything.labels[passes].tolist()
+    assert some.rle == [rle for rle, passed in zip(everything.rle, passes, strict=True) if passed]
+    assert set(some.labels) > {3}
+
+
+def test_class_score_thresholds_make_no_room_among_the_candidates():
+    few = scene_settings(pre_top_k=10)
+    some = scene_settings(pre_top_k=10, class_score_thresholds="a=1")
+    assert some.queries.tolist() == few.queries[few.labels != 0].tolist()
+    assert len(some.queries) < len(few.queries)
+
+
+def test_nms_is_among_instances_of_one_class():
+    """Three queries with the same mask, two of them of the same class."""
+    cls_logits = np.float32([[9, 0, 0], [8, 0, 0], [0, 7, 0]])
+    mask_logits = np.tile(np.float32([[5, -5], [-5, -5]]), (3, 1, 1))
+    sizes = {"img_shape": (8, 8), "ori_shape": (16, 16)}
+    kept = postprocess(cls_logits, mask_logits, settings=Settings(score_threshold=0.5, iou_threshold=0.9), **sizes)
+    assert kept.queries.tolist() == [0, 2]
+    off = postprocess(cls_logits, mask_logits, settings=Settings(score_threshold=0.5, iou_threshold=1.0), **sizes)
+    assert off.queries.tolist() == [0, 1, 2]
+
+
+def test_the_caps_count_what_nms_left():
+    kept = scene_settings(iou_threshold=0.3)
+    capped = scene_settings(iou_threshold=0.3, max_output_boxes_per_class=3, keep_top_k=7)
+    position = dict.fromkeys(range(4), 0)
+    expected = []
+    for i, label in enumerate(kept.labels.tolist()):
+        position[label] += 1
+        if position[label] <= 3:
+            expected.append(i)
+    assert capped.rle == [kept.rle[i] for i in expected[:7]]
+    assert len(expected) > 7

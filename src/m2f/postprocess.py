@@ -1,19 +1,21 @@
 """Logits in, instances out: mmdetection's Mask2Former semantics, with work only where it can matter.
 
-Reference: `MaskFormerFusionHead.instance_postprocess` and `Mask2FormerHead.predict` of mmdetection 3.3.
+Reference: `MaskFormerFusionHead.instance_postprocess` and `Mask2FormerHead.predict` of mmdetection 3.3. Where other
+systems do otherwise, and a request may ask for theirs, stands in `semantics`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from m2f.contract import MAX_SIDE, InputError
-from m2f.geometry import Floats, Ints
+from m2f.geometry import Floats, Ints, bilinear_taps
 from m2f.masks import Masks, MaskSampler
+from m2f.semantics import PROFILES, grid_taps
 from m2f.settings import NO_LIMIT, Settings
 
 
@@ -68,8 +70,8 @@ def postprocess(
         mask_logits: float32 [Q, h, w], not upsampled.
         img_shape: height and width of the image inside the padded network input.
         ori_shape: height and width of the original image.
-        settings: thresholds and limits.
-        class_names: names that `settings.classes` may use.
+        settings: thresholds, limits and semantics.
+        class_names: names that the settings may call classes by.
         thing_classes: indices of the classes that have instances; the others are stuff. None: all.
         mask_stride: network-input pixels per mask cell along each axis.
         kernel: one of `native.kernels`; None: the best.
@@ -79,21 +81,26 @@ def postprocess(
         InputError: shapes that do not fit together, or a class or a kernel that does not exist.
     """
     cells, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
-    wanted = settings.class_indices(class_names, cls_logits.shape[1] - 1)
-    if thing_classes is not None:
-        wanted = thing_classes if wanted is None else wanted & thing_classes
-    candidates = select(class_scores(cls_logits, settings.background_label_id), settings, wanted)
-    sampler = MaskSampler.to_image(
-        cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
-    )
+    profile = PROFILES[settings.semantics]
+    thresholds = _thresholds(settings, class_names, cls_logits.shape[1] - 1, thing_classes)
+    candidates = select(class_scores(cls_logits, settings.background_label_id), settings, thresholds)
     queries, mask_of = np.unique(candidates.queries, return_inverse=True)
-    masks = sampler.sample(mask_logits, queries)
+    if profile.grid is None:
+        sampler = MaskSampler.to_image(
+            cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
+        )
+        masks = sampler.sample(mask_logits, queries)
+    else:
+        masks = _sample_by_grid(
+            mask_logits, queries, grid=profile.grid, original=ori_shape, kernel=kernel, threads=threads
+        )
     scores = candidates.scores * masks.scores.astype(np.float32)[mask_of]
-    kept = keep(scores, candidates.labels, masks, mask_of, settings)
+    kept = keep(scores, candidates.labels, masks, mask_of, settings=settings, thresholds=thresholds)
+    boxes = masks.boxes[mask_of[kept]].astype(np.float32)
     return Instances(
         scores=scores[kept],
         labels=candidates.labels[kept].astype(np.int32),
-        boxes=masks.boxes[mask_of[kept]].astype(np.float32),
+        boxes=boxes if profile.gives_boxes else np.zeros_like(boxes),
         areas=masks.areas[mask_of[kept]].astype(np.int32),
         queries=candidates.queries[kept].astype(np.int32),
         rle=[masks.rle(i) if settings.export_postprocess_mask else b"" for i in mask_of[kept].tolist()],
@@ -108,38 +115,47 @@ def class_scores(cls_logits: Floats, background_label_id: int) -> Floats:
     return scores[:, :-1] if background_label_id == -1 else scores[:, 1:]
 
 
-def select(scores: Floats, settings: Settings, wanted: frozenset[int] | None = None) -> Candidates:
-    """Take the best `pre_top_k` query-class pairs, without those that can no longer reach the threshold.
+def select(scores: Floats, settings: Settings, thresholds: Floats) -> Candidates:
+    """Take the best query-class pairs, without those that can no longer reach the threshold of their class.
 
-    A mask score is at most 1, so a class score below `score_threshold` cannot pass it: dropping it here,
-    before any mask work, changes nothing.
+    A mask score is at most 1, so a class score below the threshold cannot pass it: dropping it here, before any
+    mask work, changes nothing. What is dropped for its class alone still takes a place among the best.
+
+    Args:
+        scores: float32 [Q, C].
+        settings: how many are taken.
+        thresholds: float32 [C].
     """
     flat = scores.reshape(-1)
-    order = np.flatnonzero(flat >= np.float32(settings.score_threshold))
+    order = np.flatnonzero(flat >= thresholds.min(initial=np.inf))
     if settings.pre_top_k != NO_LIMIT:
         order = _largest(flat, order, settings.pre_top_k)
+    if PROFILES[settings.semantics].as_many_as_queries:
+        order = _largest(flat, order, len(scores))
     order = order[np.argsort(-flat[order], kind="stable")]
     queries, labels = np.divmod(order, scores.shape[1])
-    if wanted is not None:
-        mine = np.isin(labels, list(wanted))
-        order, queries, labels = order[mine], queries[mine], labels[mine]
-    return Candidates(flat[order], labels, queries)
+    passed = flat[order] >= thresholds[labels]
+    return Candidates(flat[order][passed], labels[passed], queries[passed])
 
 
-def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, settings: Settings) -> Ints:
-    """Apply threshold, NMS, the cap per class and the cap per image, in this order.
+def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, *, settings: Settings, thresholds: Floats) -> Ints:
+    """Apply thresholds, NMS, the cap per class and the cap per image, in this order.
 
     Args:
         scores: float32 [N], final.
         labels: int64 [N].
         masks: of the candidates' queries.
         mask_of: int64 [N], which mask is each candidate's.
-        settings: thresholds and limits.
+        settings: limits and semantics.
+        thresholds: float32 [C].
 
     Returns:
         int64 [K], the candidates that stay, best first; equal scores stay in the order of the candidates.
     """
-    order = np.flatnonzero(scores >= np.float32(settings.score_threshold))
+    passes = scores >= thresholds[labels]
+    if PROFILES[settings.semantics].drops_empty:
+        passes &= masks.areas[mask_of] > 0
+    order = np.flatnonzero(passes)
     order = order[np.argsort(-scores[order], kind="stable")]
     limit = len(order) if settings.keep_top_k == NO_LIMIT else settings.keep_top_k
     if settings.iou_threshold >= 1 and settings.max_output_boxes_per_class == NO_LIMIT:
@@ -154,6 +170,39 @@ def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, settings: Se
             if len(passed) == limit:
                 break
     return np.array(passed, np.int64)
+
+
+def _thresholds(
+    settings: Settings, class_names: tuple[str, ...], num_classes: int, thing_classes: frozenset[int] | None
+) -> Floats:
+    """What the score of each class must reach, float32 [C]; infinity for a class that is not wanted."""
+    thresholds = settings.thresholds(class_names, num_classes)
+    things = thing_classes if PROFILES[settings.semantics].drops_stuff else None
+    for wanted in (settings.class_indices(class_names, num_classes), things):
+        if wanted is not None:
+            thresholds[[label not in wanted for label in range(num_classes)]] = np.inf
+    return thresholds
+
+
+def _sample_by_grid(
+    mask_logits: Floats,
+    queries: Ints,
+    *,
+    grid: tuple[int, int],
+    original: tuple[int, int],
+    kernel: str | None,
+    threads: int,
+) -> Masks:
+    """Sample masks at the image's size, copied from a grid, with the scores that they have on the grid."""
+    cells = mask_logits.shape[1], mask_logits.shape[2]
+    axes = list(zip(cells, grid, original, strict=True))
+    to_grid = [bilinear_taps(c, g) for c, g, _ in axes]
+    to_image = [grid_taps(cells=c, grid=g, original=o) for c, g, o in axes]
+    on_grid, at_size = (
+        MaskSampler.by_taps(*taps, cells=cells, kernel=kernel, threads=threads).sample(mask_logits, queries)
+        for taps in (to_grid, to_image)
+    )
+    return replace(at_size, scores=on_grid.scores)
 
 
 def _may_join(mask: int, better: Ints, masks: Masks, settings: Settings) -> bool:

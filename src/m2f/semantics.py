@@ -30,7 +30,7 @@ class Semantics:
         grid: height and width that all mask logits, padding included, are stretched to by bilinear interpolation.
             The mask score is taken there, and the mask goes on to the image by nearest neighbour. None: bilinear
             to the network's input, without its padding, bilinear to the image.
-        pairs_per_query: how many candidates there are at most, per query; None: as many as `pre_top_k` says.
+        as_many_as_queries: at most as many candidates are taken as there are queries; otherwise `pre_top_k` alone says.
         drops_stuff: where a model has stuff classes, only things are instances.
         drops_empty: a mask without a pixel is no instance.
         gives_boxes: boxes are those of the masks; otherwise zeros.
@@ -38,7 +38,7 @@ class Semantics:
 
     background_label_id: int = -1
     grid: tuple[int, int] | None = None
-    pairs_per_query: int | None = None
+    as_many_as_queries: bool = False
     drops_stuff: bool = False
     drops_empty: bool = False
     gives_boxes: bool = True
@@ -47,7 +47,7 @@ class Semantics:
 PROFILES = {
     "mmdet": Semantics(drops_stuff=True),
     "detectron2": Semantics(drops_stuff=True, gives_boxes=False),
-    "huggingface": Semantics(grid=(384, 384), pairs_per_query=1, drops_empty=True),
+    "huggingface": Semantics(grid=(384, 384), as_many_as_queries=True, drops_empty=True),
     "tao": Semantics(background_label_id=0),
 }
 
