@@ -167,7 +167,7 @@ SDK_PIPELINE = {
                 "module": "mmdet",
                 "name": "postprocess",
                 "component": "ResizeBBox",
-                "params": {"max_per_image": 50, "iou_thr": 0.8, "filter_low_score": True},
+                "params": {"max_per_image": 50, "iou_thr": 0.7, "filter_low_score": False},
             },
         ],
     }
@@ -182,9 +182,9 @@ SDK_DEPLOY = {
 
 def test_the_sdks_files_alone(tmp_path):
     pipeline = read_deploy_config(written(tmp_path, SDK_PIPELINE, "pipeline.json"))
-    assert pipeline.settings == Settings(pre_top_k=50)  # iou_thr is the panoptic overlap, not NMS
+    # iou_thr is the panoptic overlap, not NMS
+    assert pipeline.settings == Settings(pre_top_k=50, panoptic_overlap_threshold=0.7, panoptic_filter_low_score=False)
     assert pipeline.input_names == ("input",)
-    assert "codebase_config.post_processing.iou_thr" in pipeline.ignored
     deploy = read_deploy_config(written(tmp_path, SDK_DEPLOY, "deploy.json"))
     assert (deploy.backend, deploy.fp16, deploy.settings) == ("tensorrt", True, Settings())
 

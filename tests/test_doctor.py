@@ -387,6 +387,7 @@ def test_a_real_plan_of_tensorrt_rtx(tmp_path):
 
 ENGINE, CPU = "mask2former_engine/config.pbtxt", "mask2former_engine/configs/cpu.pbtxt"
 PRE, POST = "mask2former_preprocess/config.pbtxt", "mask2former_postprocess/config.pbtxt"
+PAN, SEM = "mask2former_panoptic/config.pbtxt", "mask2former_semantic/config.pbtxt"
 TENSOR, PUBLIC = "mask2former_tensor/config.pbtxt", "mask2former/config.pbtxt"
 
 
@@ -403,6 +404,7 @@ STRIDE, SIZE = parameter("mask_stride", 4), parameter("input_size", [SIDE, SIDE]
 MAX_PIXELS, SCALE = parameter("max_pixels", 67108864), parameter("scale", [SIDE, SIDE])
 UINT8, FLOAT = "TYPE_UINT8 dims: [ -1, -1, 3 ]", "TYPE_FP32 dims: [ 3, -1, -1 ]"
 IMG_SHAPE = '"img_shape" data_type: TYPE_INT32 dims: [ 2 ]'
+THINGS = parameter("thing_classes", "[0, 1, 2, 3, 4]")
 STAR_RING = r", \"star\", \"ring\""
 
 FAULTS = [  # file, what is right, what is planted, code, what the finding has to name
@@ -411,6 +413,11 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (POST, STRIDE, parameter("mask_stride", "four"), "parameter-invalid", ["mask_stride", "'four'"]),
     (POST, 'string_value: "0.5"', 'string_value: "1.5"', "parameter-invalid", ["score_threshold", "1.5"]),
     (POST, r'"[\"circle\"', r'"[circle', "parameter-invalid", ["class_names"]),
+    (POST, THINGS, parameter("thing_classes", "[0, -1]"), "parameter-invalid", ["thing_classes", "[0, -1]"]),
+    (PAN, THINGS, parameter("thing_classes", "[0]"), "steps-differ", ["thing_classes", "mask2former_panoptic"]),
+    (PAN, 'string_value: "0.8"', 'string_value: "8"', "parameter-invalid", ["panoptic_score_threshold", "8"]),
+    (SEM, STRIDE, parameter("mask_stride", "0"), "parameter-invalid", ["mask_stride", "'0'"]),
+    (SEM, STRIDE, parameter("mask_stride", 8), "steps-differ", ["mask_stride", "mask2former_semantic"]),
     (PRE, SCALE, parameter("scale", 256), "parameter-invalid", ["8 x 6", "[height, width]"]),
     (PRE, SIZE, parameter("input_size", [256, 2560000]), "parameter-invalid", ["pixels long", "8192"]),
     (PRE, '"pad_value"', '"pad_valeu"', "parameter-invalid", ["pad_valeu", "pad_value"]),
@@ -459,6 +466,8 @@ def test_a_slip_of_the_pen_in_a_parameter(repository):
     assert_found(findings(repository), "warning", "class-names-twice", "circle")
     edit(repository / POST, '"keep_top_k"', '"keep_topk"')
     assert_found(findings(repository), "warning", "parameter-unknown", "keep_topk", "keep_top_k")
+    edit(repository / SEM, '"background_label_id"', '"panoptic_score_threshold"')
+    assert_found(findings(repository), "warning", "parameter-unknown", "panoptic_score_threshold", "mask_stride")
 
 
 @pytest.mark.parametrize(
@@ -540,7 +549,7 @@ def test_the_command(repository):
     assert wrong.exit_code == 1
     content = json.loads(wrong.output)
     assert (content["path"], content["kind"]) == (str(repository), "repository")
-    assert [f["level"] for f in content["findings"]] == ["error", "warning"]
+    assert [f["level"] for f in content["findings"]] == ["error", "error", "warning"]  # the panoptic step has 5 names
     assert content["findings"][0]["code"] == "class-names"
     assert set(content["findings"][0]) == {"level", "code", "where", "what", "why", "fix"}
 

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from m2f.preprocess import Preprocessing
-from m2f.settings import Settings
+from m2f.settings import Settings, thing_classes
 from m2f_export import repository
 from m2f_export.errors import ExportError
 from m2f_export.source import Source
@@ -28,8 +28,10 @@ OWN = Source(
     ),
     class_names=NAMES,
     num_classes=4,
-    settings=Settings(score_threshold=0.8, iou_threshold=0.5, pre_top_k=5000, keep_top_k=100,
-                      max_output_boxes_per_class=200, export_postprocess_mask=False),
+    thing_classes=(0, 1, 3),
+    settings=Settings(score_threshold=0.8, iou_threshold=0.5, pre_top_k=5000, keep_top_k=100, classes="cat,3",
+                      max_output_boxes_per_class=200, export_postprocess_mask=False, background_label_id=0,
+                      panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False),
 )  # fmt: skip
 VARIANTS = {
     "pixels, free": OWN.preprocessing,
@@ -61,10 +63,23 @@ def parameters(folder, model):
 def test_what_is_written_is_what_the_server_reads(written):
     folder, source = written
     assert Preprocessing.from_repository(parameters(folder, "mask2former_preprocess")) == source.preprocessing
-    post = parameters(folder, "mask2former_postprocess")
-    assert Settings.from_repository(post) == source.settings
-    assert tuple(json.loads(post["class_names"])) == NAMES
-    assert post["mask_stride"] == "4"
+    post, panoptic, semantic = (parameters(folder, f"mask2former_{s}") for s in ("postprocess", "panoptic", "semantic"))
+    assert Settings.from_repository(panoptic | post) == source.settings
+    assert not [key for key in post if key.startswith("panoptic_")]
+    assert Settings.from_repository(semantic) == Settings(background_label_id=0)
+    for step in (post, panoptic):
+        assert tuple(json.loads(step["class_names"])) == NAMES
+        assert thing_classes(step) == {0, 1, 3}
+    for step in (post, panoptic, semantic):
+        assert step["mask_stride"] == "4"
+        assert step["background_label_id"] == "0"
+
+
+def test_where_nothing_says_what_is_stuff_all_are_things(tmp_path):
+    repository.copy_template(tmp_path)
+    repository.configure(tmp_path, replace(OWN, thing_classes=None))
+    for step in ("mask2former_postprocess", "mask2former_panoptic"):
+        assert thing_classes(parameters(tmp_path, step)) is None
 
 
 def test_every_statement_of_the_input_agrees(written):

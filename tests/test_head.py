@@ -57,6 +57,21 @@ def build(export):
     return run_head
 
 
+def test_stuff_is_padding(build):
+    """As mmdetection: after the best candidates have been taken."""
+    cls_logits, mask_logits = blobs(np.random.default_rng(3))
+    sizes = {"img_shape": (96, 128), "ori_shape": (96, 128)}
+    got = build(cls_logits[None], mask_logits[None], *([size] for size in sizes.values()), thing_classes=(0, 2))
+    settings = Settings(pre_top_k=100)
+    want = postprocess(cls_logits, mask_logits, settings=settings, thing_classes=frozenset([0, 2]), **sizes)
+    count = len(want.scores)
+    assert 0 < count < len(postprocess(cls_logits, mask_logits, settings=settings, **sizes).scores)
+    assert got["num_instances"].tolist() == [[count]]
+    np.testing.assert_allclose(got["scores"][0, :count], want.scores, atol=1e-4)
+    assert sorted(got["labels"][0, :count]) == sorted(want.labels)
+    check_padding(got, 0, count)
+
+
 def check_image(got, i, cls_logits, mask_logits, *, img_shape, ori_shape, top_k=100, threshold=0.0):
     """Image i of the head's outputs is what `m2f.postprocess` says; returns how many pixels differ."""
     settings = Settings(pre_top_k=top_k, score_threshold=threshold)

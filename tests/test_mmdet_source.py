@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from sources import CHECKPOINT, CONFIG, random_checkpoint, small_config
 
+from m2f.settings import Settings
+
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
 R50 = "mask2former_r50_8xb2-lsj-50e_coco.py"
+PANOPTIC = "mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
 SWIN_T = "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.py"
 
 
@@ -58,12 +61,22 @@ def test_the_embedded_configuration_is_described(source):
     assert described.preprocessing.keep_ratio
     assert described.preprocessing.mean == (124.0, 116.0, 104.0)
     assert described.preprocessing.std == (58.0, 57.0, 57.0)
-    assert described.settings.pre_top_k == 100
+    assert described.settings == Settings()
+    assert described.thing_classes == (0, 1, 2, 3, 4)
+
+
+def test_stuff_and_the_panoptic_rules_are_the_heads(source, tmp_path):
+    more = "model['test_cfg'] = dict(_delete_=True, object_mask_thr=0.4, iou_thr=0.6, max_per_image=30)\n"
+    described = source.describe_mmdet(small_config(tmp_path, PANOPTIC, more))
+    assert described.thing_classes == tuple(range(80))
+    assert described.settings == Settings(
+        pre_top_k=30, panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "classes", "last"),
-    [(R50, 80, "toothbrush"), ("mask2former_r50_8xb2-lsj-50e_coco-panoptic.py", 133, "rug-merged")],
+    [(R50, 80, "toothbrush"), (PANOPTIC, 133, "rug-merged")],
 )
 def test_names_come_from_the_data_set_where_nothing_else_says(source, tmp_path, name, classes, last):
     described = source.describe_mmdet(small_config(tmp_path, name))

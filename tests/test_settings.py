@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from m2f.contract import InputError
-from m2f.settings import KEYS, Settings
+from m2f.settings import KEYS, Settings, thing_classes
 
 
 def test_the_defaults_are_mmdetections():
@@ -55,6 +55,9 @@ def test_an_unknown_key_lists_the_allowed_ones():
         ("class_score_thresholds", "1=1.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
         ("class_score_thresholds", "1=nan", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
         ("class_score_thresholds", "1=0.5,,2=0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("panoptic_score_threshold", 1.5, "a number from 0 to 1"),
+        ("panoptic_overlap_threshold", "0.8", "a number from 0 to 1"),
+        ("panoptic_filter_low_score", 1, "true or false"),
         ("semantics", "detectron3", "one of: mmdet, detectron2, huggingface, tao"),
         ("semantics", 1, "one of: mmdet, detectron2, huggingface, tao"),
     ],
@@ -68,6 +71,17 @@ def test_a_wrong_value_names_the_key_the_value_and_what_is_allowed(key, value, a
 def test_a_repository_value_that_is_not_json_is_refused(key):
     with pytest.raises(InputError, match=f"parameter '{key}' must be"):
         Settings.from_repository({key: "yes please"})
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, None), ("[]", set()), ("[0, 2]", {0, 2})])
+def test_thing_classes(text, expected):
+    assert thing_classes({"thing_classes": text} if text else {}) == expected
+
+
+@pytest.mark.parametrize("text", ["", "all", "3", "[-1]", "[1.0]", "[true]", '["cat"]', "{}"])
+def test_thing_classes_that_are_no_indices_are_refused(text):
+    with pytest.raises(InputError, match="'thing_classes' must be a JSON list of class indices; got"):
+        thing_classes({"thing_classes": text})
 
 
 @pytest.mark.parametrize(

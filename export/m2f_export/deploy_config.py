@@ -118,6 +118,16 @@ def _load_json(path: Path) -> Any:
     return _from_sdk(content)
 
 
+# mmdetection's test_cfg; its iou_thr is the panoptic overlap, not NMS
+_TEST_CFG = {
+    "score_thr": "score_threshold",
+    "max_per_image": "pre_top_k",
+    "object_mask_thr": "panoptic_score_threshold",
+    "iou_thr": "panoptic_overlap_threshold",
+    "filter_low_score": "panoptic_filter_low_score",
+}
+
+
 def _from_sdk(content: dict[str, Any]) -> dict[str, Any]:
     """Put what `deploy.json` or `pipeline.json` says where a deploy config says it; the rest stays, to be ignored."""
     sdk = _Section(content)
@@ -130,10 +140,8 @@ def _from_sdk(content: dict[str, Any]) -> dict[str, Any]:
     tasks = sdk.section("pipeline").take("tasks", _A_LIST, list, [])
     for task in (_Section(task) for task in tasks if isinstance(task, dict)):
         if task.content.get("name") == "postprocess":
-            # mmdetection's test_cfg; its iou_thr is the panoptic overlap, not NMS
             params = dict(task.section("params").content)
-            names = {"score_thr": "score_threshold", "max_per_image": "pre_top_k"}
-            deploy["codebase_config"] = {"post_processing": {names.get(key, key): v for key, v in params.items()}}
+            deploy["codebase_config"] = {"post_processing": {_TEST_CFG.get(key, key): v for key, v in params.items()}}
         elif task.content.get("module") == "Net":
             deploy["onnx_config"] = {"input_names": list(task.section("input_map").content.values())}
     return deploy

@@ -37,7 +37,13 @@ class InstanceHead(torch.nn.Module):
     """
 
     def __init__(
-        self, *, top_k: int = 100, score_threshold: float = 0.0, masks: str = "full", mask_stride: int = 4
+        self,
+        *,
+        top_k: int = 100,
+        score_threshold: float = 0.0,
+        masks: str = "full",
+        mask_stride: int = 4,
+        thing_classes: tuple[int, ...] | None = None,
     ) -> None:
         """Fix what the graph will do.
 
@@ -47,6 +53,7 @@ class InstanceHead(torch.nn.Module):
             masks: `full`: 0/1 at the original's size; `stride4`: the logits of each row's query as they are.
                 Scores and boxes come from the full size either way.
             mask_stride: network-input pixels per mask cell along each axis.
+            thing_classes: classes that have instances; a candidate of another is padding. None: all.
 
         Raises:
             ExportError: a value out of range.
@@ -64,6 +71,7 @@ class InstanceHead(torch.nn.Module):
         self.score_threshold = score_threshold
         self.masks = masks
         self.mask_stride = mask_stride
+        self.thing_classes = thing_classes
 
     def forward(
         self, cls_logits: torch.Tensor, mask_logits: torch.Tensor, img_shape: torch.Tensor, ori_shape: torch.Tensor
@@ -89,7 +97,11 @@ class InstanceHead(torch.nn.Module):
         mask_scores, boxes, inside = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
 
         scores = scores * _take(mask_scores, sampled)
-        scores = torch.where(scores >= self.score_threshold, scores, -1.0)  # what is not a number fails, too
+        passed = scores >= self.score_threshold  # what is not a number fails, too
+        if self.thing_classes is not None:
+            classes = cls_logits.shape[2] - 1
+            passed = passed & torch.tensor([label in self.thing_classes for label in range(classes)])[labels]
+        scores = torch.where(passed, scores, -1.0)
         scores, order = scores.topk(scores.shape[1])
         valid = scores >= 0
         labels, sampled = labels.gather(1, order), sampled.gather(1, order)

@@ -204,9 +204,11 @@ class Ladder:
         return self._postprocess(logits, sample, settings)
 
     def _postprocess(self, logits: Logits, sample: Sample, settings: Settings) -> Instances:
+        things = self.source.thing_classes
         return postprocess(
             logits[0][0], logits[1][0], img_shape=sample.img_shape, ori_shape=sample.ori_shape,
-            settings=settings, mask_stride=self.source.mask_stride,
+            settings=settings, thing_classes=None if things is None else frozenset(things),
+            mask_stride=self.source.mask_stride,
         )  # fmt: skip
 
     def report(self) -> dict[str, Any]:

@@ -103,8 +103,19 @@ def as_source(model: Any, settings: Config, config: Path, *, trained_on: tuple[s
         preprocessing=_preprocessing(settings, preprocessor, config, takes_bgr=takes_bgr),
         class_names=_class_names(settings, trained_on, num_classes),
         num_classes=num_classes,
-        settings=Settings(pre_top_k=settings.model.get("test_cfg", {}).get("max_per_image", 100)),
+        settings=_test_settings(settings.model.get("test_cfg") or {}),
+        thing_classes=tuple(range(head.num_things_classes)),  # mmdetection has the stuff after them
         divisor=DIVISOR,
+    )
+
+
+def _test_settings(test_cfg: Mapping[str, Any]) -> Settings:
+    """What `MaskFormerFusionHead` reads of its `test_cfg`, with its own defaults."""
+    return Settings(
+        pre_top_k=test_cfg.get("max_per_image", 100),
+        panoptic_score_threshold=test_cfg.get("object_mask_thr", 0.8),
+        panoptic_overlap_threshold=test_cfg.get("iou_thr", 0.8),
+        panoptic_filter_low_score=test_cfg.get("filter_low_score", False),
     )
 
 

@@ -15,7 +15,7 @@ import onnx
 
 from m2f.contract import MAX_BATCH_SIZE, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.postprocess import Instances
-from m2f.settings import KEYS, Settings
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export import repository
 from m2f_export.deploy_config import DeployConfig, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
@@ -188,8 +188,10 @@ def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
             progress.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
     with progress.step("read"):
         source = read_source(request)
-        settings = deploy.settings if deploy else replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
-        source = replace(source, settings=settings)
+        own = replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
+        source = replace(source, settings=_with_panoptic_keys(deploy.settings, own) if deploy else own)
+        if source.thing_classes is None:
+            progress.say(f"{request.model} does not say which classes are stuff: all are served as things")
     make = _adopt if source.network is None else _trace
     ladder = make(request, source, output, progress)
     with progress.step("batches against one by one"):
@@ -203,6 +205,12 @@ def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
             if request.precision != NOT_ON_CPU:
                 ladder.climb(f"{request.precision}, CPU", run_onnx(output), HALF)
     return ladder
+
+
+def _with_panoptic_keys(deploy: Settings, own: Settings) -> Settings:
+    """MMDeploy has no keys for panoptic segmentation: where its config adds none, the model's own hold."""
+    silent = [key for key in PANOPTIC_KEYS if getattr(deploy, key) == getattr(Settings(), key)]
+    return replace(deploy, **{key: getattr(own, key) for key in silent})
 
 
 def _trace(request: Request, source: Source, output: Path, progress: Progress) -> Ladder:
@@ -236,13 +244,15 @@ def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> No
     limits = [limit for limit in (settings.pre_top_k, settings.keep_top_k) if limit > 0]
     known = Settings(score_threshold=settings.score_threshold, pre_top_k=min(limits, default=100))
     # What is computed for the nearest neighbour of these settings must not pass for them.
-    ignored = [key for key in KEYS if getattr(settings, key) != getattr(known, key)]
+    keys = [key for key in KEYS if key not in PANOPTIC_KEYS]
+    ignored = [key for key in keys if getattr(settings, key) != getattr(known, key)]
     if ignored:
         progress.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
     engine = load_onnx(stage / repository.ENGINE / "1" / "model.onnx")
     head = InstanceHead(
-        top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks, mask_stride=ladder.source.mask_stride
-    )
+        top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
+        mask_stride=ladder.source.mask_stride, thing_classes=ladder.source.thing_classes,
+    )  # fmt: skip
     path = stage / repository.HEAD_ENGINE / "1" / "model.onnx"
     onnx.save(attach_head(engine, head), path)
     ladder.check_head(path, known)
@@ -318,6 +328,7 @@ def _report(ladder: Ladder, progress: Progress) -> dict[str, Any]:
         "class_names": source.class_names,
         "preprocessing": asdict(source.preprocessing),
         "settings": asdict(source.settings),
+        "thing_classes": source.thing_classes,
         "mask_stride": source.mask_stride,
         "comparison": ladder.report(),
         "steps": progress.steps,

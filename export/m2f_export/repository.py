@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from m2f.preprocess import Preprocessing
-from m2f.settings import Settings
+from m2f.settings import PANOPTIC_KEYS, Settings
 from m2f_export.errors import ExportError
 from m2f_export.source import Source
 
@@ -107,15 +107,29 @@ def copy_head(stage: Path, *, masks: str) -> None:
 
 def configure(stage: Path, source: Source) -> None:
     """Write what is specific to a model into the configurations that use it."""
-    preprocessing, settings = source.preprocessing, source.settings
+    preprocessing = source.preprocessing
     _edit(stage / "mask2former_preprocess" / "config.pbtxt", preprocessing_parameters(preprocessing))
-    _edit(stage / "mask2former_postprocess" / "config.pbtxt", {
-        **{field.name: _value(getattr(settings, field.name)) for field in fields(Settings) if field.name != "classes"},
-        "class_names": json.dumps(source.class_names),
-        "mask_stride": str(source.mask_stride),
-    })  # fmt: skip
+    for model, parameters in step_parameters(source).items():
+        _edit(stage / model / "config.pbtxt", parameters)
     for path in (*stage.glob("*/config.pbtxt"), *stage.glob("*/configs/*.pbtxt")):
         path.write_text(_set_input(path.read_text(), preprocessing))
+
+
+def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
+    """Return the parameters of each step that reads the logits; None for those that are to go."""
+    settings = {field.name: _value(getattr(source.settings, field.name)) or None for field in fields(Settings)}
+    background = {"background_label_id": settings["background_label_id"]}
+    stride = {"mask_stride": str(source.mask_stride)}
+    classes = {
+        "class_names": json.dumps(source.class_names),
+        "thing_classes": None if source.thing_classes is None else json.dumps(source.thing_classes),
+    }
+    panoptic = {key: settings.pop(key) for key in PANOPTIC_KEYS}
+    return {
+        "mask2former_postprocess": {**settings, **classes, **stride},
+        "mask2former_panoptic": {**panoptic, **background, **classes, **stride},
+        "mask2former_semantic": {**background, **stride},
+    }
 
 
 def preprocessing_parameters(preprocessing: Preprocessing) -> dict[str, str | None]:

@@ -24,6 +24,7 @@ class Source:
         class_names: by label; empty where the checkpoint does not say.
         num_classes: C.
         settings: the source's own post-processing (mmdet's `test_cfg`).
+        thing_classes: indices of the countable classes, the others being stuff; None where the source does not say.
         mask_stride: pixels of the input per mask cell: 4, or 1 where a given graph holds full-size masks.
         divisor: H and W must be multiples of it.
         fixed_size: H and W where the network takes no other (EoMT), else None.
@@ -35,6 +36,7 @@ class Source:
     class_names: tuple[str, ...]
     num_classes: int
     settings: Settings = field(default_factory=Settings)
+    thing_classes: tuple[int, ...] | None = None
     mask_stride: int = 4
     divisor: int = 32
     fixed_size: tuple[int, int] | None = None

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from m2f.contract import MAX_BATCH_SIZE, RAW_OUTPUTS
-from m2f.settings import KEYS, Settings
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export.deploy_config import DeployConfig, read_deploy_config
 from m2f_export.doctor.findings import Finding, error, listed, note, warning
 from m2f_export.doctor.onnx_checks import GRID_SAMPLE_OPSET, GRID_SAMPLER, HEAD_OUTPUTS, INPUT, Graph
@@ -74,7 +74,8 @@ def compare_with_settings(path: Path, config: DeployConfig, settings: Settings, 
     pairs = listed(f"{key} {getattr(config.settings, key)} (served: {getattr(settings, key)})" for key in different)
     what = f"{path.name} asks for {pairs}"
     why = "the server answers with other thresholds than the deploy config promises"
-    fix = "write them into the parameters of mask2former_postprocess/config.pbtxt, or send them with each request"
+    step = "mask2former_panoptic" if set(different) <= set(PANOPTIC_KEYS) else "mask2former_postprocess"
+    fix = f"write them into the parameters of {step}/config.pbtxt, or send them with each request"
     return [warning("settings-differ", where, what, why=why, fix=fix)]
 
 

@@ -90,7 +90,8 @@ def _tensors(ensemble: Ensemble) -> Iterator[Finding]:
     for name in sorted({name for name in made if made.count(name) > 1}):
         what, why = f"tensor '{name}' is made more than once", "Triton does not load the ensemble"
         yield error("ensemble-tensor-twice", ensemble.path, what, why=why, fix="give each its own name")
-    read = {value: step.model_name for step in ensemble.steps for value in step.input_map.values()}
+    readers = reversed(ensemble.steps)  # so that the first one is named
+    read = {value: step.model_name for step in readers for value in step.input_map.values()}
     for name, reader in {**read, **dict.fromkeys(ensemble.outputs, "the client")}.items():
         if name not in made:
             what = f"tensor '{name}', for {reader}, is made by no step and is no input of the ensemble"

@@ -10,7 +10,7 @@ import numpy as np
 
 from m2f.contract import InputError
 from m2f.preprocess import Preprocessing
-from m2f.settings import KEYS, Settings
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings, thing_classes
 from m2f_export.deploy_config import DeployConfig
 from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
 from m2f_export.doctor.engine_checks import ONNX, check_engine
@@ -21,8 +21,14 @@ from m2f_export.doctor.repository import DEFAULT, Model, read_repository
 from m2f_export.doctor.server import check_server
 
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
+PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
 MAX_INPUT_SIDE = 8192  # larger inputs are taken for a slip of the pen, and not tried
-_OWN_KEYS = ("class_names", "mask_stride")  # of the postprocess step, beside the settings
+# The parameters that each step reads.
+_KEYS = {
+    POSTPROCESS: (*(key for key in KEYS if key not in PANOPTIC_KEYS), "class_names", "thing_classes", "mask_stride"),
+    PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", "class_names", "thing_classes", "mask_stride"),
+    SEMANTIC: ("background_label_id", "mask_stride"),
+}
 
 
 def check_repository(
@@ -46,15 +52,16 @@ def check_repository(
         findings += [*_files(model), *_response_cache(model)]
     findings += check_ensembles(models)
     preprocessing, found = _preprocessing(models.get(PREPROCESS))
-    settings, more = _postprocessing(models.get(POSTPROCESS))
-    findings += found + more
+    findings += found
+    settings, found = _postprocessing(models)
+    findings += found
     for engine in (model for model in models.values() if model.is_engine):
         found, graph = _onnx(engine)
         findings += found + check_engine(engine, graph, tensorrt_version=tensorrt_version)
         if graph is not None:
             findings += _fit(models, graph, preprocessing)
             findings += compare_with_onnx(*deploy, graph) if deploy is not None else []
-    if deploy is not None and settings is not None:
+    if deploy is not None and settings is not None and POSTPROCESS in models:
         findings += compare_with_settings(*deploy, settings, models[POSTPROCESS].folder / DEFAULT)
     return findings
 
@@ -114,20 +121,41 @@ def _preprocessing(model: Model | None) -> tuple[Preprocessing | None, list[Find
     return preprocessing, []
 
 
-def _postprocessing(model: Model | None) -> tuple[Settings | None, list[Finding]]:
-    if model is None or model.config is None:
-        return None, []
+def _postprocessing(models: dict[str, Model]) -> tuple[Settings | None, list[Finding]]:
+    """Read the parameters of the steps after the engine; return what they are all together."""
+    steps = [models[name] for name in _KEYS if name in models and models[name].config is not None]
+    findings = [finding for step in steps for finding in _step(step)] + _disagreements(steps)
+    together = {key: text for step in reversed(steps) for key, text in step.parameters().items()}
+    try:
+        return Settings.from_repository(together) if steps else None, findings
+    except InputError:
+        return None, findings  # said already
+
+
+def _disagreements(steps: list[Model]) -> list[Finding]:
+    findings = []
+    for key in ("background_label_id", "class_names", "thing_classes", "mask_stride"):
+        stated = {step.name: step.parameters()[key] for step in steps if key in step.parameters()}
+        if len(set(stated.values())) > 1:
+            what = f"{key} is not the same in {listed(stated)}"
+            why = "the outputs of one request do not fit together"
+            fix = "write the same value into each"
+            findings.append(error("steps-differ", steps[0].folder.parent, what, why=why, fix=fix))
+    return findings
+
+
+def _step(model: Model) -> list[Finding]:
     where, why = model.folder / DEFAULT, "the model refuses to start, or every request fails"
     parameters, findings = model.parameters(), []
-    settings = None
     try:
-        settings = Settings.from_repository(parameters)
+        Settings.from_repository(parameters)
+        thing_classes(parameters)
     except InputError as failure:
         findings.append(error("parameter-invalid", where, str(failure), why=why, fix="correct it in `parameters`"))
     for key in parameters:
-        if key not in KEYS + _OWN_KEYS and not key.isupper():  # Triton's own are in capitals
+        if key not in _KEYS[model.name] and not key.isupper():  # Triton's own are in capitals
             what, reason = f"parameter '{key}' is read by nothing", "a slip of the pen leaves the default in force"
-            fix = f"keys: {listed(KEYS + _OWN_KEYS)}"
+            fix = f"keys: {listed(_KEYS[model.name])}"
             findings.append(warning("parameter-unknown", where, what, why=reason, fix=fix))
     names = class_names(model)
     if names is None:
@@ -140,11 +168,11 @@ def _postprocessing(model: Model | None) -> tuple[Settings | None, list[Finding]
     if mask_stride(model) is None:
         what = f"mask_stride must be a whole number >= 1; got {parameters['mask_stride']!r}"
         findings.append(error("parameter-invalid", where, what, why=why, fix="4 for Mask2Former's own masks"))
-    return settings, findings
+    return findings
 
 
 def class_names(model: Model) -> list[str] | None:
-    """Return the class names of the postprocess step, or None where they cannot be read."""
+    """Return the class names of a step, or None where they cannot be read."""
     try:
         names = json.loads(model.parameters().get("class_names", "[]"))
     except json.JSONDecodeError:
@@ -153,7 +181,7 @@ def class_names(model: Model) -> list[str] | None:
 
 
 def mask_stride(model: Model) -> int | None:
-    """Return the mask stride of the postprocess step, or None where it cannot be read."""
+    """Return the mask stride of a step, or None where it cannot be read."""
     text = model.parameters().get("mask_stride", "4").strip()
     return int(text) if text.isdecimal() and int(text) >= 1 else None
 

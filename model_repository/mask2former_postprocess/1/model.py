@@ -4,7 +4,7 @@ import json
 
 from m2f.batch import image_shapes, stack_instances
 from m2f.postprocess import postprocess
-from m2f.settings import Settings
+from m2f.settings import Settings, thing_classes
 from m2f_server.glue import repository_parameters, respond
 
 
@@ -15,6 +15,7 @@ class TritonPythonModel:
         parameters = repository_parameters(args)
         self.settings = Settings.from_repository(parameters)
         self.class_names = tuple(json.loads(parameters.get("class_names", "[]")))
+        self.thing_classes = thing_classes(parameters)
         self.mask_stride = int(parameters.get("mask_stride", 4))
 
     def execute(self, requests):
@@ -41,5 +42,6 @@ class TritonPythonModel:
             ori_shape=ori_shape,
             settings=settings,
             class_names=self.class_names,
+            thing_classes=self.thing_classes,
             mask_stride=self.mask_stride,
         )
