@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-official lint serve bench export train-demo eval-demo export-demo clean
+.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench export train-demo eval-demo export-demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ test: setup-dev  ## run the tests, against the real server too
 
 test-official: setup-dev  ## export every official Mask2Former configuration at full size, random weights (half an hour)
 	$(BIN)/python -m pytest -m official -s
+
+test-exact: setup-dev  ## every kernel against mmdetection on 10,000 random scenes, pixel by pixel (a minute or two)
+	$(BIN)/python -m pytest -m exact -s
+
+fuzz: setup-dev  ## the native kernel under AddressSanitizer and UBSan for ten minutes
+	$(BIN)/python -W ignore tests/fuzz_kernel.py --seconds 600
 
 lint: setup-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -43,9 +43,9 @@ class Axis(ctypes.Structure):
     )
 
 
-def _load() -> ctypes.CDLL | None:
+def _load(path: Path) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(LIBRARY))
+        library = ctypes.CDLL(str(path))
     except OSError:  # not built, or for another machine
         return None
     for name, result, arguments in (
@@ -62,7 +62,7 @@ def _load() -> ctypes.CDLL | None:
     return library
 
 
-_library = _load()
+_library = _load(LIBRARY)
 
 
 def kernels() -> tuple[str, ...]:

@@ -1,0 +1,131 @@
+"""Run the native kernel under AddressSanitizer and UBSan on random scenes and random RLE, for some seconds.
+
+python tests/fuzz_kernel.py --seconds 600    (`make fuzz`; tests/test_kernel.py does it for a short while)
+
+A build of the kernel with both sanitizers takes the place of the package's own. The sanitizers stop the process at the
+first fault and say where. Every answer is also held against numpy's.
+"""
+
+import argparse
+import ctypes
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from scenes import KINDS, QUERIES, STRIDE, sizes
+
+from m2f import native, rle
+from m2f.contract import InputError
+from m2f.masks import MaskSampler
+from m2f.semantics import grid_taps
+
+ROOT = Path(__file__).parents[1]
+SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def main():
+    """Fuzz, in a process that has the sanitizer's runtime loaded before all else."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--library", type=Path)
+    options = parser.parse_args()
+    if options.library:
+        fuzz(options.library, options.seconds, options.seed)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder, "kernel.so")
+        build(library)
+        command = [sys.executable, __file__, "--seconds", str(options.seconds), "--seed", str(options.seed)]
+        environment = {"LD_PRELOAD": runtime(), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+        return subprocess.run(
+            [*command, "--library", library], env={**os.environ, **environment}, check=False
+        ).returncode
+
+
+def build(library):
+    """Compile the kernel as the package does, and with both sanitizers."""
+    sys.path.insert(0, str(ROOT))
+    from hatch_build import compile_kernel
+
+    compile_kernel(ROOT / "src/m2f/kernel.c", library, *SANITIZERS)
+
+
+def runtime():
+    """Return the path of the compiler's AddressSanitizer."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    found = subprocess.run([*compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def fuzz(library, seconds, seed):
+    """Draw scenes and strings until the time is over."""
+    native._library = native._load(library)
+    assert hasattr(ctypes.CDLL(None), "__asan_init"), "the sanitizer is not there"
+    native._USUAL_EDGES = 64  # so that edges run out of room
+    ends, number = time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        rng = np.random.default_rng([seed, number])
+        try:
+            with np.errstate(all="ignore"):
+                sample(rng)
+            decode(rng)
+        except BaseException:
+            print(f"failed at seed {seed}, number {number}", file=sys.stderr)
+            raise
+        number += 1
+    print(f"{number} scenes, {', '.join(native.kernels())}: no fault")
+
+
+def sample(rng):
+    """Sample, encode, decode and compare the masks of a scene with every kernel."""
+    cells, img_shape, ori_shape = sizes(rng)
+    logits = np.ascontiguousarray(KINDS[rng.integers(len(KINDS))](rng, cells), np.float32)
+    queries = rng.integers(0, QUERIES, rng.integers(0, QUERIES + 1))
+    padded = tuple(STRIDE * n for n in cells)
+    grid = [int(n) for n in rng.integers(1, 60, 2)] if rng.random() < 0.3 else None
+    results = []
+    for kernel in native.kernels():
+        if grid:
+            taps = [grid_taps(cells=c, grid=g, original=o) for c, g, o in zip(cells, grid, ori_shape, strict=True)]
+            sampler = MaskSampler.by_taps(*taps, cells=cells, kernel=kernel)
+        else:
+            threads = 1 + len(queries) % 2
+            sampler = MaskSampler.to_image(
+                cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
+            )
+        masks = sampler.sample(logits, queries)
+        counts = [masks.rle(i) for i in range(len(masks))]
+        shared = [masks.intersection(0, i) for i in range(len(masks))]
+        packed = [rle.decode(c, *ori_shape, packed=True, kernel=kernel).tobytes() for c in counts]
+        results.append((counts, shared, packed, masks.boxes.tolist(), masks.areas.tolist()))
+    assert all(result == results[0] for result in results)
+
+
+def decode(rng):
+    """Decode RLE with some bytes changed, and bytes that never were RLE."""
+    height, width = (int(n) for n in rng.integers(1, 40, 2))
+    if rng.random() < 0.5:
+        counts = bytearray(rle.encode_mask(rng.random((height, width)) < rng.random()))
+        for _ in range(rng.integers(0, 4)):
+            counts[rng.integers(len(counts))] = rng.integers(256)
+        counts = bytes(counts[: rng.integers(len(counts) + 1)])
+    else:
+        counts = rng.integers(40, 120, rng.integers(0, 30)).astype(np.uint8).tobytes()
+    for packed in (False, True):
+        answers = []
+        for kernel in (native.kernels()[0], native.NUMPY):
+            try:
+                answers.append(rle.decode(counts, height, width, packed=packed, kernel=kernel).tobytes())
+            except InputError:
+                answers.append(None)
+        assert answers[0] == answers[1], counts
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Every kernel against mmdetection, pixel by pixel, on thousands of scenes (`make test-exact`; some of them always)."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from reference import full_size_logits
+from scenes import QUERIES, STRIDE, scenes
+
+from m2f.geometry import bilinear_taps
+from m2f.native import kernels
+from m2f.postprocess import postprocess
+from m2f.rle import decode
+from m2f.settings import Settings
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+ROUNDING = 1e-6  # of the largest logit near by: what float32 may make of a 0
+
+
+@pytest.fixture(scope="module")
+def mmdet_masks():
+    """A function: mask logits -> mmdetection's (scores [Q], masks [Q, H, W]), in the order of the queries."""
+    from m2f_export.mmcv_ops import ensure_mmcv_ops
+
+    ensure_mmcv_ops()
+    import torch
+    from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
+    from mmdet.structures import DetDataSample
+    from mmengine.config import ConfigDict
+
+    test_cfg = ConfigDict(instance_on=True, semantic_on=False, panoptic_on=False, max_per_image=QUERIES)
+    head = MaskFormerFusionHead(num_things_classes=QUERIES, num_stuff_classes=0, test_cfg=test_cfg)
+
+    def run(cls_logits, mask_logits, img_shape, ori_shape):
+        padded = tuple(STRIDE * n for n in mask_logits.shape[1:])
+        upsampled = torch.nn.functional.interpolate(
+            torch.from_numpy(mask_logits)[None], padded, mode="bilinear", align_corners=False
+        )
+        sample = DetDataSample(metainfo={"img_shape": img_shape, "ori_shape": ori_shape})
+        found = head.predict(torch.from_numpy(cls_logits)[None], upsampled, [sample], rescale=True)[0]["ins_results"]
+        order = found.labels.argsort()
+        return found.scores[order].numpy(), found.masks[order].numpy()
+
+    return run
+
+
+def class_of_its_own(rng):
+    """Class logits [Q, Q + 1] whose best Q candidates are query i as class i, so that a label says which query."""
+    logits = np.full((QUERIES, QUERIES + 1), -40, np.float32)
+    np.fill_diagonal(logits, 0)
+    logits[:, -1] = rng.normal(0, 2, QUERIES)
+    return logits
+
+
+def compare(mmdet_masks, count, seed):
+    """Hold every kernel against mmdetection; returns pixels seen, and those that differ, by kernel and kind."""
+    pixels, differing, rng = 0, Counter(), np.random.default_rng(seed)
+    for kind, mask_logits, img_shape, ori_shape in scenes(seed, count):
+        cls_logits = class_of_its_own(rng)
+        scores, masks = mmdet_masks(cls_logits, mask_logits, img_shape, ori_shape)
+        pixels += masks.size
+        for kernel in kernels():
+            with np.errstate(invalid="ignore"):
+                got = postprocess(
+                    cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape,
+                    settings=Settings(pre_top_k=QUERIES), kernel=kernel,
+                )  # fmt: skip
+            assert sorted(got.queries.tolist()) == list(range(QUERIES))
+            assert np.isfinite(got.scores).all()
+            for query, score, rle in zip(got.queries.tolist(), got.scores.tolist(), got.rle, strict=True):
+                wrong = decode(rle, *ori_shape).astype(bool) != masks[query]
+                if wrong.any():
+                    differing[kernel, kind] += int(wrong.sum())
+                    explained(wrong, mask_logits[query], img_shape, ori_shape)
+                elif np.isfinite(scores[query]):
+                    assert score == pytest.approx(scores[query], abs=1e-5)
+    return pixels, differing
+
+
+def explained(wrong, mask_logits, img_shape, ori_shape):
+    """The pixels that differ are 0 but for rounding, or read a logit that is not a number or infinite."""
+    bad = ~np.isfinite(mask_logits)
+    logits = full_size_logits(np.where(bad, 0, mask_logits)[None], img_shape, ori_shape)[0]
+    largest = np.abs(mask_logits[~bad]).max()
+    assert (np.abs(logits[wrong & ~reading(bad, img_shape, ori_shape)]) <= ROUNDING * largest).all()
+
+
+def reading(cells, img_shape, ori_shape):
+    """Pixels [H, W] with a tap, be its weight 0, on one of these cells [h, w]."""
+    for axis, (valid, original) in enumerate(zip(img_shape, ori_shape, strict=True)):
+        upsample = bilinear_taps(cells.shape[axis], STRIDE * cells.shape[axis]).source
+        resize = bilinear_taps(valid, original).source
+        cells = np.any([np.take(cells, upsample[i][resize[j]], axis) for i in (0, 1) for j in (0, 1)], axis=0)
+    return cells
+
+
+def check(pixels, differing):
+    """Nothing differs but ties, that are 0 but for rounding, and what reads a logit that is not finite."""
+    report = f"of {pixels} pixels differ, by kernel and kind: {dict(differing)}"
+    print(report)
+    usual = sum(count for (_, kind), count in differing.items() if kind not in {"ties", "not_finite"})
+    assert usual <= max(len(kernels()), 1e-7 * pixels * len(kernels())), report
+    ties = sum(count for (_, kind), count in differing.items() if kind == "ties")
+    assert ties <= 1e-5 * pixels * len(kernels()), report
+    assert len({count for (_, kind), count in differing.items() if kind == "ties"}) <= 1, "the kernels disagree"
+
+
+def test_some_scenes(mmdet_masks):
+    check(*compare(mmdet_masks, 270, seed=1))
+
+
+@pytest.mark.exact
+def test_ten_thousand_scenes(mmdet_masks):
+    check(*compare(mmdet_masks, 10_000, seed=2))
