@@ -34,7 +34,10 @@ def answer(request):
     masks[1, :2, :2] = 1
     arrays = stacked([result_of(masks, scores=[0.9, 0.5])])
     logits = {"cls_logits": np.zeros((1, 5, 3), np.float32), "mask_logits": np.ones((1, 5, 4, 4), np.float32)}
-    return {**arrays, **logits}
+    ids = np.zeros((1, height, width), np.int32)
+    ids[:, 1:], ids[:, :2, :2] = 1, 300
+    segments = [{"id": 1, "category_id": 0, "isthing": 1}, {"id": 300, "category_id": 7, "isthing": 0}]
+    return {**arrays, **logits, "panoptic": ids, "segments": np.array([[json.dumps(segments).encode()]], object)}
 
 
 @pytest.fixture
@@ -121,6 +124,28 @@ def test_out_and_raw(m2f, folder):
     assert truth.annToMask(truth.anns[1]).sum() == 39 * 29
 
 
+def test_panoptic(m2f, folder, transport):
+    """Read back by panopticapi's rule, `rgb2id`."""
+    result = m2f("predict", "a.jpg", "bad.jpg", "sub/a.png", "--out", "out", "--panoptic")
+    assert result.exit_code == 1
+    assert result.stdout.endswith("wrote out/instances.json\nwrote out/panoptic.json\n")
+    assert {"panoptic", "segments"} <= set(transport.requests[0].outputs)
+    document = json.loads((folder / "out/panoptic.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in document["images"]] == ["a.jpg", "sub/a.png"]
+    assert document["categories"] == [
+        {"id": 0, "name": "[red] disc", "isthing": 1}, {"id": 7, "name": "7", "isthing": 0}
+    ]  # fmt: skip
+    for image, annotation in zip(document["images"], document["annotations"], strict=True):
+        assert annotation["image_id"] == image["id"]
+        picture = np.asarray(Image.open(folder / "out" / annotation["file_name"])).astype(int)
+        assert picture.shape == (image["height"], image["width"], 3)
+        ids = picture[:, :, 0] + 256 * picture[:, :, 1] + 256 * 256 * picture[:, :, 2]
+        assert (ids[:2, :2] == 300).all()
+        assert (ids[2:] == 1).all()
+        assert (ids[0, 2:] == 0).all()
+        assert [segment["id"] for segment in annotation["segments_info"]] == [1, 300]
+
+
 def test_json_is_one_document_and_nothing_else(m2f):
     result = m2f("predict", "a.jpg", "bad.jpg", "--json", "--out", "out")
     document = json.loads(result.stdout)
@@ -173,6 +198,7 @@ def test_unwritable_output(m2f, folder):
     [
         ["predict"],
         ["predict", "a.jpg", "--raw"],
+        ["predict", "a.jpg", "--panoptic"],
         ["predict", "a.jpg", "--url", "127.0.0.1:8001"],
         ["predict", "a.jpg", "--parameter", "novalue"],
         ["predict", "a.jpg", "--score-threshold", "high"],

@@ -55,6 +55,10 @@ def test_unreadable_path_is_named_and_nothing_is_sent(tmp_path, name):
         (("scores",), True, ("scores", "num_instances")),  # padding must be cut
         (("masks",), True, ("masks", "num_instances", "size")),
         (("cls_logits",), True, ("cls_logits",)),  # no post-processing for raw outputs
+        (("panoptic", "segments"), False, ("panoptic", "segments")),
+        (("panoptic",), True, ("panoptic", "size")),
+        (("semantic",), True, ("semantic", "size")),
+        (("segments",), True, ("segments",)),
         (("scores", "scores"), False, ("scores",)),
     ],
 )
@@ -69,6 +73,8 @@ class Fakes:
     def with_logits():
         result = result_of(masks_of(2, 4, 6))
         result.outputs["cls_logits"] = np.zeros((4, 3), np.float32)
+        result.outputs["panoptic"] = result.outputs["semantic"] = np.ones((4, 6), np.int32)
+        result.outputs["segments"] = np.array([b"[]"], object)
         return result
 
 

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from m2f_client import OutputNotRequested, Result, ServerError
-from m2f_client.coco import Document
+from m2f_client.coco import Document, panoptic_pixels
 from m2f_client.fake import result_of, stacked
 
 stacks_of_masks = hnp.arrays(
@@ -62,6 +62,35 @@ def test_padding_of_a_batch_is_cut(stacks):
         assert got.size == single.size
         assert np.array_equal(got.masks, single.masks)
         assert got.to_coco(1) == single.to_coco(1)
+
+
+def test_label_maps_of_a_batch_lose_their_padding_and_segments_are_parsed():
+    singles = []
+    for label, size in enumerate([(3, 5), (4, 2)], start=1):
+        segments = [{"id": 1, "category_id": label, "isthing": 1}]
+        maps = {name: np.full(size, label, np.int32) for name in ("panoptic", "semantic")}
+        text = np.array([json.dumps(segments).encode()], object)
+        singles.append(Result({**maps, "segments": text, "size": np.array(size, np.int32)}))
+    answer = stacked(singles)
+    assert answer["semantic"].min() == -1
+    for index, single in enumerate(singles):
+        got = Result.from_batch(answer, index)
+        assert np.array_equal(got.panoptic, single.panoptic)
+        assert np.array_equal(got.semantic, single.semantic)
+        assert got.segments == [{"id": 1, "category_id": index + 1, "isthing": 1}]
+
+
+def test_segments_that_are_no_json():
+    with pytest.raises(ServerError, match=r"segments from the server are not JSON: b'\[\{'"):
+        Result({"segments": np.array([b"[{"], object)}).segments  # noqa: B018
+    with pytest.raises(OutputNotRequested, match="ask for it: outputs="):
+        Result({}).segments  # noqa: B018
+
+
+@given(hnp.arrays(np.int32, (3, 4), elements=st.integers(0, (1 << 24) - 1)))
+def test_panoptic_ids_survive_the_png(ids):
+    pixels = panoptic_pixels(ids).astype(np.int32)
+    assert np.array_equal(pixels[:, :, 0] + 256 * pixels[:, :, 1] + 256 * 256 * pixels[:, :, 2], ids)
 
 
 @pytest.mark.parametrize(

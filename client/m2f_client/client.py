@@ -15,7 +15,7 @@ import numpy.typing as npt
 from m2f.contract import MAX_BATCH_SIZE, PUBLIC_MODEL, STRUCTURED_OUTPUTS
 from m2f_client.address import DEFAULT_URL, open_transport
 from m2f_client.errors import InvalidRequest, ModelNotFound, ServerError, UnreadableImage
-from m2f_client.result import ROW_OUTPUTS, Result
+from m2f_client.result import LABEL_MAPS, ROW_OUTPUTS, Result
 from m2f_client.transport import Parameter, Transport
 
 ImageSource = str | os.PathLike[str] | bytes
@@ -139,7 +139,8 @@ def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
         raise InvalidRequest("no outputs asked for")
     if batched and any(name in ROW_OUTPUTS for name in names):
         names.append("num_instances")
-    if "rle" in names or "packed_masks" in names or (batched and "masks" in names):
+    padded = "masks" in names or any(name in LABEL_MAPS for name in names)
+    if "rle" in names or "packed_masks" in names or (batched and padded):
         names.append("size")
     return tuple(dict.fromkeys(names))
 

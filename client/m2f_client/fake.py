@@ -16,7 +16,7 @@ from m2f.rle import encode_mask
 from m2f_client.result import Result
 from m2f_client.transport import Array, Parameter
 
-_PADDING: dict[str, Any] = {"labels": -1, "rle": b""}  # and 0 for the rest
+_PADDING: dict[str, Any] = {"labels": -1, "rle": b"", "semantic": -1}  # and 0 for the rest
 
 
 @dataclass(frozen=True)

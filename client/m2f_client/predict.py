@@ -1,4 +1,4 @@
-"""`m2f predict`: images to a server, then a table, overlays, COCO JSON and raw logits."""
+"""`m2f predict`: images to a server, then a table, overlays, COCO JSON, panoptic PNGs and raw logits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 
 import click
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.contract import PANOPTIC_OUTPUTS, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.settings import Settings
 from m2f_client import draw
 from m2f_client.address import DEFAULT_URL
 from m2f_client.client import Client
-from m2f_client.coco import Document
+from m2f_client.coco import Document, PanopticDocument, panoptic_pixels
 from m2f_client.errors import InvalidAddress, M2FError, ModelNotFound, ServerUnavailable, UnreadableImage
+from m2f_client.result import Result
 from m2f_client.table import instances_table
 from m2f_client.transport import Parameter
 
@@ -56,6 +58,7 @@ class Job:
         names: the model's class names.
         out: folder for overlays, JSON and logits; None writes nothing.
         raw: save the logits too.
+        panoptic: save the panoptic segmentation too, and list it here.
     """
 
     client: Client
@@ -63,13 +66,14 @@ class Job:
     names: Sequence[str] | None
     out: Path | None
     raw: bool
+    panoptic: PanopticDocument | None
 
-    def run(self, path: Path, stem: str, document: Document) -> tuple[Any, str]:
+    def run(self, path: Path, stem: str, document: Document) -> tuple[Result, str]:
         """Do one image; return its result and a line for the foot of its table."""
         data = read(path)
-        outputs = STRUCTURED_OUTPUTS + (RAW_OUTPUTS if self.raw else ())
+        outputs = STRUCTURED_OUTPUTS + (RAW_OUTPUTS if self.raw else ()) + (PANOPTIC_OUTPUTS if self.panoptic else ())
         result = self.client.predict(data, outputs=outputs, **self.parameters)
-        document.add(str(path), result)  # stays even if it cannot be drawn
+        image_id = document.add(str(path), result)  # stays even if it cannot be drawn
         written = ""
         if self.out is not None:
             target = self.out / f"{stem}_overlay.png"
@@ -81,6 +85,11 @@ class Job:
                 archive = self.out / f"{stem}.npz"
                 save(archive, lambda: np.savez(archive, **logits))
                 written += f", {archive}"
+            if self.panoptic is not None:
+                png = self.out / f"{stem}_panoptic.png"
+                save(png, lambda: Image.fromarray(panoptic_pixels(result.panoptic)).save(png))
+                self.panoptic.add(image_id, str(path), png.name, result)
+                written += f", {png}"
         return result, written
 
 
@@ -98,6 +107,10 @@ class Job:
     help="Write STEM_overlay.png for each image, and instances.json (COCO), to this folder.",
 )  # fmt: skip
 @click.option("--raw", is_flag=True, help="Also write STEM.npz with cls_logits and mask_logits. Needs --out.")
+@click.option(
+    "--panoptic", is_flag=True,
+    help="Also write STEM_panoptic.png for each image, and panoptic.json (COCO panoptic). Needs --out.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (COCO) instead of tables.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
               help="Seconds to wait for an answer.")  # fmt: skip
@@ -112,6 +125,7 @@ def predict(
     extra: tuple[tuple[str, Parameter], ...],
     out: Path | None,
     raw: bool,
+    panoptic: bool,
     as_json: bool,
     timeout: float,
 ) -> None:
@@ -120,8 +134,8 @@ def predict(
     Reads JPEG, PNG and WebP. A file that does not work is named on standard error and the others go on; the exit
     code is 1 then.
     """
-    if raw and out is None:
-        raise click.UsageError("--raw needs --out DIR")
+    if (raw or panoptic) and out is None:
+        raise click.UsageError(f"--{'raw' if raw else 'panoptic'} needs --out DIR")
     named = {"score_threshold": score_threshold, "classes": classes}
     parameters = dict(extra) | {name: value for name, value in named.items() if value is not None}
     try:
@@ -129,7 +143,9 @@ def predict(
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     with client:
-        sys.exit(predict_all(client, images, parameters=parameters, out=out, raw=raw, as_json=as_json))
+        sys.exit(
+            predict_all(client, images, parameters=parameters, out=out, raw=raw, panoptic=panoptic, as_json=as_json)
+        )
 
 
 def predict_all(
@@ -139,6 +155,7 @@ def predict_all(
     parameters: dict[str, Parameter],
     out: Path | None = None,
     raw: bool = False,
+    panoptic: bool = False,
     as_json: bool = False,
 ) -> int:
     """Do all images and print or write what was asked for; return the exit code."""
@@ -146,23 +163,35 @@ def predict_all(
     try:
         if out is not None:
             save(out, lambda: out.mkdir(parents=True, exist_ok=True))
-        job = Job(client=client, parameters=parameters, names=client.class_names, out=out, raw=raw)
+        names = client.class_names
+        segments = PanopticDocument(names, server=client.url) if panoptic else None
+        job = Job(client=client, parameters=parameters, names=names, out=out, raw=raw, panoptic=segments)
     except M2FError as error:
         return complain(str(error))
     document = Document(job.names, server=client.url)
     code = work_through(job, images, document, console)
-    text = json.dumps(document.to_dict(), indent=1)
     if out is not None:
-        target = out / "instances.json"
         try:
-            save(target, lambda: target.write_text(text + "\n", encoding="utf-8"))
-            if console is not None:
-                console.print(Text(f"wrote {target}", style="dim"))
+            write_json(out / "instances.json", document, console)
+            if segments is not None:
+                write_json(out / "panoptic.json", segments, console)
         except M2FError as error:
             code = complain(str(error))
     if as_json:
-        click.echo(text)
+        click.echo(as_text(document))
     return code
+
+
+def write_json(target: Path, document: Document | PanopticDocument, console: Console | None) -> None:
+    """Write a document, and say so."""
+    save(target, lambda: target.write_text(as_text(document) + "\n", encoding="utf-8"))
+    if console is not None:
+        console.print(Text(f"wrote {target}", style="dim"))
+
+
+def as_text(document: Document | PanopticDocument) -> str:
+    """Return a document as JSON."""
+    return json.dumps(document.to_dict(), indent=1)
 
 
 def work_through(job: Job, images: Sequence[Path], document: Document, console: Console | None) -> int:
@@ -185,12 +214,13 @@ def work_through(job: Job, images: Sequence[Path], document: Document, console: 
 def unique_stems(images: Sequence[Path], out: Path | None) -> list[str]:
     """Return a file stem for each image, such that no two outputs meet and none overwrites an input."""
     inputs = {path.resolve() for path in images}
+    endings = ("_overlay.png", "_panoptic.png", ".npz")
     stems: list[str] = []
     taken: set[str] = set()
     for path in images:
         stem, number = path.stem, 1
         while stem.casefold() in taken or (
-            out is not None and inputs & {(out / f"{stem}_overlay.png").resolve(), (out / f"{stem}.npz").resolve()}
+            out is not None and inputs & {(out / f"{stem}{ending}").resolve() for ending in endings}
         ):
             number += 1
             stem = f"{path.stem}-{number}"

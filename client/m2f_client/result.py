@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ Array = npt.NDArray[Any]
 ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks", "packed_masks")
 """Outputs with one row an instance; in a batch they are padded, and `num_instances` says where the padding starts."""
 
+LABEL_MAPS = ("panoptic", "semantic")
+"""Outputs with a number for each pixel; in a batch they are padded, and `size` says what is the image."""
+
 
 @dataclass(frozen=True, eq=False)
 class Result:
@@ -39,7 +43,7 @@ class Result:
 
         Args:
             outputs: arrays with the batch dimension first; in a batch of several images with row outputs,
-                `num_instances` [N, 1] must be among them, and `size` [N, 2] too where `masks` or `packed_masks` is.
+                `num_instances` [N, 1] must be among them, and `size` [N, 2] too where masks or label maps are.
             index: which image.
         """
         one = {name: array[index] for name, array in outputs.items()}
@@ -52,6 +56,9 @@ class Result:
         if "packed_masks" in one and "size" in one:
             height, width = one["size"]
             one["packed_masks"] = one["packed_masks"][:, :height, : packed_width(width)]
+        if "size" in one:
+            height, width = one["size"]
+            one.update({name: one[name][:height, :width] for name in LABEL_MAPS if name in one})
         return cls(one)
 
     def __len__(self) -> int:
@@ -98,6 +105,31 @@ class Result:
         """Height and width of the (upright) image."""
         height, width = self._get("size")
         return int(height), int(width)
+
+    @property
+    def panoptic(self) -> Array:
+        """int32 [H, W], the `id` in `segments` of each pixel; 0 is void."""
+        return self._get("panoptic")
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """The panoptic segments, as COCO's `segments_info`; `category_id` is the 0-based class index.
+
+        Raises:
+            OutputNotRequested: `segments` was not asked for.
+            ServerError: the server's answer is not JSON.
+        """
+        text = self._get("segments")[0]
+        try:
+            segments: list[dict[str, Any]] = json.loads(text)
+        except ValueError as error:
+            raise ServerError(f"segments from the server are not JSON: {text[:80]!r}") from error
+        return segments
+
+    @property
+    def semantic(self) -> Array:
+        """int32 [H, W], the 0-based class index of each pixel."""
+        return self._get("semantic")
 
     @property
     def cls_logits(self) -> Array:

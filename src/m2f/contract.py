@@ -57,4 +57,5 @@ OUTPUTS: tuple[Tensor, ...] = (
 )
 
 STRUCTURED_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "postprocess")
+PANOPTIC_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "panoptic")
 RAW_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "raw")
