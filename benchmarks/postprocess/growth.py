@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from m2f.native import NUMPY
 
 from . import ours
@@ -26,13 +28,15 @@ class Row:
     Attributes:
         panel: what grows.
         x: how much of it: a number, or pixels.
-        mask_pixels: of all the masks.
+        instances: found.
+        mask_pixels: of all their masks.
         kernel: of ours.
         median_ms: time.
     """
 
     panel: str
     x: float
+    instances: int
     mask_pixels: int
     kernel: str
     median_ms: float
@@ -57,10 +61,21 @@ def measure(kernels: Iterable[str], points: Iterable[tuple[str, float, Case]], *
     rows = []
     for panel, x, case in points:
         times = interleaved({kernel: partial(ours.run, case, kernel) for kernel in kernels}, rounds=rounds, turn_s=0.03)
-        mask_pixels = int(ours.run(case, NUMPY).areas.sum())
+        found = ours.run(case, NUMPY)
+        mask_pixels = int(found.areas.sum())
         for kernel, time in times.items():
-            rows.append(Row(panel, x or mask_pixels, mask_pixels, kernel, time.median_ms))
+            rows.append(Row(panel, x or mask_pixels, len(found.scores), mask_pixels, kernel, time.median_ms))
     return rows
+
+
+def explained(rows: Iterable[Row], kernel: str) -> float:
+    """Return how much of the variance of the time (R squared) is linear in mask pixels and instances alone."""
+    line = [row for row in rows if row.kernel == kernel]
+    times = np.array([row.median_ms for row in line])
+    factors = np.array([(1, row.mask_pixels, row.instances) for row in line], float)
+    factors /= factors.max(axis=0)
+    predicted = factors @ np.linalg.lstsq(factors, times, rcond=None)[0]
+    return float(1 - np.var(times - predicted) / np.var(times))
 
 
 def factor(rows: Iterable[Row], panel: str, kernel: str) -> tuple[float, float]:

@@ -91,7 +91,8 @@ def synthetic(
     shapes += [shapes[rng.integers(objects)].jittered(rng) for _ in range(queries - objects)]
     mask_logits = np.stack([shape.logits(img_shape) for shape in shapes])
     mask_logits += rng.normal(0, 0.3, mask_logits.shape).astype(np.float32)
-    asked = f"{objects} objects" if threshold > 0 else f"{objects} objects, 100 detections"
+    size = "" if side_scale == 1 else f" {side_scale:g}x as wide"
+    asked = f"{objects} objects{size}" if threshold > 0 else f"{objects} objects{size}, 100 detections"
     return Case(
         name=f"{asked}, {output[0]}x{output[1]}",
         cls_logits=cls_logits,

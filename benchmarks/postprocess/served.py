@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import shared_memory
 
 from m2f.batch import stack_instances
@@ -30,27 +32,31 @@ DTYPES = {"float32": "FP32", "int32": "INT32"}
 PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
 REGION = "m2f_benchmark"
 
+Arrays = dict[str, npt.NDArray[Any]]
+Samples = dict[tuple[str, str], list[dict[str, float]]]
+
 # The same inputs and outputs without the work: what the Python backend itself takes.
 NOTHING_MODEL = '''"""Answers that nothing was found."""
 
+import json
+
 import numpy as np
+import triton_python_backend_utils as pb_utils
 
 from m2f_server.glue import respond
 
-SHAPES = {
-    "num_instances": ((1, 1), np.int32), "scores": ((1, 0), np.float32), "labels": ((1, 0), np.int32),
-    "boxes": ((1, 0, 4), np.float32), "areas": ((1, 0), np.int32), "queries": ((1, 0), np.int32),
-    "rle": ((1, 0), object), "size": ((1, 2), np.int32),
-    "inner_rle": ((1, 0), object), "inner_size": ((1, 2), np.int32),
-}
-
 
 class TritonPythonModel:
-    def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+    def initialize(self, args):
+        self.outputs = {
+            output["name"]: np.zeros(
+                [1, *(max(0, side) for side in output["dims"])], pb_utils.triton_string_to_numpy(output["data_type"])
+            )
+            for output in json.loads(args["model_config"])["output"]
+        }
 
-    def infer(self, arrays, parameters):
-        return {name: np.zeros(*shape) for name, shape in SHAPES.items()}
+    def execute(self, requests):
+        return [respond(request, lambda arrays, parameters: self.outputs) for request in requests]
 '''
 
 
@@ -68,6 +74,7 @@ class Row:
         outside_ms: the rest of the round trip: the client, the network and the server's front end.
         bare_ms: the function alone in this process, in turn with the requests.
         over_bare: compute_infer over bare.
+        work_over_bare: the same without what the model that does nothing takes.
     """
 
     case: str
@@ -82,6 +89,7 @@ class Row:
     outside_ms: float
     bare_ms: float
     over_bare: float
+    work_over_bare: float
 
 
 def measure(cases: list[Case], *, rounds: int) -> list[Row]:
@@ -100,39 +108,61 @@ def _repository() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder)
         shutil.copytree(ROOT / "model_repository" / STEP, repository / STEP)
-        config = (repository / STEP / "config.pbtxt").read_text()
         (repository / NOTHING / "1").mkdir(parents=True)
-        (repository / NOTHING / "config.pbtxt").write_text(config.replace(STEP, NOTHING))
         (repository / NOTHING / "1/model.py").write_text(NOTHING_MODEL)
+        config = text_format.Parse((repository / STEP / "config.pbtxt").read_text(), ModelConfig())
+        for name in ("class_names", "thing_classes"):  # of the embedded model
+            del config.parameters[name]
+        for config.name in (STEP, NOTHING):
+            (repository / config.name / "config.pbtxt").write_text(text_format.MessageToString(config))
         yield repository
 
 
 def _measure_case(client: Any, case: Case, rounds: int) -> list[Row]:
-    arrays = _arrays(case)
-    want = stack_instances([ours.run(case, kernels()[0])])
-    samples: dict[tuple[str, str], list[dict[str, float]]] = {}
+    want, samples, bare_ms = _sample(client, case, rounds)
+    medians = {
+        key: {name: statistics.median(request[name] for request in requests) for name in requests[0]}
+        for key, requests in samples.items()
+    }
+    return [
+        Row(
+            case.name,
+            model,
+            transport,
+            len(want["scores"][0]),
+            **median,
+            bare_ms=bare_ms,
+            over_bare=median["compute_infer_ms"] / bare_ms,
+            work_over_bare=(median["compute_infer_ms"] - medians[NOTHING, transport]["compute_infer_ms"]) / bare_ms,
+        )
+        for (model, transport), median in medians.items()
+    ]
+
+
+def _sample(client: Any, case: Case, rounds: int) -> tuple[Arrays, Samples, float]:
+    """Check the answers, then take turns: our outputs, every request by model and transport, the bare median."""
+    arrays, parameters = _arrays(case), {"score_threshold": case.settings.score_threshold}
+    want = _bare(case)
     bare: list[float] = []
     with _shared(client, arrays) as shared:
         transports = {"grpc": _sent(arrays), "shared memory": shared}
         keys = [(model, transport) for model in (STEP, NOTHING) for transport in transports]
         for model, transport in keys:
-            _check(client.infer(model, transports[transport], parameters=_parameters(case)), model, want)
+            _check(client.infer(model, transports[transport], parameters=parameters), model, want)
+        samples: Samples = {key: [] for key in keys}
         for _ in range(rounds):
             for model, transport in keys:
-                sample = _request(client, model, transports[transport], _parameters(case))
-                samples.setdefault((model, transport), []).append(sample)
-            bare.append(_ms(lambda: stack_instances([ours.run(case, kernels()[0])])))
-    bare_ms = statistics.median(bare)
-    rows = []
-    for (model, transport), requests in samples.items():
-        median = {name: statistics.median(request[name] for request in requests) for name in requests[0]}
-        over_bare = median["compute_infer_ms"] / bare_ms
-        found = len(want["scores"][0])
-        rows.append(Row(case.name, model, transport, found, **median, bare_ms=bare_ms, over_bare=over_bare))
-    return rows
+                samples[model, transport].append(_request(client, model, transports[transport], parameters))
+            bare.append(_ms(lambda: _bare(case)))
+    return want, samples, statistics.median(bare)
 
 
-def _check(answer: Any, model: str, want: dict[str, npt.NDArray[Any]]) -> None:
+def _bare(case: Case) -> Arrays:
+    """What the step computes for a request."""
+    return stack_instances([ours.run(case, kernels()[0])])
+
+
+def _check(answer: Any, model: str, want: Arrays) -> None:
     if model == STEP:
         np.testing.assert_array_equal(answer.as_numpy("rle"), want["rle"])
         np.testing.assert_allclose(answer.as_numpy("scores"), want["scores"], atol=1e-6)
@@ -140,27 +170,28 @@ def _check(answer: Any, model: str, want: dict[str, npt.NDArray[Any]]) -> None:
 
 def _request(client: Any, model: str, inputs: list[Any], parameters: dict[str, float]) -> dict[str, float]:
     """Time one request, and read what it added to the server's statistics."""
-    before = _statistics(client, model)
+    count, before = _statistics(client, model)
     round_trip = _ms(lambda: client.infer(model, inputs, parameters=parameters))
-    phases = {name: value - before[name] for name, value in _statistics(client, model).items()}
+    counted, after = _statistics(client, model)
+    while counted == count:  # the server answers first and counts then
+        counted, after = _statistics(client, model)
+    phases = {name: after[name] - before[name] for name in before}
     return {"round_trip_ms": round_trip, **phases, "outside_ms": round_trip - sum(phases.values())}
 
 
-def _statistics(client: Any, model: str) -> dict[str, float]:
-    (statistics_of_model,) = client.get_inference_statistics(model).model_stats
-    return {f"{phase}_ms": getattr(statistics_of_model.inference_stats, phase).ns / 1e6 for phase in PHASES}
+def _statistics(client: Any, model: str) -> tuple[int, dict[str, float]]:
+    """How many requests the server has counted, and the milliseconds of each phase in all."""
+    (of_model,) = client.get_inference_statistics(model).model_stats
+    phases = {f"{phase}_ms": getattr(of_model.inference_stats, phase).ns / 1e6 for phase in PHASES}
+    return of_model.inference_count, phases
 
 
-def _parameters(case: Case) -> dict[str, float]:
-    return {"score_threshold": case.settings.score_threshold}
-
-
-def _arrays(case: Case) -> dict[str, npt.NDArray[Any]]:
+def _arrays(case: Case) -> Arrays:
     sizes = {name: np.array([size], np.int32) for name, size in case.shapes.items()}
     return {"cls_logits": case.cls_logits[None], "mask_logits": case.mask_logits[None], **sizes}
 
 
-def _inputs(arrays: dict[str, npt.NDArray[Any]], fill: Callable[[Any, npt.NDArray[Any]], None]) -> list[Any]:
+def _inputs(arrays: Arrays, fill: Callable[[Any, npt.NDArray[Any]], None]) -> list[Any]:
     inputs = []
     for name, array in arrays.items():
         inputs.append(tritonclient.grpc.InferInput(name, array.shape, DTYPES[str(array.dtype)]))
@@ -168,12 +199,12 @@ def _inputs(arrays: dict[str, npt.NDArray[Any]], fill: Callable[[Any, npt.NDArra
     return inputs
 
 
-def _sent(arrays: dict[str, npt.NDArray[Any]]) -> list[Any]:
+def _sent(arrays: Arrays) -> list[Any]:
     return _inputs(arrays, lambda tensor, array: tensor.set_data_from_numpy(array))
 
 
 @contextmanager
-def _shared(client: Any, arrays: dict[str, npt.NDArray[Any]]) -> Iterator[list[Any]]:
+def _shared(client: Any, arrays: Arrays) -> Iterator[list[Any]]:
     """Put the inputs into a system shared-memory region that the server maps."""
     total = sum(array.nbytes for array in arrays.values())
     key = f"/{REGION}_{os.getpid()}"
