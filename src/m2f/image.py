@@ -2,27 +2,42 @@
 
 Grey is repeated over the three channels, a palette is looked up, alpha is dropped (not blended), 16 bits keep
 their high byte, CMYK is converted, and the EXIF orientation is applied.
+
+Pillow reads every header, before any pixel is decoded. The pixels come from the fastest decoder that gives the
+same ones (`benchmarks/preprocess.py`): JPEG from simplejpeg, still WebP from OpenCV, the rest from Pillow, which
+also gets what those two refuse and says what is wrong with it. PNG never goes to OpenCV: the last release for
+NumPy 1, 4.11, crashes on damaged animations (as opencv/opencv#27744).
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from m2f.contract import MAX_SIDE, InputError
 
+try:
+    from simplejpeg import decode_jpeg
+except ImportError:  # no wheel for this machine: Pillow decodes JPEG as well, at half the speed
+    decode_jpeg = None
+
 FORMATS = ("JPEG", "PNG", "WEBP")
+_STRIP_ROWS = 64
 
 Pixels = npt.NDArray[np.uint8]
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
     """Decode one JPEG, PNG or WebP image to RGB uint8 [H, W, 3].
+
+    Peak memory is 6 bytes a pixel for a JPEG or WebP (3 where EXIF does not turn it) and 7 for a PNG, besides
+    what the decoder itself holds of a progressive JPEG or a lossless WebP.
 
     Args:
         data: the encoded file.
@@ -40,7 +55,47 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
                 f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels "
                 f"and {MAX_SIDE} along a side"
             )
-        return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        pixels = _decode_fast(data, image)
+        if pixels is None:
+            pixels = _decode_with_pillow(image)
+        # after the pixels: a PNG may carry its EXIF behind them
+        return _upright(pixels, image.getexif().get(ExifTags.Base.Orientation))
+
+
+def _decode_fast(data: bytes, image: Image.Image) -> Pixels | None:
+    """Return the pixels of a format that Pillow is not the fastest for; None where Pillow must say."""
+    decode = {"JPEG": _decode_jpeg, "MPO": _decode_jpeg, "WEBP": _decode_webp}.get(image.format or "")
+    pixels = decode(data, image) if decode else None
+    return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
+
+
+def _decode_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
+    if decode_jpeg is None:
+        return None
+    try:  # into memory of the size that the header was checked for; a warning is an error here, but not to Pillow
+        return decode_jpeg(data, "RGB", buffer=np.empty((image.height, image.width, 3), np.uint8))
+    except ValueError:
+        return None
+
+
+def _decode_webp(data: bytes, image: Image.Image) -> Pixels | None:
+    if getattr(image, "is_animated", False):
+        return None
+    try:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # type: ignore[return-value]
+    except cv2.error:
+        return None
+
+
+def _decode_with_pillow(image: Image.Image) -> Pixels:
+    """Decode in strips: Pillow holds 4 bytes a pixel, and would hold 6 more to hand all out at once."""
+    image.load()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
+        pixels[top : top + _STRIP_ROWS] = np.asarray(_to_rgb(strip))
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -51,6 +106,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         bands = image.split()
         return Image.merge("RGB", bands[:3] if len(bands) == 4 else bands[:1] * 3)
     return image.convert("RGB")
+
+
+_TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by the value of EXIF's orientation; 1 is upright
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.rotate(cv2.transpose(pixels), cv2.ROTATE_180),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
+}
+
+
+def _upright(pixels: Pixels, orientation: object) -> Pixels:
+    turn = _TURNS.get(orientation)
+    return turn(pixels) if turn else pixels
 
 
 @contextmanager

@@ -25,6 +25,7 @@ _PILLOW_FILTERS = {"pillow_bilinear": Image.Resampling.BILINEAR, "pillow_bicubic
 RESAMPLES = ("opencv_bilinear", *_PILLOW_FILTERS)
 _CHOICES = {"layout": LAYOUTS, "size_rule": SIZE_RULES, "resample": RESAMPLES}
 
+Size = tuple[int, ...]  # height, width
 Vector = tuple[float, float, float]
 
 
@@ -97,16 +98,30 @@ class Preprocessing:
         Raises:
             InputError: an image that cannot be decoded; the message says which when there are several.
         """
-        images = [self._decode(data, index, len(encoded)) for index, data in enumerate(encoded)]
-        resized = [self._resize(image) for image in images]
-        ori_shape = np.array([image.shape[:2] for image in images], np.int32)
-        img_shape = np.array([image.shape[:2] for image in resized], np.int32)
-        height, width = self.input_size or self._padded_size(img_shape)
-        batch = np.empty((len(resized), height, width, 3), np.uint8)
-        batch[:] = np.array(self.pad_value, np.uint8)
-        for row, image in zip(batch, resized, strict=True):
-            row[: image.shape[0], : image.shape[1]] = image
-        return (batch if self.layout == "uint8_hwc" else self._normalise(batch, img_shape)), img_shape, ori_shape
+        rows, img_shapes, ori_shapes = zip(
+            *(self._prepare(data, index, len(encoded)) for index, data in enumerate(encoded)), strict=True
+        )
+        batch = rows[0][None] if len(rows) == 1 else self._stack(rows, img_shapes)
+        if self.layout == "float32_chw":
+            batch = batch.transpose(0, 3, 1, 2)
+        return batch, np.array(img_shapes, np.int32), np.array(ori_shapes, np.int32)
+
+    def _prepare(self, data: bytes, index: int, count: int) -> tuple[npt.NDArray[Any], Size, Size]:
+        """Return the row of one image, padded to a size of its own, and the sizes of the image in it and before.
+
+        Only here the full-size pixels exist, so those of one image at a time.
+        """
+        image = self._decode(data, index, count)
+        height, width = self.target_size(*image.shape[:2])
+        row = self._empty(1, *(self.input_size or self._round_up(height, width)))[0]
+        if self.layout == "uint8_hwc":
+            self._resize(image, out=row[:height, :width])
+        else:
+            resized = np.empty((height, width, 3), np.uint8)
+            self._resize(image, out=resized)
+            self._normalise(resized, out=row[:height, :width])
+        self._pad(row, height, width)
+        return row, (height, width), image.shape[:2]
 
     def _decode(self, data: bytes, index: int, count: int) -> Pixels:
         try:
@@ -114,13 +129,43 @@ class Preprocessing:
         except InputError as error:
             raise InputError(f"image {index} of {count}: {error}" if count > 1 else str(error)) from error
 
-    def _resize(self, image: Pixels) -> Pixels:
-        height, width = self.target_size(*image.shape[:2])
-        if (height, width) == image.shape[:2]:
-            return image
-        if self.resample in _PILLOW_FILTERS:
-            return np.asarray(Image.fromarray(image).resize((width, height), _PILLOW_FILTERS[self.resample]))
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+    def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[Size]) -> npt.NDArray[Any]:
+        """Return rows [H, W, 3] of several sizes as one array [N, H, W, 3] as large as the largest."""
+        height, width, _ = np.max([row.shape for row in rows], axis=0).tolist()
+        batch = self._empty(len(rows), height, width)
+        for target, row, (valid_height, valid_width) in zip(batch, rows, img_shapes, strict=True):
+            target[:valid_height, :valid_width] = row[:valid_height, :valid_width]
+            self._pad(target, valid_height, valid_width)
+        return batch
+
+    def _empty(self, count: int, height: int, width: int) -> npt.NDArray[Any]:
+        """Return memory for an input in its layout, indexed [N, H, W, 3] in either."""
+        if self.layout == "uint8_hwc":
+            return np.empty((count, height, width, 3), np.uint8)
+        return np.empty((count, 3, height, width), np.float32).transpose(0, 2, 3, 1)
+
+    def _resize(self, image: Pixels, *, out: Pixels) -> None:
+        height, width = out.shape[:2]
+        if image.shape == out.shape:
+            out[:] = image
+        elif self.resample in _PILLOW_FILTERS:
+            out[:] = np.asarray(Image.fromarray(image).resize((width, height), _PILLOW_FILTERS[self.resample]))
+        else:
+            cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+
+    def _normalise(self, image: Pixels, *, out: npt.NDArray[np.float32]) -> None:
+        """Write (image - mean) / std: a look-up, for a channel of uint8 has but 256 values."""
+        levels = np.arange(256, dtype=np.uint8)
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            normalised = (levels - np.float32(mean)) / np.float32(std)
+            cv2.LUT(cv2.extractChannel(image, channel), normalised, dst=out[:, :, channel])
+
+    def _pad(self, row: npt.NDArray[Any], height: int, width: int) -> None:
+        """Fill what the image leaves free: below it and to its right."""
+        value = self.pad_value if self.layout == "uint8_hwc" else (0, 0, 0)
+        line = np.full((row.shape[1], 3), value, row.dtype)  # numpy copies lines many times faster than pixels
+        row[height:] = line
+        row[:height, width:] = line[width:]
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width an image is resized to; `mmcv.rescale_size`'s rounding by default."""
@@ -141,20 +186,10 @@ class Preprocessing:
             target = self._round_up(int(height * factor + 0.5), int(width * factor + 0.5))
         return target
 
-    def _padded_size(self, img_shape: npt.NDArray[np.int32]) -> tuple[int, int]:
-        height, width = img_shape.max(axis=0).tolist()
-        return self._round_up(height, width)
-
     def _round_up(self, height: int, width: int) -> tuple[int, int]:
         """Return the next multiples of `pad_divisor`, at least one."""
         rows, columns = (max(1, -(-side // self.pad_divisor)) for side in (height, width))
         return rows * self.pad_divisor, columns * self.pad_divisor
-
-    def _normalise(self, batch: Pixels, img_shape: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        normalised = (batch - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        for image, (height, width) in zip(normalised, img_shape, strict=True):
-            image[height:], image[:, width:] = 0, 0
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
 
 def _aspect_ratio_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
