@@ -416,6 +416,7 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (POST, THINGS, parameter("thing_classes", "[0, -1]"), "parameter-invalid", ["thing_classes", "[0, -1]"]),
     (PAN, THINGS, parameter("thing_classes", "[0]"), "steps-differ", ["thing_classes", "mask2former_panoptic"]),
     (PAN, 'string_value: "0.8"', 'string_value: "8"', "parameter-invalid", ["panoptic_score_threshold", "8"]),
+    (POST, parameter("threads", 1), parameter("threads", 0), "parameter-invalid", ["threads", "'0'"]),
     (SEM, STRIDE, parameter("mask_stride", "0"), "parameter-invalid", ["mask_stride", "'0'"]),
     (SEM, STRIDE, parameter("mask_stride", 8), "steps-differ", ["mask_stride", "mask2former_semantic"]),
     (PRE, SCALE, parameter("scale", 256), "parameter-invalid", ["8 x 6", "[height, width]"]),

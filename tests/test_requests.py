@@ -90,7 +90,7 @@ BAD_PARAMETERS = [
     ({"max_output_boxes_per_class": "3"}, "'max_output_boxes_per_class' must be a whole number"),
     ({"background_label_id": 80}, "'background_label_id' must be -1"),
     ({"export_postprocess_mask": "no"}, "'export_postprocess_mask' must be true or false; got 'no'"),
-    ({"semantics": "yolo"}, "'semantics' must be one of: mmdet; got 'yolo'"),
+    ({"semantics": "yolo"}, "'semantics' must be one of: mmdet, detectron2, huggingface, tao; got 'yolo'"),
     ({"classes": "circle,unicorn"}, "'classes' has no class 'unicorn'; allowed: 0 to 4; names: circle"),
     ({"classes": "5"}, "'classes' has no class '5'; allowed: 0 to 4"),
 ]

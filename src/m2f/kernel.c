@@ -15,7 +15,8 @@
 enum {
     STRIP = 16,        // cell columns worked on together, and what ranges of rows are rounded to
     RING = 2 * STRIP,  // cell columns held at the image's height
-    BATCH = 4096,      // pixels whose sigmoids are summed together, about
+    BATCH = 4096,      // pixels whose sigmoids are computed together, about
+    SUMMAND = 1024,    // pixels whose sigmoids are added up in single precision
 };
 
 // One axis of the operator from cells to pixels, see geometry.Taps.
@@ -71,20 +72,25 @@ INLINE float exp_of_minus(float x, int fma) {
 }
 
 // Sum of 1 - sigmoid = e / (1 + e), e = exp(-value), over values above 0; there is room to round their count up.
-// Four fractions are added before they are divided: a division costs as much as all the rest.
+// Four fractions are added before they are divided: a division costs as much as all the rest. A float adds up so few
+// that it rounds away 2e-6 of them at most.
 INLINE double sum_of_rest(float *values, int64_t count, int fma) {
-    int64_t quarter = ceil_to(count, 4 * STRIP) / 4;
-    memset(values + count, 0, (size_t)(4 * quarter - count) * sizeof *values);
-    float sum = 0;
+    double total = 0;
+    memset(values + count, 0, 4 * STRIP * sizeof *values);
+    for (const float *end = values + count; values < end; values += SUMMAND) {
+        int64_t quarter = ceil_to(min64(SUMMAND, end - values), 4 * STRIP) / 4;
+        float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < quarter; i++) {
-        float a = exp_of_minus(values[i], fma), b = exp_of_minus(values[i + quarter], fma);
-        float c = exp_of_minus(values[i + 2 * quarter], fma), d = exp_of_minus(values[i + 3 * quarter], fma);
-        float ab = 1 + (a + b) + a * b, cd = 1 + (c + d) + c * d;
-        float above_ab = (a + b) + 2 * a * b, above_cd = (c + d) + 2 * c * d;
-        sum += (above_ab * cd + above_cd * ab) / (ab * cd);
+        for (int64_t i = 0; i < quarter; i++) {
+            float a = exp_of_minus(values[i], fma), b = exp_of_minus(values[i + quarter], fma);
+            float c = exp_of_minus(values[i + 2 * quarter], fma), d = exp_of_minus(values[i + 3 * quarter], fma);
+            float ab = 1 + (a + b) + a * b, cd = 1 + (c + d) + c * d;
+            float above_ab = (a + b) + 2 * a * b, above_cd = (c + d) + 2 * c * d;
+            sum += (above_ab * cd + above_cd * ab) / (ab * cd);
+        }
+        total += sum;
     }
-    return sum;
+    return total;
 }
 
 // Where each cell column is positive; returns whether any is.

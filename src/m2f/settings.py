@@ -178,6 +178,18 @@ def thing_classes(parameters: Mapping[str, str]) -> frozenset[int] | None:
     return frozenset(indices)
 
 
+def whole_number(parameters: Mapping[str, str], name: str, default: int) -> int:
+    """Read a whole number from 1 on, such as `mask_stride`, from a model's `parameters` block.
+
+    Raises:
+        InputError: it is not one.
+    """
+    text = parameters.get(name, str(default)).strip()
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(f"parameter '{name}' must be a whole number >= 1; got {text!r}")
+    return int(text)
+
+
 def _check(name: str, value: object) -> None:
     allowed, accepts = _ALLOWED[name]
     if not accepts(value):

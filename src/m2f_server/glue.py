@@ -26,6 +26,11 @@ def repository_parameters(args: Mapping[str, str]) -> dict[str, str]:
     return {name: value["string_value"] for name, value in parameters.items()}
 
 
+def log(line: str) -> None:
+    """Write a line to the server's log."""
+    pb_utils.Logger.log_info(line)
+
+
 def respond(request: Any, infer: Infer) -> Any:
     """Answer one request with `infer(input arrays, request parameters)`.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from m2f.contract import InputError
 from m2f.preprocess import Preprocessing
-from m2f.settings import KEYS, PANOPTIC_KEYS, Settings, thing_classes
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings, thing_classes, whole_number
 from m2f_export.deploy_config import DeployConfig
 from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
 from m2f_export.doctor.engine_checks import ONNX, check_engine
@@ -25,7 +25,13 @@ PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
 MAX_INPUT_SIDE = 8192  # larger inputs are taken for a slip of the pen, and not tried
 # The parameters that each step reads.
 _KEYS = {
-    POSTPROCESS: (*(key for key in KEYS if key not in PANOPTIC_KEYS), "class_names", "thing_classes", "mask_stride"),
+    POSTPROCESS: (
+        *(key for key in KEYS if key not in PANOPTIC_KEYS),
+        "class_names",
+        "thing_classes",
+        "mask_stride",
+        "threads",
+    ),
     PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", "class_names", "thing_classes", "mask_stride"),
     SEMANTIC: ("background_label_id", "mask_stride"),
 }
@@ -150,6 +156,8 @@ def _step(model: Model) -> list[Finding]:
     try:
         Settings.from_repository(parameters)
         thing_classes(parameters)
+        whole_number(parameters, "mask_stride", 4)
+        whole_number(parameters, "threads", 1)
     except InputError as failure:
         findings.append(error("parameter-invalid", where, str(failure), why=why, fix="correct it in `parameters`"))
     for key in parameters:
@@ -165,9 +173,6 @@ def _step(model: Model) -> list[Finding]:
         twice = sorted({name for name in names if names.count(name) > 1})
         what, reason = f"class_names has twice: {listed(twice)}", "`classes` by name means the first of them only"
         findings.append(warning("class-names-twice", where, what, why=reason, fix="give every class its own name"))
-    if mask_stride(model) is None:
-        what = f"mask_stride must be a whole number >= 1; got {parameters['mask_stride']!r}"
-        findings.append(error("parameter-invalid", where, what, why=why, fix="4 for Mask2Former's own masks"))
     return findings
 
 
@@ -182,8 +187,10 @@ def class_names(model: Model) -> list[str] | None:
 
 def mask_stride(model: Model) -> int | None:
     """Return the mask stride of a step, or None where it cannot be read."""
-    text = model.parameters().get("mask_stride", "4").strip()
-    return int(text) if text.isdecimal() and int(text) >= 1 else None
+    try:
+        return whole_number(model.parameters(), "mask_stride", 4)
+    except InputError:
+        return None  # said already
 
 
 def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | None) -> list[Finding]:

@@ -7,7 +7,7 @@ import numpy as np
 from m2f.batch import image_shapes
 from m2f.label_maps import check_size, stack_maps
 from m2f.panoptic import VOID, panoptic
-from m2f.settings import Settings, thing_classes
+from m2f.settings import Settings, thing_classes, whole_number
 from m2f_server.glue import repository_parameters, respond
 
 
@@ -19,7 +19,7 @@ class TritonPythonModel:
         self.settings = Settings.from_repository(parameters)
         self.class_names = tuple(json.loads(parameters.get("class_names", "[]")))
         self.thing_classes = thing_classes(parameters)
-        self.mask_stride = int(parameters.get("mask_stride", 4))
+        self.mask_stride = whole_number(parameters, "mask_stride", 4)
 
     def execute(self, requests):
         return [respond(request, self.infer) for request in requests]

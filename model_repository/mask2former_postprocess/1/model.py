@@ -2,10 +2,11 @@
 
 import json
 
+from m2f import native
 from m2f.batch import image_shapes, stack_instances
 from m2f.postprocess import postprocess
-from m2f.settings import Settings, thing_classes
-from m2f_server.glue import repository_parameters, respond
+from m2f.settings import Settings, thing_classes, whole_number
+from m2f_server.glue import log, repository_parameters, respond
 
 
 class TritonPythonModel:
@@ -16,7 +17,9 @@ class TritonPythonModel:
         self.settings = Settings.from_repository(parameters)
         self.class_names = tuple(json.loads(parameters.get("class_names", "[]")))
         self.thing_classes = thing_classes(parameters)
-        self.mask_stride = int(parameters.get("mask_stride", 4))
+        self.mask_stride = whole_number(parameters, "mask_stride", 4)
+        self.threads = whole_number(parameters, "threads", 1)
+        log(f"post-processing on {native.kernels()[0]}, threads: {self.threads}")
 
     def execute(self, requests):
         return [respond(request, self.infer) for request in requests]
@@ -44,4 +47,5 @@ class TritonPythonModel:
             class_names=self.class_names,
             thing_classes=self.thing_classes,
             mask_stride=self.mask_stride,
+            threads=self.threads,
         )

@@ -3,7 +3,7 @@
 from m2f.batch import image_shapes
 from m2f.label_maps import check_size, stack_maps
 from m2f.semantic import NO_CLASS, semantic
-from m2f.settings import Settings
+from m2f.settings import Settings, whole_number
 from m2f_server.glue import repository_parameters, respond
 
 
@@ -13,7 +13,7 @@ class TritonPythonModel:
     def initialize(self, args):
         parameters = repository_parameters(args)
         self.settings = Settings.from_repository(parameters)
-        self.mask_stride = int(parameters.get("mask_stride", 4))
+        self.mask_stride = whole_number(parameters, "mask_stride", 4)
 
     def execute(self, requests):
         return [respond(request, self.infer) for request in requests]
