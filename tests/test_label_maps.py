@@ -15,8 +15,10 @@ def test_blocks_are_the_rows_of_the_full_size_logits(max_pixels):
     assert [row for block in blocks for row in range(71)[block.rows]] == list(range(71))
     for block in blocks:
         for query in range(3):
-            np.testing.assert_allclose(block.logits(query), want[query, block.rows], atol=1e-4)
-            assert block.logits(query).size <= max(max_pixels, 65)
+            got = block.weights @ block.cells[query]
+            np.testing.assert_allclose(got, want[query, block.rows], atol=1e-4)
+            assert got.shape == block.shape
+            assert got.size <= max(max_pixels, 65)
 
 
 @pytest.mark.filterwarnings("error")

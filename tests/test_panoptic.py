@@ -164,6 +164,10 @@ def test_a_mask_that_others_cover_is_void():
     assert [s["category_id"] for s in run([SURE, OTHER], masks, panoptic_overlap_threshold=0.1).segments] == [0, 1]
 
 
+def test_a_share_of_exactly_the_threshold_is_enough():
+    assert len(run([SURE], flat(9), panoptic_overlap_threshold=1.0).segments) == 1
+
+
 def test_stuff_of_a_class_is_one_segment():
     masks = flat(-9, -9, -9)
     masks[0, :, 0], masks[1, :, 1], masks[2, :, 2] = 9, 9, 9

@@ -16,26 +16,28 @@ from m2f.geometry import Floats, Taps, apply_rows, mask_taps
 
 LabelMap = npt.NDArray[np.int32]
 
+_MAX_ROWS = 256  # of a block: the operator of its rows is a dense matrix
 _SURE = 1e4  # a logit whose sigmoid is 0 or 1, and which a weight of 0 still makes 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Some rows of every query's full-size logits.
+    """Some rows of every query's full-size logits: query q's are `weights @ cells[q]`, float32 [rows, W].
 
     Attributes:
         rows: which rows of the original image.
         cells: float32 [N, cells, W], the rows of mask cells that these read, already at the image's width.
-        taps: from those cells to the rows.
+        weights: float32 [rows, cells].
     """
 
     rows: slice
     cells: Floats
-    taps: Taps
+    weights: Floats
 
-    def logits(self, query: int) -> Floats:
-        """One query's logits, float32 [rows, W]."""
-        return apply_rows(self.cells[query], self.taps)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width."""
+        return self.weights.shape[0], self.cells.shape[2]
 
 
 class FullSizeLogits:
@@ -59,13 +61,13 @@ class FullSizeLogits:
 
     def blocks(self, max_pixels: int) -> Iterator[Block]:
         """Yield blocks of whole rows from the top, of at most `max_pixels` pixels, or one row."""
-        step = max(1, max_pixels // self._width)
+        step = min(max(1, max_pixels // self._width), _MAX_ROWS)
         for begin in range(0, self._height, step):
             rows = slice(begin, min(begin + step, self._height))
             source, weight = self._rows.source[:, rows], self._rows.weight[:, rows]
             first, last = int(source[0, 0]), int(source[-1, -1])
             band = _finite(self._mask_logits[:, first : last + 1])
-            yield Block(rows=rows, cells=self._widened(band), taps=Taps(source - first, weight))
+            yield Block(rows=rows, cells=self._widened(band), weights=_matrix(Taps(source - first, weight)))
 
     def _widened(self, band: Floats) -> Floats:
         """[N, cells, w] -> [N, cells, W]."""
@@ -73,6 +75,15 @@ class FullSizeLogits:
         columns_first = np.ascontiguousarray(band.reshape(queries * cells, width).T)
         wide = apply_rows(columns_first, self._columns)  # [W, N * cells]
         return np.ascontiguousarray(wide.T).reshape(queries, cells, self._width)
+
+
+def _matrix(taps: Taps) -> Floats:
+    """The same operator as a dense matrix, float32 [out, in]."""
+    matrix = np.zeros((taps.source.shape[1], int(taps.source[-1, -1]) + 1), np.float32)
+    outputs = np.arange(len(matrix))
+    for source, weight in zip(taps.source, taps.weight, strict=True):
+        matrix[outputs, source] += weight
+    return matrix
 
 
 def sigmoid(logits: Floats) -> Floats:

@@ -144,10 +144,10 @@ def _block_winners(block: Block, scores: Floats, inside: Ints) -> tuple[LabelMap
 
     Adds to `inside` [K + 1] the pixels of each contender's mask.
     """
-    shape = (block.rows.stop - block.rows.start, block.cells.shape[-1])
-    best, winner, winner_inside = np.full(shape, -1, np.float32), np.zeros(shape, np.int32), np.zeros(shape, bool)
-    for k, score in enumerate(scores):
-        probability = sigmoid(block.logits(k))
+    best, winner = np.full(block.shape, -1, np.float32), np.zeros(block.shape, np.int32)
+    winner_inside = np.zeros(block.shape, bool)
+    for k, (score, cells) in enumerate(zip(scores, block.cells, strict=True)):
+        probability = sigmoid(block.weights @ cells)
         mine = probability >= np.float32(0.5)
         inside[k + 1] += np.count_nonzero(mine)
         probability *= score

@@ -45,19 +45,16 @@ def semantic(
         InputError: shapes that do not fit together.
     """
     _, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
-    weights = np.ascontiguousarray(class_scores(cls_logits, settings.background_label_id).T)  # [C, Q]
+    scores = class_scores(cls_logits, settings.background_label_id)  # [Q, C]
     logits = FullSizeLogits(mask_logits, padded=padded, valid=img_shape, original=ori_shape)
     classes = np.empty(ori_shape, np.int32)
-    for block in logits.blocks(_BLOCK_VALUES // sum(weights.shape)):
-        classes[block.rows] = _block_classes(block, weights)
+    for block in logits.blocks(_BLOCK_VALUES // sum(scores.shape)):
+        classes[block.rows] = _block_classes(block, scores)
     return classes
 
 
-def _block_classes(block: Block, weights: Floats) -> LabelMap:
-    """Return the classes int32 [rows, W] of a block, from each query's class probabilities [C, Q]."""
-    rows, width = block.rows.stop - block.rows.start, block.cells.shape[-1]
-    probabilities = np.empty((weights.shape[1], rows, width), np.float32)
-    for query, probability in enumerate(probabilities):
-        probability[:] = sigmoid(block.logits(query))
-    scores = weights @ probabilities.reshape(len(probabilities), -1)  # [C, rows * W]
-    return scores.argmax(axis=0).reshape(rows, width).astype(np.int32)
+def _block_classes(block: Block, scores: Floats) -> LabelMap:
+    """Return the classes int32 [rows, W] of a block, from each query's class probabilities [Q, C]."""
+    probabilities = sigmoid(block.weights @ block.cells).reshape(len(scores), -1)  # [Q, rows * W]
+    sums = probabilities.T @ scores  # [rows * W, C]: the classes of a pixel side by side, for argmax
+    return sums.argmax(axis=1).astype(np.int32).reshape(block.shape)
