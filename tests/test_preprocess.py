@@ -1,8 +1,13 @@
+import subprocess
+import sys
+
+import cv2
 import numpy as np
 import pytest
 from pictures import encode, photo
 from PIL import Image
 
+from m2f import image
 from m2f.contract import InputError
 from m2f.preprocess import Preprocessing
 
@@ -42,6 +47,90 @@ def test_stretching_fills_the_input():
     batch, img_shape, _ = stretched([encode(photo(50, 50))])
     assert batch.shape == (1, 32, 64, 3)
     assert img_shape.tolist() == [[32, 64]]
+
+
+@pytest.mark.parametrize("layout", ["uint8_hwc", "float32_chw"])
+@pytest.mark.parametrize("input_size", [None, (256, 288)])
+def test_images_of_one_request_are_what_each_is_alone(layout, input_size):
+    normalisation = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    preprocessing = Preprocessing(
+        scale=(256, 200), input_size=input_size, pad_value=(124, 116, 104), layout=layout, **normalisation
+    )
+    files = [encode(photo(*size, seed)) for seed, size in enumerate([(90, 300), (300, 90), (200, 256), (5, 5)])]
+    batch, img_shape, ori_shape = preprocessing(files)
+    assert batch.flags.c_contiguous
+    last = batch if layout == "uint8_hwc" else batch.transpose(0, 2, 3, 1)
+    padding = (124, 116, 104) if layout == "uint8_hwc" else (0, 0, 0)
+    for index, data in enumerate(files):
+        alone, alone_img_shape, alone_ori_shape = preprocessing([data])
+        height, width = img_shape[index]
+        assert (height, width) == tuple(alone_img_shape[0])
+        assert tuple(ori_shape[index]) == tuple(alone_ori_shape[0])
+        alone = alone[0] if layout == "uint8_hwc" else alone[0].transpose(1, 2, 0)
+        np.testing.assert_array_equal(last[index, :height, :width], alone[:height, :width])
+        assert (last[index, height:] == padding).all()
+        assert (last[index, :, width:] == padding).all()
+
+
+def test_the_order_of_the_channels_does_not_change_how_they_are_resized():
+    """mmdetection resizes BGR, this module RGB."""
+    rng = np.random.default_rng(0)
+    for height, width, new_height, new_width in rng.integers(1, 300, (100, 4)).tolist():
+        rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+        resized = [
+            cv2.resize(pixels, (new_width, new_height)).reshape(new_height, new_width, 3) for pixels in (rgb, bgr)
+        ]
+        np.testing.assert_array_equal(resized[0], resized[1][:, :, ::-1])
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import cv2
+from pictures import encode, photo
+from m2f.preprocess import Preprocessing
+
+def resident(name):
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
+
+cv2.setNumThreads(1)
+preprocessing = Preprocessing(scale=(640, 640))
+preprocessing([encode(photo(), extension) for extension in ("jpg", "png", "webp")])
+files = [encode(photo(2000, 3000), sys.argv[1], **eval(sys.argv[2]))] * 4
+Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+before = resident("VmRSS")
+preprocessing(files)
+print((resident("VmHWM") - before) * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("extension", "options", "bytes_a_pixel"),
+    [
+        ("jpg", {}, 3 if image.decode_jpeg else 7),
+        ("png", {"compress_level": 1}, 7),  # Pillow's 4, and 3
+        ("webp", {"method": 0}, 6),  # OpenCV's own and Python's copy
+    ],
+)
+def test_memory_is_that_of_one_image_however_many_come(extension, options, bytes_a_pixel):
+    command = [sys.executable, "-c", _PEAK, extension, repr(options)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = 2 * 4 * 640 * 640 * 3  # each image's, and the input they are stacked to
+    assert int(done.stdout) < 1.15 * bytes_a_pixel * 2000 * 3000 + rows
+
+
+def test_float_layout_is_exactly_the_arithmetic_it_stands_for():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mean, std = rng.uniform(0, 200, 3), rng.uniform(0.2, 90, 3)
+        floats = Preprocessing(scale=(64, 64), layout="float32_chw", mean=tuple(mean), std=tuple(std))
+        data = [encode(rng.integers(0, 256, (*rng.integers(1, 70, 2), 3), dtype=np.uint8))]
+        batch, ((height, width),), _ = floats(data)
+        pixels = Preprocessing(scale=(64, 64))(data)[0][0, :height, :width]
+        expected = (pixels - mean.astype(np.float32)) / std.astype(np.float32)
+        np.testing.assert_array_equal(batch[0, :, :height, :width], expected.transpose(2, 0, 1))
 
 
 def test_float_layout_is_normalised_planar_and_zero_padded():
@@ -123,12 +212,9 @@ def test_wrong_repository_parameters_are_named(parameters, message):
         Preprocessing.from_repository(parameters)
 
 
-@pytest.mark.torch
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 2])
-@pytest.mark.parametrize("extension", ["png", "jpg"])
-def test_pixels_and_padding_are_those_of_mmdetections_pipeline(tmp_path, size, extension):
-    """LoadImageFromFile, Resize, then DetDataPreprocessor: normalised and padded as training saw it."""
+@pytest.fixture(scope="module")
+def mmdetection(tmp_path_factory):
+    """LoadImageFromFile, Resize, PackDetInputs and DetDataPreprocessor for the files of one request."""
     from m2f_export.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
@@ -136,18 +222,67 @@ def test_pixels_and_padding_are_those_of_mmdetections_pipeline(tmp_path, size, e
     from mmdet.datasets.transforms import PackDetInputs, Resize
     from mmdet.models import DetDataPreprocessor
 
-    path = tmp_path / f"image.{extension}"
-    path.write_bytes(encode(photo(*size), extension))
-    steps = [LoadImageFromFile(), Resize(scale=(256, 256), keep_ratio=True), PackDetInputs(meta_keys=("img_shape",))]
-    packed = Compose(steps)({"img_path": str(path), "img_id": 0})
-    preprocessor = DetDataPreprocessor(
-        mean=[124, 116, 104], std=[58, 57, 57], bgr_to_rgb=True, pad_size_divisor=256, pad_value=0
-    )
-    data = preprocessor({"inputs": [packed["inputs"]], "data_samples": [packed["data_samples"]]})
-    batch, img_shape, _ = SHAPES([path.read_bytes()])
-    assert tuple(img_shape[0]) == packed["data_samples"].img_shape
-    normalised = (batch.astype(np.float32) - np.float32([124, 116, 104])) / np.float32([58, 57, 57])
-    np.testing.assert_allclose(normalised.transpose(0, 3, 1, 2), data["inputs"].numpy(), atol=1e-6)
+    path = tmp_path_factory.mktemp("mmdetection") / "image"
+
+    def prepare(files, *, scale, divisor, mean=(0, 0, 0), std=(1, 1, 1)):
+        steps = Compose(
+            [LoadImageFromFile(), Resize(scale=scale, keep_ratio=True), PackDetInputs(meta_keys=("img_shape",))]
+        )
+        packed = []
+        for data in files:
+            path.write_bytes(data)
+            packed.append(steps({"img_path": str(path), "img_id": 0}))
+        preprocessor = DetDataPreprocessor(mean=mean, std=std, bgr_to_rgb=True, pad_size_divisor=divisor)
+        samples = [p["data_samples"] for p in packed]
+        data = preprocessor({"inputs": [p["inputs"] for p in packed], "data_samples": samples})
+        return data["inputs"].numpy(), [sample.img_shape for sample in samples]
+
+    return prepare
+
+
+def random_files(count, seed):
+    """Files of random sizes, 2 to 600 pixels a side, most of them long or wide; noise, so that every tap shows."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        size = np.exp(rng.uniform(np.log(2), np.log(600), 2)).astype(int)
+        picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        extension, options = [
+            ("png", {"compress_level": 1}),
+            ("jpg", {"subsampling": int(rng.integers(0, 3))}),
+            ("webp", {"method": 0}),
+        ][rng.integers(3)]
+        yield encode(picture, extension, **options)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("scale", "divisor"), [((256, 256), 256), ((333, 200), 32), ((64, 48), 1), ((1333, 800), 32)])
+def test_pixels_and_padding_are_those_of_mmdetections_pipeline(mmdetection, scale, divisor):
+    preprocessing = Preprocessing(scale=scale, pad_divisor=divisor)
+    checked = 0
+    for data in random_files(20 if scale[0] > 1000 else 120, seed=scale[0]):
+        batch, img_shape, ori_shape = preprocessing([data])
+        if (ori_shape.min() * min(scale) / ori_shape.max() < 1) or img_shape.min() <= 1:
+            continue  # mmcv would make an empty image of a thread
+        theirs, their_shapes = mmdetection([data], scale=scale, divisor=divisor)
+        assert tuple(img_shape[0]) == their_shapes[0]
+        np.testing.assert_array_equal(batch.transpose(0, 3, 1, 2), theirs)
+        checked += 1
+    assert checked >= (15 if scale[0] > 1000 else 95)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(10))
+def test_a_batch_is_normalised_and_padded_as_by_mmdetection(mmdetection, seed):
+    normalisation = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    preprocessing = Preprocessing(scale=(333, 200), layout="float32_chw", **normalisation)
+    sizes = np.random.default_rng(seed).integers(30, 400, (3, 2)).tolist()
+    files = [encode(photo(*size, seed), "jpg") for size in sizes]
+    batch, img_shape, _ = preprocessing(files)
+    theirs, their_shapes = mmdetection(files, scale=(333, 200), divisor=32, **normalisation)
+    assert [tuple(shape) for shape in img_shape] == their_shapes
+    np.testing.assert_allclose(batch, theirs, rtol=0, atol=1e-6)
 
 
 @pytest.mark.torch
