@@ -380,6 +380,12 @@ def test_class_score_thresholds_replace_the_common_one():
     assert set(some.labels) > {3}
 
 
+def test_a_candidate_below_its_own_threshold_gets_no_mask():
+    found = select(np.float32([[0.6, 0.3], [0.5, 0.8]]), Settings(), np.float32([0.6, 0.3]))
+    assert list(zip(found.queries, found.labels, strict=True)) == [(1, 1), (0, 0), (0, 1)]
+    assert not len(select(np.float32([[0.6]]), Settings(), np.float32([np.inf])).queries)  # a class not wanted
+
+
 def test_class_score_thresholds_make_no_room_among_the_candidates():
     few = scene_settings(pre_top_k=10)
     some = scene_settings(pre_top_k=10, class_score_thresholds="a=1")

@@ -9,7 +9,7 @@ sigmoid inside the mask (epsilon 1e-6). What differs is data, and stands here:
 - huggingface: `Mask2FormerImageProcessor.post_process_instance_segmentation` of transformers 5.23. MaskFormer's
   and EoMT's processors have other ones: straight from the cells, and one class a query, respectively.
 - tao: `Mask2formerPlModule.instance_inference` (NVIDIA/tao_pytorch_backend, cv/mask2former/model/pl_model.py).
-  The graph that TAO exports stops at the network's input: that is the case `ori_shape` = `img_shape`.
+  The graph that TAO exports stops at the network's input: that is `img_shape` = `ori_shape` = its size.
 """
 
 from __future__ import annotations
