@@ -69,10 +69,11 @@ def served_table(rows: Sequence[served.Row]) -> str:
 def targets_table(rows: Sequence[Target]) -> str:
     """Format the targets."""
     words = {True: "pass", False: "FAIL", None: "not here"}
-    lines = [f"{'target':<68}{'bound':>9}{'measured':>11}"]
+    width = max(len(row.name) for row in rows) + 4
+    lines = [f"{'target':<{width}}{'bound':>9}{'measured':>11}"]
     for row in rows:
         measured = "" if row.measured is None else f"{row.measured:.4g}"
-        lines.append(f"  {row.name:<66}{row.bound:>9}{measured:>11}  {words[row.passed]}")
+        lines.append(f"  {row.name:<{width - 2}}{row.bound:>9}{measured:>11}  {words[row.passed]}")
     return "\n".join(lines)
 
 
@@ -83,11 +84,13 @@ def draw_ways(rows: Sequence[compare.Row], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for way in dict.fromkeys(row.way for row in chosen):
         times = {row.output: row.median_ms for row in chosen if row.way == way}
+        if len(times) < len(outputs):
+            continue  # a line needs them all
         style = "k--" if way == compare.FLOOR else "o-"
-        axes.plot([o for o in outputs if o in times], list(times.values()), style, label=way)
+        axes.plot(outputs, list(times.values()), style, label=way)
     axes.set(yscale="log", ylabel="ms, one thread", xlabel="output, height x width", title="Logits to RLE, 15 objects")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -45,6 +45,7 @@ def judge(
             _ratio(rows, "15 objects, 100 detections, 800x1333", best),
         ),
         _at_most(f"{best} over the floor, 15 at 800x1333", 3, _over_floor(rows, headline, best)),
+        _at_most("pixels elsewhere than mmdet's, of all, every case", 1e-7, _share_elsewhere(rows)),
         _at_least("dense over RLE response, 15 at 800x1333", 100, rle.dense_bytes / rle.response_bytes),
         *(
             _at_most(f"peak memory of {way} in masks, up to 100 instances", 2, peak)
@@ -71,6 +72,12 @@ def _growth(rows: Sequence[growth.Row], kernel: str) -> Iterable[Target]:
     yield _at_least(
         f"{kernel}: share of the variance that mask pixels and instances explain", 0.95, growth.explained(rows, kernel)
     )
+
+
+def _share_elsewhere(rows: Sequence[compare.Row]) -> float:
+    """Which share of the pixels of all masks mmdetection's rounding puts on the other side of 0."""
+    held = [row for row in rows if row.way == compare.MMDET]
+    return sum(row.pixels or 0 for row in held) / max(1, sum(row.dense_bytes for row in held))
 
 
 def _best(rows: Sequence[compare.Row]) -> str:
