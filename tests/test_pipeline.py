@@ -42,9 +42,9 @@ def pictures(tmp_path_factory):
 def made(tmp_path_factory, pictures):
     """The embedded checkpoint as a repository in half precision with its head beside it, and the report."""
     target = tmp_path_factory.mktemp("export") / "mine"
-    size = ["--size", 256, 256]
-    result = m2f(CONFIG, CHECKPOINT, "--repository", target, *size, "--precision", "fp16", "--head", "full", "--json",
-                 *compare_on(pictures))  # fmt: skip
+    options = ["--size", 256, 256, "--precision", "fp16", "--head", "full", "--json"]
+    engine = ["--engine", "--target", "26.07-py3", "--timing-cache", target.parent / "timing.cache"]
+    result = m2f(CONFIG, CHECKPOINT, "--repository", target, *options, *engine, *compare_on(pictures))
     assert result.exit_code == 0, result.output
     return target, json.loads(result.stdout)
 
@@ -56,6 +56,25 @@ def served(made):
         Client(f"grpc://{server.grpc_url}") as client,
     ):
         yield client
+
+
+def test_an_engine_is_built_beside_the_graph(made):
+    """Here TensorRT-RTX: its plan bears a name that Triton does not load, and the report says so."""
+    target, report = made
+    engine = report["engine"]
+    assert engine["backend"] == "TensorRT-RTX"
+    assert (target / "mask2former_engine/1/model.rtx.plan").stat().st_size == engine["size"] > 1e6
+    assert not (target / "mask2former_engine/1/model.plan").exists()
+    assert engine["target"] == "26.07-py3"
+    assert "TensorRT-RTX" in engine["target_message"]
+    assert (target.parent / "timing.cache").stat().st_size > 0
+
+
+@pytest.mark.parametrize("option", [("--target", "26.07-py3"), ("--timing-cache", "timing.cache")])
+def test_what_is_an_engines_is_refused_without_one(option, tmp_path):
+    result = m2f(CONFIG, CHECKPOINT, "--repository", tmp_path / "mine", *option)
+    assert result.exit_code == 1
+    assert "add --engine" in result.output
 
 
 def test_every_step_is_compared_and_reported(made):
@@ -135,6 +154,17 @@ def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy
             assert any(not np.array_equal(changed[name], unsaid[name]) for name in changed), key
 
 
+def test_the_panoptic_rules_of_the_model_hold_where_the_deploy_config_is_silent():
+    from m2f_export.pipeline import _with_panoptic_keys
+
+    own = Settings(panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False)
+    deploy = Settings(score_threshold=0.3, panoptic_overlap_threshold=0.5)
+    assert _with_panoptic_keys(deploy, own) == Settings(
+        score_threshold=0.3, panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.5,
+        panoptic_filter_low_score=False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_a_hugging_face_folder_is_served(tmp_path, index):
     """Mask2Former, MaskFormer and EoMT: one contract, up to what Triton answers."""
@@ -144,6 +174,7 @@ def test_a_hugging_face_folder_is_served(tmp_path, index):
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["class_names"] == NAMES
+    assert "does not say which classes are stuff: all are served as things" in result.stderr.replace("\n", " ")
     assert [step["name"] for step in report["comparison"]["steps"]] == ["ONNX Runtime", "Triton"]
     assert report["comparison"]["steps"][1]["mask_max"] == 0
 

@@ -41,6 +41,9 @@ PATH = click.Path(path_type=Path)
     "--target", help="What the engine is for: a Triton container (26.07-py3) or a TensorRT version (10.14.1)."
 )
 @click.option(
+    "--timing-cache", type=PATH, help="File of TensorRT's kernel times: the next build on the same GPU is quicker."
+)
+@click.option(
     "--image",
     "images",
     type=PATH,

@@ -55,6 +55,7 @@ class Request:
         head: masks of the graph that keeps its head, `full` or `stride4`; None: no such graph.
         engine: build a TensorRT engine too.
         target: the TensorRT version, or the Triton container, that the engine is for.
+        timing_cache: file of TensorRT's measured kernel times, read where it exists and written afterwards.
         images: to compare on; none: random ones.
         tolerance: mean difference of a logit between two float32 steps; None: `ladder.EXACT`'s.
     """
@@ -68,6 +69,7 @@ class Request:
     head: str | None = None
     engine: bool = False
     target: str | None = None
+    timing_cache: Path | None = None
     images: tuple[Path, ...] = ()
     tolerance: float | None = None
 
@@ -107,10 +109,13 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
     """
     if request.head and request.precision == NOT_ON_CPU:
         raise ExportError(f"a graph with its head in {NOT_ON_CPU} cannot be compared here: give fp32 or fp16")
+    if (request.target or request.timing_cache) and not request.engine:
+        raise ExportError("a target and a timing cache are an engine's: add --engine")
     progress = Progress(say)
     with repository.staged(target) as stage:
         folder = repository.copy_template(stage)
-        ladder = _make_onnx(request, folder / "model.onnx", progress)
+        deploy = _deploy_config(request)
+        ladder = _make_onnx(request, deploy, folder / "model.onnx", progress)
         if request.head:
             repository.copy_head(stage, masks=request.head)
         repository.configure(stage, ladder.source)
@@ -120,7 +125,7 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
         built = None
         if request.engine:
             with progress.step("TensorRT"):
-                built = _add_engine(folder, ladder.source, request, progress)
+                built = _add_engine(folder, ladder.source, request, deploy, progress)
         if request.precision == NOT_ON_CPU:
             say(f"{NOT_ON_CPU} is not compared through Triton: ONNX Runtime computes it on a GPU only")
         else:
@@ -144,7 +149,7 @@ def export_graph(request: Request, target: Path, say: Callable[[str], None]) -> 
         raise ExportError(f"{target.parent}: no such folder")
     draft = target.with_suffix(".draft.onnx")
     try:
-        ladder = _make_onnx(request, draft, progress)
+        ladder = _make_onnx(request, _deploy_config(request), draft, progress)
         draft.replace(target)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror}") from error
@@ -174,11 +179,14 @@ def read_source(request: Request) -> Source:
     return load_mmdet(request.model, request.weights)
 
 
-def _make_onnx(request: Request, output: Path, progress: Progress) -> Ladder:
+def _deploy_config(request: Request) -> DeployConfig | None:
+    return read_deploy_config(request.deploy_config) if request.deploy_config else None
+
+
+def _make_onnx(request: Request, deploy: DeployConfig | None, output: Path, progress: Progress) -> Ladder:
     """Write the graph in the precision asked for; return the ladder up to it."""
     if request.size and request.weights and request.weights.suffix == ".onnx":
         raise ExportError(f"{request.weights} has its own input size: --size is for a graph that is made here")
-    deploy = read_deploy_config(request.deploy_config) if request.deploy_config else None
     if deploy:
         precision = request.precision or ("fp16" if deploy.fp16 else None)
         request = replace(request, size=request.size or deploy.input_shape, precision=precision)
@@ -258,12 +266,19 @@ def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> No
     ladder.check_head(path, known)
 
 
-def _add_engine(folder: Path, source: Source, request: Request, progress: Progress) -> dict[str, Any]:
+def _add_engine(
+    folder: Path, source: Source, request: Request, deploy: DeployConfig | None, progress: Progress
+) -> dict[str, Any]:
     """Build the engine from the graph beside it; a plan of TensorRT-RTX gets a name that Triton does not load."""
     plan = folder / "model.plan"
-    deploy = read_deploy_config(request.deploy_config) if request.deploy_config else DeployConfig()
-    built = build_engine(load_onnx(folder / "model.onnx"), plan, profile=_profile(source, deploy),
-                         workspace=deploy.max_workspace_size or None)  # fmt: skip
+    deploy = deploy or DeployConfig()
+    built = build_engine(
+        load_onnx(folder / "model.onnx"),
+        plan,
+        profile=_profile(source, deploy),
+        timing_cache=request.timing_cache,
+        workspace=deploy.max_workspace_size or None,
+    )
     if built.backend == TENSORRT_RTX:
         plan.rename(folder / "model.rtx.plan")
     message = None
