@@ -50,11 +50,8 @@ INLINE int64_t ceil_to(int64_t a, int64_t step) { return (a + step - 1) / step *
 // a x b + c: one instruction where the level has it, two elsewhere (a library call would not vectorise).
 INLINE float multiply_add(float a, float b, float c, int fma) { return fma ? __builtin_fmaf(a, b, c) : a * b + c; }
 
-// exp(-x) for x > 0, and next to nothing for what is not in the mask. 2^t = 2^n x 2^f, n whole, |f| <= 1/2: the
-// polynomial is fitted to 2^f, 8e-8 relative.
+// exp(-x) for 0 <= x <= 86. 2^t = 2^n x 2^f, n whole, |f| <= 1/2: the polynomial is fitted to 2^f, 8e-8 relative.
 INLINE float exp_of_minus(float x, int fma) {
-    x = x > 0 ? x : 40;
-    x = x < 40 ? x : 40;                // 1 - sigmoid(40) is 4e-18, and products of four such are still normal numbers
     const float rounder = 12582912.0f;  // 1.5 x 2^23: adding it rounds to a whole number, which the low bits then hold
     float t = x * -1.44269504f, shifted = t + rounder, f = t - (shifted - rounder);
     float p = 1.3276429e-3f;
@@ -71,6 +68,21 @@ INLINE float exp_of_minus(float x, int fma) {
     return p;
 }
 
+// exp(-x) for x > 0, and next to nothing for what is not in the mask: exp(-40) is 4e-18, and products of four such are
+// still normal numbers.
+INLINE float exp_inside(float x, int fma) {
+    x = x > 0 ? x : 40;
+    return exp_of_minus(x < 40 ? x : 40, fma);
+}
+
+INLINE float sigmoid(float x, int fma) {
+    float size = x < 0 ? -x : x, e = exp_of_minus(size < 86 ? size : 86, fma);
+    return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+
+// A logit as label_maps._finite has it: infinity is sure and still 0 by a weight of 0, NaN is far outside.
+INLINE float made_finite(float x) { return x - x == 0 ? x : x > 0 ? 1e4f : -1e4f; }
+
 // Sum of 1 - sigmoid = e / (1 + e), e = exp(-value), over values above 0; there is room to round their count up.
 // Four fractions are added before they are divided: a division costs as much as all the rest. A float adds up so few
 // that it rounds away 2e-6 of them at most.
@@ -82,8 +94,8 @@ INLINE double sum_of_rest(float *values, int64_t count, int fma) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < quarter; i++) {
-            float a = exp_of_minus(values[i], fma), b = exp_of_minus(values[i + quarter], fma);
-            float c = exp_of_minus(values[i + 2 * quarter], fma), d = exp_of_minus(values[i + 3 * quarter], fma);
+            float a = exp_inside(values[i], fma), b = exp_inside(values[i + quarter], fma);
+            float c = exp_inside(values[i + 2 * quarter], fma), d = exp_inside(values[i + 3 * quarter], fma);
             float ab = 1 + (a + b) + a * b, cd = 1 + (c + d) + c * d;
             float above_ab = (a + b) + 2 * a * b, above_cd = (c + d) + 2 * c * d;
             sum += (above_ab * cd + above_cd * ab) / (ab * cd);
@@ -159,19 +171,26 @@ INLINE void interpolate_column(const Axis *columns, int64_t x, int64_t y0, int64
     for (int64_t i = 0; i < y1 - y0; i++) inside[i] = values[i] > 0;
 }
 
+INLINE uint64_t eight_at(const uint8_t *inside) {
+    uint64_t word;
+    memcpy(&word, inside, 8);
+    return word;
+}
+
 // Append the edges of a pixel column's rows [*y0, *y1), whose first pixel is at `origin`, and narrow the range to the
 // mask. A run that reaches the bottom goes on at the top of the next column: an end that meets a start is taken back.
 INLINE int64_t column_edges(const uint8_t *inside, int64_t origin, int64_t *y0, int64_t *y1, uint32_t *edges,
                             int64_t count) {
-    int64_t begin = *y0, end = *y1, first = -1, last = -1;
+    int64_t length = *y1 - *y0, first = -1, last = -1;
     uint64_t before = 0;
-    for (int64_t y = begin; y < end + 8; y += 8) {  // once more, for a run that is still open
-        uint64_t word = 0;
-        if (y < end) memcpy(&word, inside + y - begin, 8);
+    for (int64_t i = 0; i < length + 8; i += 8) {  // once more, for a run that is still open
+        uint64_t same = before ? 0x0101010101010101 : 0;
+        while (i + STRIP <= length && eight_at(inside + i) == same && eight_at(inside + i + 8) == same) i += STRIP;
+        uint64_t word = i < length ? eight_at(inside + i) : 0;
         uint64_t change = word ^ (word << 8 | before);  // bytes are 0 or 1, the lowest comes first
         before = word >> 56;
         for (; change; change &= change - 1) {
-            last = y + (__builtin_ctzll(change) >> 3);
+            last = *y0 + i + (__builtin_ctzll(change) >> 3);
             first = first < 0 ? last : first;
             uint32_t edge = (uint32_t)(origin + last);
             if (count && edges[count - 1] == edge) count--;
@@ -256,19 +275,87 @@ INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, co
     return done;
 }
 
-#define SAMPLE(name, fma, target)                                                                                   \
-    target static int64_t name(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,            \
-                               const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {               \
+// Mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width].
+INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
+                             const Axis *columns, int64_t y0, int64_t y1, float *out, int fma) {
+    int64_t w = columns->size_in, width = columns->size_out, height = rows->size_out;
+    float *wide = malloc((size_t)(4 * width) * sizeof *wide);  // cell rows at the image's width, by cell row modulo 4
+    if (!wide) return -1;
+    for (int64_t i = 0; i < n; i++) {
+        const float *query = logits + queries[i] * rows->size_in * w;
+        int64_t held[4] = {-1, -1, -1, -1};
+        for (int64_t y = y0; y < y1; y++, out += width) {
+            for (int64_t t = 0; t < rows->taps; t++) {
+                int64_t r = rows->source[t * height + y];
+                const float *cells = query + r * w;
+                float weight = rows->weight[t * height + y], *row = wide + r % 4 * width;
+                if (held[r % 4] != r) {
+                    for (int64_t x = 0; x < width; x++) row[x] = made_finite(cells[columns->source[x]]) * columns->weight[x];
+                    for (int64_t k = 1; k < columns->taps; k++) {
+                        const int32_t *source = columns->source + k * width;
+                        const float *share = columns->weight + k * width;
+                        for (int64_t x = 0; x < width; x++) row[x] += made_finite(cells[source[x]]) * share[x];
+                    }
+                    held[r % 4] = r;
+                }
+                if (t == 0)
+                    for (int64_t x = 0; x < width; x++) out[x] = row[x] * weight;
+                else
+                    for (int64_t x = 0; x < width; x++) out[x] += row[x] * weight;
+            }
+            for (int64_t x = 0; x < width; x++) out[x] = sigmoid(out[x], fma);
+        }
+    }
+    free(wide);
+    return n;
+}
+
+// Both for one instruction set.
+#define LEVEL(name, fma, target)                                                                                    \
+    target static int64_t sample_##name(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,   \
+                                        const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {      \
         return sample(logits, queries, n, rows, columns, masks, edges, capacity, fma);                              \
+    }                                                                                                               \
+    target static int64_t probabilities_##name(const float *logits, const int64_t *queries, int64_t n,              \
+                                               const Axis *rows, const Axis *columns, int64_t y0, int64_t y1,       \
+                                               float *out) {                                                        \
+        return probabilities(logits, queries, n, rows, columns, y0, y1, out, fma);                                  \
     }
 
+LEVEL(baseline, 0, )
 #ifdef __x86_64__
-SAMPLE(sample_baseline, 0, )
-SAMPLE(sample_avx2, 1, __attribute__((target("arch=x86-64-v3"))))
-SAMPLE(sample_avx512, 1, __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))))
+LEVEL(avx2, 1, __attribute__((target("arch=x86-64-v3"))))
+LEVEL(avx512, 1, __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))))
 #else
-SAMPLE(sample_baseline, 0, )
+#define sample_avx2 sample_baseline
+#define sample_avx512 sample_baseline
+#define probabilities_avx2 probabilities_baseline
+#define probabilities_avx512 probabilities_baseline
 #endif
+
+// The highest level this processor runs: 0 baseline, 1 AVX2 (x86-64-v3), 2 AVX-512 (x86-64-v4).
+EXPORT int64_t m2f_level(void) {
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("x86-64-v4")) return 2;
+    if (__builtin_cpu_supports("x86-64-v3")) return 1;
+#endif
+    return 0;
+}
+
+// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full (or memory
+// out, when none). The edges of each mask follow those of the mask before.
+EXPORT int64_t m2f_sample(int64_t level, const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
+                          const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {
+    __typeof__(sample_baseline) *const levels[] = {sample_baseline, sample_avx2, sample_avx512};
+    return levels[level](logits, queries, n, rows, columns, masks, edges, capacity);
+}
+
+// Mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width]. Returns n, or -1 without memory.
+EXPORT int64_t m2f_probabilities(int64_t level, const float *logits, const int64_t *queries, int64_t n,
+                                 const Axis *rows, const Axis *columns, int64_t y0, int64_t y1, float *out) {
+    __typeof__(probabilities_baseline) *const levels[] = {probabilities_baseline, probabilities_avx2, probabilities_avx512};
+    return levels[level](logits, queries, n, rows, columns, y0, y1, out);
+}
 
 // One output of `align_corners=False` bilinear interpolation, rounded as torch does in float32.
 static void bilinear_tap(int64_t size_in, int64_t size_out, int64_t i, int32_t source[2], float weight[2]) {
@@ -315,27 +402,6 @@ EXPORT void m2f_outputs_reading(Axis *axis) {
         axis->begin[cell] = (int32_t)begin;
         axis->end[cell] = (int32_t)end;
     }
-}
-
-// The highest level this processor runs: 0 baseline, 1 AVX2 (x86-64-v3), 2 AVX-512 (x86-64-v4).
-EXPORT int64_t m2f_level(void) {
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("x86-64-v4")) return 2;
-    if (__builtin_cpu_supports("x86-64-v3")) return 1;
-#endif
-    return 0;
-}
-
-// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full (or memory
-// out, when none). The edges of each mask follow those of the mask before.
-EXPORT int64_t m2f_sample(int64_t level, const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
-                          const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {
-#ifdef __x86_64__
-    if (level == 2) return sample_avx512(logits, queries, n, rows, columns, masks, edges, capacity);
-    if (level == 1) return sample_avx2(logits, queries, n, rows, columns, masks, edges, capacity);
-#endif
-    (void)level;
-    return sample_baseline(logits, queries, n, rows, columns, masks, edges, capacity);
 }
 
 // Pixels that two masks share.

@@ -7,6 +7,7 @@ the package was installed without a C compiler. `kernels` says which there are.
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         ("m2f_mask_taps", None, (_int, _int, _pointer)),
         ("m2f_outputs_reading", None, (_pointer,)),
         ("m2f_sample", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _pointer, _pointer, _int)),
+        ("m2f_probabilities", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _int, _int, _pointer)),
         ("m2f_intersection", _int, (_pointer, _int, _pointer, _int)),
         ("m2f_encode", _int, (_pointer, _int, _int, _pointer)),
         ("m2f_decode", _int, (ctypes.c_char_p, _int, _int, _int, _int, _pointer, _int)),
@@ -67,9 +69,12 @@ _library = _load(LIBRARY)
 
 def kernels() -> tuple[str, ...]:
     """Return what can run here, best first: instruction sets of the compiled kernel, then `numpy`."""
-    if _library is None:
-        return (NUMPY,)
-    return (*reversed(_LEVELS[: _library.m2f_level() + 1]), NUMPY)
+    return _kernels(_library)
+
+
+@cache
+def _kernels(library: ctypes.CDLL | None) -> tuple[str, ...]:
+    return (NUMPY,) if library is None else (*reversed(_LEVELS[: library.m2f_level() + 1]), NUMPY)
 
 
 def resolve(kernel: str | None) -> str:
@@ -133,6 +138,39 @@ def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, colum
         parts.append(edges[: masks["num_edges"][done : done + step].sum()])
         done, capacity = done + step, 4 * capacity
     return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
+
+
+def probabilities(
+    mask_logits: Floats, queries: Ints, block: slice, *, kernel: str, rows: Axis, columns: Axis
+) -> Floats:
+    """Return sigmoid(logit) of some queries in a block of the image's rows.
+
+    Args:
+        mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
+        queries: int64 [N], contiguous, each below Q.
+        block: the rows.
+        kernel: one of `kernels`, not `numpy`.
+        rows: the operator along the height.
+        columns: the operator along the width.
+
+    Returns:
+        float32 [N, rows, W].
+    """
+    out = np.empty((len(queries), block.stop - block.start, columns.size_out), np.float32)
+    done = _call().m2f_probabilities(
+        _LEVELS.index(kernel),
+        mask_logits.ctypes.data,
+        queries.ctypes.data,
+        len(queries),
+        ctypes.byref(rows),
+        ctypes.byref(columns),
+        block.start,
+        block.stop,
+        out.ctypes.data,
+    )
+    if done < 0:
+        raise MemoryError("no memory to interpolate a row")
+    return out
 
 
 def intersection(edges: Edges, others: Edges) -> int:

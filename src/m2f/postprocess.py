@@ -97,13 +97,16 @@ def postprocess(
     scores = candidates.scores * masks.scores.astype(np.float32)[mask_of]
     kept = keep(scores, candidates.labels, masks, mask_of, settings=settings, thresholds=thresholds)
     boxes = masks.boxes[mask_of[kept]].astype(np.float32)
+    rows = mask_of[kept].tolist()
+    # several classes of one query share its mask
+    rle = {i: masks.rle(i) if settings.export_postprocess_mask else b"" for i in set(rows)}
     return Instances(
         scores=scores[kept],
         labels=candidates.labels[kept].astype(np.int32),
         boxes=boxes if profile.gives_boxes else np.zeros_like(boxes),
         areas=masks.areas[mask_of[kept]].astype(np.int32),
         queries=candidates.queries[kept].astype(np.int32),
-        rle=[masks.rle(i) if settings.export_postprocess_mask else b"" for i in mask_of[kept].tolist()],
+        rle=[rle[i] for i in rows],
         size_hw=ori_shape,
     )
 
