@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench export train-demo eval-demo export-demo clean
+.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(VENV)/.serve: pyproject.toml hatch_build.py src/m2f/kernel.c
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,12 @@ serve: setup  ## serve model_repository/ on ONNX Runtime until Ctrl-C
 
 bench: setup  ## drive both ensembles with perf_analyzer
 	$(BIN)/python benchmarks/perf_analyzer.py
+
+bench-postprocess: setup-dev  ## post-processing against mmdetection's and others': time, floor, memory, growth, in Triton
+	$(BIN)/python -m benchmarks.postprocess
+
+bench-preprocess: setup-dev  ## preprocessing against mmdetection's and Hugging Face's
+	$(BIN)/python benchmarks/preprocess.py
 
 export: setup-dev  ## your model to a repository: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]
 	$(if $(and $(CONFIG),$(REPOSITORY)),,$(error usage: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]))
