@@ -31,7 +31,9 @@ def compile_kernel(source: Path, library: Path, *flags: str) -> None:
         subprocess.CalledProcessError: it fails.
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    subprocess.run([*compiler, *FLAGS, *flags, str(source), "-o", str(library)], check=True)
+    draft = library.with_suffix(f".{os.getpid()}")  # a process may be running the old one
+    subprocess.run([*compiler, *FLAGS, *flags, str(source), "-o", str(draft)], check=True)
+    draft.replace(library)
 
 
 class KernelBuildHook(BuildHookInterface):

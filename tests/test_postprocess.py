@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from logits import SIZES, blobs
 from pycocotools import mask as coco
-from reference import box, full_size_logits, instances
+from reference import full_size_logits, instances
 
 from m2f.contract import InputError
-from m2f.masks import MaskSampler
 from m2f.native import kernels
 from m2f.postprocess import class_scores, postprocess, select
 from m2f.rle import decode
@@ -217,128 +214,6 @@ def test_shapes_that_do_not_fit_are_named(change, message):
     arguments = {"cls_logits": cls_logits, "mask_logits": mask_logits, "img_shape": (96, 128), "ori_shape": (9, 9)}
     with pytest.raises(InputError, match=message):
         postprocess(**{**arguments, **change}, settings=Settings())
-
-
-@every_kernel
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    cells=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    data=st.data(),
-)
-def test_invariants(kernel, seed, cells, data):
-    """Any size: runs ascend and never touch, box, area and RLE describe the same mask."""
-    rng = np.random.default_rng(seed)
-    valid = tuple(data.draw(st.integers(1, 4 * n), label="valid") for n in cells)
-    original = tuple(data.draw(st.integers(1, 90), label="original") for _ in cells)
-    logits = rng.normal(data.draw(st.floats(-2, 2), label="mean"), 2, (1, *cells)).astype(np.float32)
-    masks = sampler(cells, valid, original, kernel).sample(logits, np.array([0]))
-    edges = masks.edges(0).astype(np.int64)
-    assert (edges[1:] > edges[:-1]).all()
-    assert len(edges) % 2 == 0
-    dense = decode(masks.rle(0), *original)
-    assert masks.areas[0] == dense.sum()
-    assert 0 <= masks.scores[0] <= 1
-    assert masks.boxes[0].tolist() == box(dense)
-    want = full_size_logits(logits, valid, original)[0]
-    assert (np.abs(want[dense != (want > 0)]) < NEAR_ZERO).all()
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    cells=st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    stride=st.sampled_from([1, 2, 4]),
-    data=st.data(),
-)
-def test_every_kernel_makes_the_same_masks(seed, cells, stride, data):
-    """Bit for bit, whatever the logits; the sums agree to the rounding of their order."""
-    rng = np.random.default_rng(seed)
-    valid = tuple(data.draw(st.integers(1, stride * n), label="valid") for n in cells)
-    original = tuple(data.draw(st.integers(1, 200), label="original") for _ in cells)
-    logits = rng.normal(rng.uniform(-2, 2), rng.choice([1e-3, 2, 1e4]), (3, *cells)).astype(np.float32)
-    if data.draw(st.booleans(), label="ties"):
-        logits = logits.round()
-    logits[0, rng.random(cells) < 0.02] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 1.0]), label="bad")
-    queries = np.array([2, 0, 1])
-    with np.errstate(invalid="ignore"):
-        *native, reference = (
-            sampler(cells, valid, original, kernel, stride=stride).sample(logits, queries) for kernel in kernels()
-        )
-    for masks in native:
-        for i in range(3):
-            np.testing.assert_array_equal(masks.edges(i), reference.edges(i))
-            assert masks.rle(i) == reference.rle(i)
-            assert [masks.iou(i, j) for j in range(3)] == [reference.iou(i, j) for j in range(3)]
-        np.testing.assert_array_equal(masks.areas, reference.areas)
-        np.testing.assert_array_equal(masks.boxes, reference.boxes)
-        np.testing.assert_allclose(masks.scores, reference.scores, rtol=3e-6)
-
-
-@every_kernel
-def test_threads_change_nothing(kernel):
-    logits = np.random.default_rng(13).normal(0.3, 1, (7, 12, 9)).astype(np.float32)
-    alone, shared = (
-        sampler((12, 9), (48, 30), (55, 61), kernel, threads=n).sample(logits, np.arange(7)) for n in (1, 3)
-    )
-    assert [alone.rle(i) for i in range(7)] == [shared.rle(i) for i in range(7)]
-    assert alone.scores.tolist() == shared.scores.tolist()
-
-
-@every_kernel
-def test_more_edges_than_expected_are_kept(kernel, monkeypatch):
-    monkeypatch.setattr("m2f.native._USUAL_EDGES", 40)
-    logits = np.random.default_rng(14).normal(size=(4, 40, 40)).astype(np.float32)
-    masks = sampler((40, 40), (160, 160), (120, 130), kernel).sample(logits, np.arange(4))
-    for i in range(4):
-        want = full_size_logits(logits, (160, 160), (120, 130))[i]
-        wrong = decode(masks.rle(i), 120, 130) != (want > 0)
-        assert (np.abs(want[wrong]) < NEAR_ZERO).all()
-
-
-@every_kernel
-def test_no_queries_no_masks(kernel):
-    masks = sampler((8, 8), (32, 32), (9, 9), kernel).sample(np.ones((3, 8, 8), np.float32), np.zeros(0, int))
-    assert len(masks) == 0
-
-
-@pytest.mark.parametrize(
-    ("logits", "queries", "message"),
-    [
-        (np.zeros((3, 8, 9), np.float32), [0], r"mask logits are \(8, 9\)"),
-        (np.zeros((3, 8, 8), np.float32), [3], "queries must lie within 0 and 2"),
-        (np.zeros((3, 8, 8), np.float32), [-1], "queries must lie within 0 and 2"),
-    ],
-)
-def test_the_sampler_checks_what_it_is_given(logits, queries, message):
-    with pytest.raises(InputError, match=message):
-        sampler((8, 8), (32, 32), (9, 9)).sample(logits, np.array(queries))
-
-
-def test_a_kernel_that_cannot_run_here_is_named():
-    with pytest.raises(InputError, match=r"kernel 'cuda' cannot run here; allowed: .*numpy"):
-        sampler((8, 8), (32, 32), (9, 9), "cuda")
-
-
-@every_kernel
-def test_intersection_and_iou(kernel):
-    rng = np.random.default_rng(12)
-    logits = rng.normal(0.3, 1, (6, 8, 8)).astype(np.float32)
-    logits[5] = -1  # empty
-    masks = sampler((8, 8), (32, 30), (40, 35), kernel).sample(logits, np.arange(6))
-    dense = [decode(masks.rle(i), 40, 35).astype(bool) for i in range(6)]
-    for i, mask in enumerate(dense):
-        for j, other in enumerate(dense):
-            shared, union = (mask & other).sum(), (mask | other).sum()
-            assert masks.intersection(i, j) == shared
-            assert masks.iou(i, j) == pytest.approx(shared / union if union else 0)
-
-
-def sampler(cells, valid, original, kernel=None, *, stride=4, threads=1):
-    padded = (cells[0] * stride, cells[1] * stride)
-    return MaskSampler.to_image(
-        cells=cells, padded=padded, valid=valid, original=original, kernel=kernel, threads=threads
-    )
 
 
 def test_the_best_candidates_come_first_and_ties_in_their_order():

@@ -93,6 +93,7 @@ BAD_PARAMETERS = [
     ({"semantics": "yolo"}, "'semantics' must be one of: mmdet, detectron2, huggingface, tao; got 'yolo'"),
     ({"classes": "circle,unicorn"}, "'classes' has no class 'unicorn'; allowed: 0 to 4; names: circle"),
     ({"classes": "5"}, "'classes' has no class '5'; allowed: 0 to 4"),
+    ({"class_score_thresholds": "unicorn=0.5"}, "'class_score_thresholds' has no class 'unicorn'"),
 ]
 
 
@@ -141,6 +142,18 @@ PARAMETER_EFFECTS = [
     ({"keep_top_k": 3}, lambda base, got: got["queries"][0].tolist() == base["queries"][0, :3].tolist()),
     ({"max_output_boxes_per_class": 1}, lambda _, got: len(set(got["labels"][0])) == got["num_instances"][0, 0]),
     ({"classes": "ring,0"}, lambda _, got: set(got["labels"][0]) <= {0, 4}),
+    (
+        {"class_score_thresholds": "circle=1,1=0.9"},
+        lambda _, got: not (got["labels"] == 0).any() and (got["scores"][got["labels"] == 1] >= 0.9).all(),
+    ),
+    (
+        {"semantics": "detectron2"},
+        lambda base, got: not got["boxes"].any() and (got["rle"] == base["rle"]).all(),
+    ),
+    (
+        {"semantics": "huggingface"},
+        lambda base, got: 0 < got["num_instances"][0, 0] < base["num_instances"][0, 0],
+    ),
     ({"classes": "circle", "keep_top_k": 1}, lambda _, got: got["labels"][0].tolist() == [0]),
     ({"pre_top_k": 5}, lambda _, got: got["num_instances"][0, 0] <= 5),
     ({"score_threshold": 0.9}, lambda _, got: (got["scores"] >= 0.9).all()),

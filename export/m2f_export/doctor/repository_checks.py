@@ -193,6 +193,13 @@ def mask_stride(model: Model) -> int | None:
         return None  # said already
 
 
+def _background_label_id(model: Model) -> int | None:
+    try:
+        return Settings.from_repository(model.parameters()).background_label_id
+    except InputError:
+        return None  # said already
+
+
 def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | None) -> list[Finding]:
     findings = []
     if preprocessing is not None:
@@ -227,7 +234,7 @@ def _postprocessing_fits(model: Model, graph: Graph) -> list[Finding]:
     logits, names = graph.output_shape("cls_logits"), class_names(model)
     classes = logits[2] - 1 if logits is not None and len(logits) == 3 and logits[2] is not None else None
     if names and classes is not None and len(names) != classes:
-        column = "first" if model.parameters().get("background_label_id", "-1").strip() == "0" else "last"
+        column = "first" if _background_label_id(model) == 0 else "last"
         what = f"class_names has {len(names)} names, cls_logits {classes + 1} columns: {classes} classes and no-object"
         why = f"labels get the wrong name, or none (no-object is the {column} column and has no name)"
         fix = "write the names of the training data, in the order of the labels, without no-object"
