@@ -156,7 +156,7 @@ def test_label_maps_are_the_references_of_the_raw_outputs(grpc, preprocessing, i
 
 def test_a_request_may_change_the_panoptic_thresholds(grpc, image_files):
     def segments(**parameters):
-        got = grpc.infer(PUBLIC_MODEL, image_input(image_files[0]), ["panoptic", "segments"], **parameters)
+        got = grpc.infer(PUBLIC_MODEL, image_input(image_files[1]), ["panoptic", "segments"], **parameters)
         sent = json.loads(got["segments"][0, 0])
         assert set(np.unique(got["panoptic"])) - {0} == {segment["id"] for segment in sent}
         return sent
