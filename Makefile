@@ -53,8 +53,8 @@ bench: setup  ## drive both ensembles with perf_analyzer
 bench-postprocess: setup-dev  ## post-processing against mmdetection's and others': time, floor, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess
 
-bench-preprocess: setup-dev  ## preprocessing against mmdetection's and Hugging Face's
-	$(BIN)/python benchmarks/preprocess.py
+bench-preprocess: setup-dev  ## file to the engine's input, against mmdetection's pipeline and Hugging Face's
+	$(BIN)/python -m benchmarks.preprocess
 
 export: setup-dev  ## your model to a repository: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]
 	$(if $(and $(CONFIG),$(REPOSITORY)),,$(error usage: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]))

@@ -21,7 +21,9 @@ from scenes import KINDS, QUERIES, STRIDE, sizes
 
 from m2f import native, rle
 from m2f.contract import InputError
+from m2f.label_maps import MaskProbabilities
 from m2f.masks import MaskSampler
+from m2f.panoptic import block_winners
 from m2f.semantics import grid_taps
 
 ROOT = Path(__file__).parents[1]
@@ -100,11 +102,24 @@ def sample(rng):
                 cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
             )
         masks = sampler.sample(logits, queries)
+        if kernel != native.NUMPY:
+            label(logits, queries, padded, img_shape, ori_shape, kernel=kernel)
         counts = [masks.rle(i) for i in range(len(masks))]
         shared = [masks.intersection(0, i) for i in range(len(masks))]
         packed = [rle.decode(c, *ori_shape, packed=True, kernel=kernel).tobytes() for c in counts]
         results.append((counts, shared, packed, masks.boxes.tolist(), masks.areas.tolist()))
     assert all(result == results[0] for result in results)
+
+
+def label(logits, queries, padded, img_shape, ori_shape, *, kernel):
+    """Let the queries compete for the pixels, in blocks of some rows."""
+    masks = MaskProbabilities(logits, queries, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel)
+    for _, probabilities in masks.blocks(1000):
+        assert ((probabilities >= 0) & (probabilities <= 1)).all()
+        areas, scores = np.zeros(len(queries), np.int64), np.linspace(1, 0.5, len(queries), dtype=np.float32)
+        winners = native.compete(probabilities, scores, areas, kernel=kernel)
+        np.testing.assert_array_equal(winners, block_winners(probabilities, scores, np.zeros_like(areas)))
+        assert areas.sum() == (probabilities >= 0.5).sum()
 
 
 def decode(rng):

@@ -6,11 +6,18 @@ import pytest
 import reference_maps
 from logits import SIZES, blobs
 
+from m2f import native
 from m2f.contract import InputError
 from m2f.panoptic import panoptic
 from m2f.settings import Settings
 
 SQUARE = {"img_shape": (12, 12), "ori_shape": (12, 12)}  # of 3 x 3 cells
+
+
+@pytest.fixture(autouse=True, params=(native.kernels()[0], native.NUMPY))
+def every_way(request, monkeypatch):
+    """Run every test natively and in numpy."""
+    monkeypatch.setattr(native, "resolve", lambda _: request.param)
 
 
 def scenes(count, seed=0):

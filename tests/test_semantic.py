@@ -5,9 +5,16 @@ import pytest
 from logits import SIZES, blobs
 from reference_maps import mask_probabilities, semantic_scores
 
+from m2f import native
 from m2f.contract import InputError
 from m2f.semantic import semantic
 from m2f.settings import Settings
+
+
+@pytest.fixture(autouse=True, params=(native.kernels()[0], native.NUMPY))
+def every_way(request, monkeypatch):
+    """Run every test natively and in numpy."""
+    monkeypatch.setattr(native, "resolve", lambda _: request.param)
 
 
 def check_equal(cls_logits, mask_logits, img_shape, ori_shape, stride=4):

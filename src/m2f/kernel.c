@@ -310,7 +310,31 @@ INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_
     return n;
 }
 
-// Both for one instruction set.
+// Which of n queries has the largest score x probability at each pixel, the first among equals: k + 1 where it is in
+// its own mask (probability >= 1/2), -(k + 1) where it is not. Adds the pixels of each query's mask to `areas`.
+INLINE void compete(const float *probability, int64_t n, int64_t pixels, const float *scores, int32_t *winners,
+                    int64_t *areas) {
+    for (int64_t begin = 0; begin < pixels; begin += BATCH) {
+        int64_t count = min64(BATCH, pixels - begin);
+        int32_t *winner = winners + begin;
+        float best[BATCH];
+        for (int64_t i = 0; i < count; i++) best[i] = -1, winner[i] = 0;
+        for (int32_t k = 0; k < n; k++) {
+            const float *mine = probability + k * pixels + begin;
+            int32_t area = 0;
+            for (int64_t i = 0; i < count; i++) {
+                float value = mine[i] * scores[k];
+                int32_t name = mine[i] >= 0.5f ? k + 1 : -(k + 1);
+                area += mine[i] >= 0.5f;
+                winner[i] = value > best[i] ? name : winner[i];
+                best[i] = value > best[i] ? value : best[i];
+            }
+            areas[k] += area;
+        }
+    }
+}
+
+// All of it for one instruction set.
 #define LEVEL(name, fma, target)                                                                                    \
     target static int64_t sample_##name(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,   \
                                         const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {      \
@@ -320,6 +344,10 @@ INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_
                                                const Axis *rows, const Axis *columns, int64_t y0, int64_t y1,       \
                                                float *out) {                                                        \
         return probabilities(logits, queries, n, rows, columns, y0, y1, out, fma);                                  \
+    }                                                                                                               \
+    target static void compete_##name(const float *probability, int64_t n, int64_t pixels, const float *scores,     \
+                                      int32_t *winners, int64_t *areas) {                                           \
+        compete(probability, n, pixels, scores, winners, areas);                                                    \
     }
 
 LEVEL(baseline, 0, )
@@ -331,6 +359,8 @@ LEVEL(avx512, 1, __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")
 #define sample_avx512 sample_baseline
 #define probabilities_avx2 probabilities_baseline
 #define probabilities_avx512 probabilities_baseline
+#define compete_avx2 compete_baseline
+#define compete_avx512 compete_baseline
 #endif
 
 // The highest level this processor runs: 0 baseline, 1 AVX2 (x86-64-v3), 2 AVX-512 (x86-64-v4).
@@ -355,6 +385,13 @@ EXPORT int64_t m2f_probabilities(int64_t level, const float *logits, const int64
                                  const Axis *rows, const Axis *columns, int64_t y0, int64_t y1, float *out) {
     __typeof__(probabilities_baseline) *const levels[] = {probabilities_baseline, probabilities_avx2, probabilities_avx512};
     return levels[level](logits, queries, n, rows, columns, y0, y1, out);
+}
+
+// Give each of `pixels` to one of n queries, by their probabilities [n][pixels] and scores: see `compete`.
+EXPORT void m2f_compete(int64_t level, const float *probability, int64_t n, int64_t pixels, const float *scores,
+                        int32_t *winners, int64_t *areas) {
+    __typeof__(compete_baseline) *const levels[] = {compete_baseline, compete_avx2, compete_avx512};
+    levels[level](probability, n, pixels, scores, winners, areas);
 }
 
 // One output of `align_corners=False` bilinear interpolation, rounded as torch does in float32.

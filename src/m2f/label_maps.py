@@ -1,18 +1,19 @@
-"""Maps with one number a pixel, segment or class: full-size logits in blocks of rows, limits, and batches.
+"""Maps with one number a pixel, segment or class: full-size probabilities in blocks of rows, limits, and batches.
 
-An original image of 4000 x 4000 with 100 queries has 6.4 GB of full-size logits; a block of its rows has some MB.
+An original image of 4000 x 4000 with 100 queries has 6.4 GB of them; a block of its rows has some MB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from m2f import native
 from m2f.contract import MAX_MASK_BYTES, InputError
-from m2f.geometry import Floats, Taps, apply_rows, mask_taps
+from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps
 
 LabelMap = npt.NDArray[np.int32]
 
@@ -20,61 +21,71 @@ _MAX_ROWS = 256  # of a block: the operator of its rows is a dense matrix
 _SURE = 1e4  # a logit whose sigmoid is 0 or 1, and which a weight of 0 still makes 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """Some rows of every query's full-size logits: query q's are `weights @ cells[q]`, float32 [rows, W].
-
-    Attributes:
-        rows: which rows of the original image.
-        cells: float32 [N, cells, W], the rows of mask cells that these read, already at the image's width.
-        weights: float32 [rows, cells].
-    """
-
-    rows: slice
-    cells: Floats
-    weights: Floats
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and width."""
-        return self.weights.shape[0], self.cells.shape[2]
-
-
-class FullSizeLogits:
-    """The mask logits of one image at its original size, a block of rows at a time."""
+class MaskProbabilities:
+    """sigmoid(mask logit) of some queries at the image's size, a block of rows at a time."""
 
     def __init__(
         self,
         mask_logits: Floats,
+        queries: Ints,
         *,
         padded: tuple[int, int],
         valid: tuple[int, int],
         original: tuple[int, int],
+        kernel: str | None = None,
     ) -> None:
-        """Prepare the operators for logits float32 [N, h, w]. Sizes are (height, width): `geometry.mask_taps`."""
-        self._mask_logits = mask_logits
-        self._height, self._width = original
-        self._rows, self._columns = (
-            mask_taps(cells=c, padded=p, valid=v, original=o)
-            for c, p, v, o in zip(mask_logits.shape[1:], padded, valid, original, strict=True)
-        )
+        """Prepare both axes' operators: see `geometry.mask_taps`.
 
-    def blocks(self, max_pixels: int) -> Iterator[Block]:
-        """Yield blocks of whole rows from the top, of at most `max_pixels` pixels, or one row."""
-        step = min(max(1, max_pixels // self._width), _MAX_ROWS)
+        Args:
+            mask_logits: float32 [Q, h, w]. NaN counts as far outside.
+            queries: int64 [N], each below Q.
+            padded: (height, width) of the network input.
+            valid: of the image in it.
+            original: of the original image.
+            kernel: one of `native.kernels`; None: the best.
+        """
+        kernel = native.resolve(kernel)
+        self._height, self._width = original
+        self._num_queries = len(queries)
+        axes = [
+            {"cells": c, "padded": p, "valid": v, "original": o}
+            for c, p, v, o in zip(mask_logits.shape[1:], padded, valid, original, strict=True)
+        ]
+        mask_logits = np.ascontiguousarray(mask_logits, np.float32)
+        self._block: Callable[[slice], Floats]
+        if kernel == native.NUMPY:
+            rows, columns = (mask_taps(**axis) for axis in axes)
+            self._block = partial(_block, mask_logits, queries, rows=rows, columns=columns)
+        else:
+            queries = np.ascontiguousarray(queries, np.int64)
+            to_rows, to_columns = (native.mask_axis(**axis) for axis in axes)
+            self._block = partial(
+                native.probabilities, mask_logits, queries, kernel=kernel, rows=to_rows, columns=to_columns
+            )
+
+    def blocks(self, max_values: int) -> Iterator[tuple[slice, Floats]]:
+        """Yield blocks of whole rows from the top.
+
+        Args:
+            max_values: of a block, if it has more than one row.
+
+        Yields:
+            Which rows of the image, and their probabilities, float32 [N, rows, W], for the caller to keep or change.
+        """
+        step = min(max(1, max_values // (self._width * max(1, self._num_queries))), _MAX_ROWS)
         for begin in range(0, self._height, step):
             rows = slice(begin, min(begin + step, self._height))
-            source, weight = self._rows.source[:, rows], self._rows.weight[:, rows]
-            first, last = int(source[0, 0]), int(source[-1, -1])
-            band = _finite(self._mask_logits[:, first : last + 1])
-            yield Block(rows=rows, cells=self._widened(band), weights=_matrix(Taps(source - first, weight)))
+            yield rows, self._block(rows)
 
-    def _widened(self, band: Floats) -> Floats:
-        """[N, cells, w] -> [N, cells, W]."""
-        queries, cells, width = band.shape
-        columns_first = np.ascontiguousarray(band.reshape(queries * cells, width).T)
-        wide = apply_rows(columns_first, self._columns)  # [W, N * cells]
-        return np.ascontiguousarray(wide.T).reshape(queries, cells, self._width)
+
+def _block(mask_logits: Floats, queries: Ints, block: slice, *, rows: Taps, columns: Taps) -> Floats:
+    """`native.probabilities` in numpy."""
+    source, weight = rows.source[:, block], rows.weight[:, block]
+    first, last = int(source[0, 0]), int(source[-1, -1])
+    band = _finite(mask_logits[queries, first : last + 1])  # [N, cells, w]
+    columns_first = np.ascontiguousarray(band.reshape(-1, band.shape[2]).T)
+    wide = np.ascontiguousarray(apply_rows(columns_first, columns).T)  # [N * cells, W]
+    return sigmoid(_matrix(Taps(source - first, weight)) @ wide.reshape(*band.shape[:2], -1))
 
 
 def _matrix(taps: Taps) -> Floats:

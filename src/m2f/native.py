@@ -55,6 +55,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         ("m2f_outputs_reading", None, (_pointer,)),
         ("m2f_sample", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _pointer, _pointer, _int)),
         ("m2f_probabilities", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _int, _int, _pointer)),
+        ("m2f_compete", None, (_int, _pointer, _int, _int, _pointer, _pointer, _pointer)),
         ("m2f_intersection", _int, (_pointer, _int, _pointer, _int)),
         ("m2f_encode", _int, (_pointer, _int, _int, _pointer)),
         ("m2f_decode", _int, (ctypes.c_char_p, _int, _int, _int, _int, _pointer, _int)),
@@ -171,6 +172,21 @@ def probabilities(
     if done < 0:
         raise MemoryError("no memory to interpolate a row")
     return out
+
+
+def compete(probabilities: Floats, scores: Floats, areas: Ints, *, kernel: str) -> npt.NDArray[np.int32]:
+    """`panoptic.block_winners`; the arrays are contiguous."""
+    winners = np.empty(probabilities.shape[1:], np.int32)
+    _call().m2f_compete(
+        _LEVELS.index(kernel),
+        probabilities.ctypes.data,
+        len(probabilities),
+        winners.size,
+        scores.ctypes.data,
+        winners.ctypes.data,
+        areas.ctypes.data,
+    )
+    return winners
 
 
 def intersection(edges: Edges, others: Edges) -> int:

@@ -7,19 +7,20 @@ Reference: `MaskFormerFusionHead.panoptic_postprocess` of mmdetection 3.3, which
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from m2f import native
 from m2f.geometry import Floats, Ints
-from m2f.label_maps import Block, FullSizeLogits, LabelMap, sigmoid
+from m2f.label_maps import LabelMap, MaskProbabilities
 from m2f.postprocess import check_shapes
 from m2f.settings import Settings
 
 VOID = 0  # a pixel of no segment
 
-_BLOCK_PIXELS = 1 << 16  # float32 block and its temporaries stay in the second-level cache
+_BLOCK_VALUES = 1 << 19  # float32 of a block: 2 MB for all the contenders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def panoptic(
     class_names: tuple[str, ...] = (),
     thing_classes: frozenset[int] | None = None,
     mask_stride: int = 4,
+    kernel: str | None = None,
 ) -> Panoptic:
     """Segment one image.
 
@@ -84,15 +86,19 @@ def panoptic(
         class_names: for the segments' `name`.
         thing_classes: indices of the countable classes, whose instances are segments each; None: all.
         mask_stride: network-input pixels per mask cell along each axis.
+        kernel: one of `native.kernels`; None: the best.
 
     Raises:
-        InputError: shapes that do not fit together.
+        InputError: shapes that do not fit together, or a kernel that does not exist.
     """
     _, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
+    kernel = native.resolve(kernel)
     contenders = select(cls_logits, settings)
-    logits = FullSizeLogits(mask_logits[contenders.queries], padded=padded, valid=img_shape, original=ori_shape)
+    masks = MaskProbabilities(
+        mask_logits, contenders.queries, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel
+    )
     ids = np.zeros(ori_shape, np.int32)
-    tally = compete(logits, contenders.scores, ids, filter_low_score=settings.panoptic_filter_low_score)
+    tally = compete(masks, contenders.scores, ids, filter_low_score=settings.panoptic_filter_low_score, kernel=kernel)
     accepted = _accepted(tally, settings.panoptic_overlap_threshold)
     groups = group(contenders.labels, accepted, thing_classes)
     _renumber(ids, groups, len(contenders.queries))
@@ -116,46 +122,58 @@ def select(cls_logits: Floats, settings: Settings) -> Contenders:
     return Contenders(queries, labels[queries], scores[queries])
 
 
-def compete(logits: FullSizeLogits, scores: Floats, winners: LabelMap, *, filter_low_score: bool) -> Tally:
+def compete(
+    masks: MaskProbabilities, scores: Floats, winners: LabelMap, *, filter_low_score: bool, kernel: str
+) -> Tally:
     """Give each pixel to the contender with the highest score x mask probability; the first among equals.
 
     Args:
-        logits: of the K contenders.
+        masks: of the K contenders.
         scores: float32 [K].
         winners: int32 [H, W], all 0; gets k + 1 where contender k has the pixel.
         filter_low_score: leave 0 where the winner's own mask probability is below 0.5.
+        kernel: one of `native.kernels`.
     """
     count = len(scores)
-    won, inside, painted = (np.zeros(count + 1, np.int64) for _ in range(3))
+    won, painted = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    inside = np.zeros(count, np.int64)
     boxes = np.array([[winners.shape[1], winners.shape[0], 0, 0]] * (count + 1))
-    for block in logits.blocks(_BLOCK_PIXELS) if count else ():
-        winner, is_inside = _block_winners(block, scores, inside)
-        won += np.bincount(winner.reshape(-1), minlength=count + 1)
+    find = block_winners if kernel == native.NUMPY else partial(native.compete, kernel=kernel)
+    for rows, probabilities in masks.blocks(_BLOCK_VALUES) if count else ():
+        winner = find(probabilities, scores, inside)
+        tally = np.bincount(winner.reshape(-1) + count, minlength=2 * count + 1)
+        outside_own, inside_own = tally[count::-1], tally[count:]
+        won += outside_own + inside_own
+        painted += inside_own if filter_low_score else outside_own + inside_own
         if filter_low_score:
-            winner *= is_inside
-        painted += np.bincount(winner.reshape(-1), minlength=count + 1)
-        _extend(boxes, winner, block.rows.start)
-        winners[block.rows] = winner
-    return Tally(won[1:], inside[1:], painted[1:], boxes[1:])
+            np.maximum(winner, 0, out=winner)
+        else:
+            np.abs(winner, out=winner)
+        _extend(boxes, winner, rows.start)
+        winners[rows] = winner
+    return Tally(won[1:], inside, painted[1:], boxes[1:])
 
 
-def _block_winners(block: Block, scores: Floats, inside: Ints) -> tuple[LabelMap, npt.NDArray[np.bool_]]:
-    """Return the winners k + 1 of a block's pixels, and whether each is inside its winner's own mask.
+def block_winners(probabilities: Floats, scores: Floats, areas: Ints) -> LabelMap:
+    """Find the winner of each pixel of a block.
 
-    Adds to `inside` [K + 1] the pixels of each contender's mask.
+    Args:
+        probabilities: float32 [K, rows, W].
+        scores: float32 [K].
+        areas: int64 [K], to which the pixels of each contender's mask are added.
+
+    Returns:
+        int32 [rows, W]: k + 1 where contender k wins inside its own mask, -(k + 1) where it wins outside.
     """
-    best, winner = np.full(block.shape, -1, np.float32), np.zeros(block.shape, np.int32)
-    winner_inside = np.zeros(block.shape, bool)
-    for k, (score, cells) in enumerate(zip(scores, block.cells, strict=True)):
-        probability = sigmoid(block.weights @ cells)
+    best, winner = np.full(probabilities.shape[1:], -1, np.float32), np.zeros(probabilities.shape[1:], np.int32)
+    for k, (score, probability) in enumerate(zip(scores, probabilities, strict=True)):
         mine = probability >= np.float32(0.5)
-        inside[k + 1] += np.count_nonzero(mine)
-        probability *= score
-        better = probability > best
-        np.copyto(best, probability, where=better)
-        np.copyto(winner, k + 1, where=better)
-        np.copyto(winner_inside, mine, where=better)
-    return winner, winner_inside
+        areas[k] += np.count_nonzero(mine)
+        value = probability * score
+        better = value > best
+        np.copyto(best, value, where=better)
+        np.copyto(winner, np.where(mine, k + 1, -(k + 1)), where=better, casting="same_kind")
+    return winner
 
 
 def _extend(boxes: Ints, winner: LabelMap, top: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from m2f.geometry import Floats
-from m2f.label_maps import Block, FullSizeLogits, LabelMap, sigmoid
+from m2f.label_maps import LabelMap, MaskProbabilities
 from m2f.postprocess import check_shapes, class_scores
 from m2f.settings import Settings
 
@@ -28,6 +28,7 @@ def semantic(
     ori_shape: tuple[int, int],
     settings: Settings,
     mask_stride: int = 4,
+    kernel: str | None = None,
 ) -> LabelMap:
     """Return the class index of each pixel, int32 [H, W]; there is no void.
 
@@ -40,21 +41,17 @@ def semantic(
         ori_shape: height and width of the original image.
         settings: `background_label_id`; the others are for instances and panoptic segments.
         mask_stride: network-input pixels per mask cell along each axis.
+        kernel: one of `native.kernels`; None: the best.
 
     Raises:
-        InputError: shapes that do not fit together.
+        InputError: shapes that do not fit together, or a kernel that does not exist.
     """
     _, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     scores = class_scores(cls_logits, settings.background_label_id)  # [Q, C]
-    logits = FullSizeLogits(mask_logits, padded=padded, valid=img_shape, original=ori_shape)
+    queries = np.arange(len(scores))
+    masks = MaskProbabilities(mask_logits, queries, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel)
     classes = np.empty(ori_shape, np.int32)
-    for block in logits.blocks(_BLOCK_VALUES // sum(scores.shape)):
-        classes[block.rows] = _block_classes(block, scores)
+    for rows, probabilities in masks.blocks(_BLOCK_VALUES):
+        sums = probabilities.reshape(len(scores), -1).T @ scores  # [rows * W, C]: side by side for argmax
+        classes[rows] = sums.argmax(axis=1).reshape(-1, ori_shape[1])
     return classes
-
-
-def _block_classes(block: Block, scores: Floats) -> LabelMap:
-    """Return the classes int32 [rows, W] of a block, from each query's class probabilities [Q, C]."""
-    probabilities = sigmoid(block.weights @ block.cells).reshape(len(scores), -1)  # [Q, rows * W]
-    sums = probabilities.T @ scores  # [rows * W, C]: the classes of a pixel side by side, for argmax
-    return sums.argmax(axis=1).astype(np.int32).reshape(block.shape)
