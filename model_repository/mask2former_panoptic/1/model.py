@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from m2f.batch import image_shapes
 from m2f.label_maps import check_size, stack_maps
@@ -15,6 +16,7 @@ class TritonPythonModel:
     """cls_logits [N, Q, C+1], mask_logits [N, Q, h, w], img_shape, ori_shape [N, 2] -> panoptic, segments."""
 
     def initialize(self, args):
+        threadpool_limits(1)  # concurrency comes from Triton's instances
         parameters = repository_parameters(args)
         self.settings = Settings.from_repository(parameters)
         self.class_names = tuple(json.loads(parameters.get("class_names", "[]")))

@@ -1,5 +1,7 @@
 """Logits -> a class for each pixel."""
 
+from threadpoolctl import threadpool_limits
+
 from m2f.batch import image_shapes
 from m2f.label_maps import check_size, stack_maps
 from m2f.semantic import NO_CLASS, semantic
@@ -11,6 +13,7 @@ class TritonPythonModel:
     """cls_logits [N, Q, C+1], mask_logits [N, Q, h, w], img_shape, ori_shape [N, 2] -> semantic."""
 
     def initialize(self, args):
+        threadpool_limits(1)  # concurrency comes from Triton's instances
         parameters = repository_parameters(args)
         self.settings = Settings.from_repository(parameters)
         self.mask_stride = whole_number(parameters, "mask_stride", 4)
