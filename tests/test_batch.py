@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2f.batch import dense_masks, image_shapes, stack_instances
+from m2f.batch import dense_masks, images, stack_instances
 from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS, InputError
 from m2f.postprocess import Instances
 from m2f.rle import encode_mask
@@ -68,7 +68,25 @@ def test_where_no_mask_was_exported_there_are_no_dense_ones():
     assert dense_masks(rle, np.array([[7, 9]], np.int32)).shape == (1, 0, 7, 9)
 
 
-def test_image_shapes_of_a_wrong_shape_are_refused():
-    assert image_shapes("img_shape", np.array([[3, 4]], np.int32)) == [(3, 4)]
-    with pytest.raises(InputError, match=r"img_shape must have shape \[N, 2\]"):
-        image_shapes("img_shape", np.zeros((1, 3), np.int32))
+def a_request():
+    return {
+        "cls_logits": np.arange(2 * 3 * 4).reshape(2, 3, 4),
+        "mask_logits": np.arange(2 * 3 * 5 * 6).reshape(2, 3, 5, 6),
+        "img_shape": np.array([[3, 4], [5, 6]], np.int32),
+        "ori_shape": np.array([[7, 8], [9, 10]], np.int32),
+    }
+
+
+def test_a_request_comes_apart_image_by_image():
+    arrays = a_request()
+    for i, ((cls_logits, mask_logits), sizes) in enumerate(images(arrays)):
+        np.testing.assert_array_equal(cls_logits, arrays["cls_logits"][i])
+        np.testing.assert_array_equal(mask_logits, arrays["mask_logits"][i])
+        assert sizes == {name: tuple(arrays[name][i].tolist()) for name in ("img_shape", "ori_shape")}
+    assert i == 1
+
+
+@pytest.mark.parametrize("name", ["img_shape", "ori_shape"])
+def test_sizes_of_a_wrong_shape_are_refused(name):
+    with pytest.raises(InputError, match=rf"{name} must have shape \[N, 2\]"):
+        images({**a_request(), name: np.zeros((2, 3), np.int32)})

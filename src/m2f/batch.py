@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from m2f.contract import MAX_MASK_BYTES, InputError
+from m2f.geometry import Floats
 from m2f.postprocess import Instances
 from m2f.rle import decode_into, packed_width
 
@@ -69,12 +70,24 @@ def dense_masks(
     return masks
 
 
-def image_shapes(name: str, shapes: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
-    """Read an `img_shape` or `ori_shape` tensor [N, 2] as (height, width) pairs.
+def images(arrays: Mapping[str, npt.NDArray[Any]]) -> list[tuple[list[Floats], dict[str, tuple[int, int]]]]:
+    """Take a request's logits and sizes apart, image by image.
+
+    Args:
+        arrays: `cls_logits` [N, Q, C+1], `mask_logits` [N, Q, h, w], `img_shape` and `ori_shape` [N, 2].
+
+    Returns:
+        For each image its two logits, and its `img_shape` and `ori_shape` as (height, width).
 
     Raises:
-        InputError: the tensor has another shape.
+        InputError: a shape tensor of another shape.
     """
+    sizes = [[(name, size) for size in _sizes(name, arrays[name])] for name in ("img_shape", "ori_shape")]
+    logits = zip(arrays["cls_logits"], arrays["mask_logits"], strict=True)
+    return [(list(pair), dict(each)) for pair, *each in zip(logits, *sizes, strict=True)]
+
+
+def _sizes(name: str, shapes: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
     if shapes.ndim != 2 or shapes.shape[1] != 2:
         raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(shapes.shape)}")
     return [(height, width) for height, width in shapes.tolist()]

@@ -353,7 +353,11 @@ INLINE void compete(const float *probability, int64_t n, int64_t pixels, const f
 LEVEL(baseline, 0, )
 #ifdef __x86_64__
 LEVEL(avx2, 1, __attribute__((target("arch=x86-64-v3"))))
+#ifdef __clang__
+LEVEL(avx512, 1, __attribute__((target("arch=x86-64-v4"), min_vector_width(512))))
+#else
 LEVEL(avx512, 1, __attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))))
+#endif
 #else
 #define sample_avx2 sample_baseline
 #define sample_avx512 sample_baseline
@@ -366,6 +370,7 @@ LEVEL(avx512, 1, __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")
 // The highest level this processor runs: 0 baseline, 1 AVX2 (x86-64-v3), 2 AVX-512 (x86-64-v4).
 EXPORT int64_t m2f_level(void) {
 #ifdef __x86_64__
+    __builtin_cpu_init();
     if (__builtin_cpu_supports("x86-64-v4")) return 2;
     if (__builtin_cpu_supports("x86-64-v3")) return 1;
 #endif

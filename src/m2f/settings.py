@@ -160,6 +160,19 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+def model_facts(parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Read what a step's `parameters` block says of the model, not of the request: arguments of `postprocess`.
+
+    Raises:
+        InputError: a value that cannot be read.
+    """
+    return {
+        "class_names": tuple(json.loads(parameters.get("class_names", "[]"))),
+        "thing_classes": thing_classes(parameters),
+        "mask_stride": whole_number(parameters, "mask_stride", 4),
+    }
+
+
 def thing_classes(parameters: Mapping[str, str]) -> frozenset[int] | None:
     """Read which classes are countable from a model's `parameters` block; None, where it does not say: all.
 

@@ -2,7 +2,7 @@
 
 from threadpoolctl import threadpool_limits
 
-from m2f.batch import image_shapes
+from m2f.batch import images
 from m2f.label_maps import check_size, stack_maps
 from m2f.semantic import NO_CLASS, semantic
 from m2f.settings import Settings, whole_number
@@ -22,13 +22,7 @@ class TritonPythonModel:
         return [respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
-        settings = self.settings.override(parameters)
-        img_shapes = image_shapes("img_shape", arrays["img_shape"])
-        ori_shapes = image_shapes("ori_shape", arrays["ori_shape"])
-        check_size("semantic", ori_shapes)
-        images = zip(arrays["cls_logits"], arrays["mask_logits"], img_shapes, ori_shapes, strict=True)
-        maps = [
-            semantic(*logits, img_shape=img, ori_shape=ori, settings=settings, mask_stride=self.mask_stride)
-            for *logits, img, ori in images
-        ]
-        return {"semantic": stack_maps(maps, NO_CLASS)}
+        own = {"settings": self.settings.override(parameters), "mask_stride": self.mask_stride}
+        given = images(arrays)
+        check_size("semantic", [sizes["ori_shape"] for _, sizes in given])
+        return {"semantic": stack_maps([semantic(*logits, **sizes, **own) for logits, sizes in given], NO_CLASS)}
