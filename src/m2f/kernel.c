@@ -275,6 +275,18 @@ INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, co
     return done;
 }
 
+// A row of cells at the image's width.
+INLINE void widen(const float *cells, const Axis *columns, float *row) {
+    for (int64_t t = 0; t < columns->taps; t++) {
+        const int32_t *source = columns->source + t * columns->size_out;
+        const float *weight = columns->weight + t * columns->size_out;
+        if (t == 0)
+            for (int64_t x = 0; x < columns->size_out; x++) row[x] = made_finite(cells[source[x]]) * weight[x];
+        else
+            for (int64_t x = 0; x < columns->size_out; x++) row[x] += made_finite(cells[source[x]]) * weight[x];
+    }
+}
+
 // Mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width].
 INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
                              const Axis *columns, int64_t y0, int64_t y1, float *out, int fma) {
@@ -287,17 +299,9 @@ INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_
         for (int64_t y = y0; y < y1; y++, out += width) {
             for (int64_t t = 0; t < rows->taps; t++) {
                 int64_t r = rows->source[t * height + y];
-                const float *cells = query + r * w;
                 float weight = rows->weight[t * height + y], *row = wide + r % 4 * width;
-                if (held[r % 4] != r) {
-                    for (int64_t x = 0; x < width; x++) row[x] = made_finite(cells[columns->source[x]]) * columns->weight[x];
-                    for (int64_t k = 1; k < columns->taps; k++) {
-                        const int32_t *source = columns->source + k * width;
-                        const float *share = columns->weight + k * width;
-                        for (int64_t x = 0; x < width; x++) row[x] += made_finite(cells[source[x]]) * share[x];
-                    }
-                    held[r % 4] = r;
-                }
+                if (held[r % 4] != r) widen(query + r * w, columns, row);
+                held[r % 4] = r;
                 if (t == 0)
                     for (int64_t x = 0; x < width; x++) out[x] = row[x] * weight;
                 else
@@ -377,8 +381,8 @@ EXPORT int64_t m2f_level(void) {
     return 0;
 }
 
-// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full (or memory
-// out, when none). The edges of each mask follow those of the mask before.
+// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full, or -1 without
+// memory. The edges of each mask follow those of the mask before.
 EXPORT int64_t m2f_sample(int64_t level, const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
                           const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {
     __typeof__(sample_baseline) *const levels[] = {sample_baseline, sample_avx2, sample_avx512};

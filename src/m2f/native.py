@@ -134,7 +134,7 @@ def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, colum
             edges.ctypes.data,
             capacity,
         )
-        if not step and capacity > 2 * rows.size_out * columns.size_out + _USUAL_EDGES:
+        if step < 0:
             raise MemoryError("no memory to sample a mask")
         parts.append(edges[: masks["num_edges"][done : done + step].sum()])
         done, capacity = done + step, 4 * capacity
