@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from m2f.contract import MAX_BATCH_SIZE, PUBLIC_MODEL, STRUCTURED_OUTPUTS
+from m2f.contract import PUBLIC_MODEL, STRUCTURED_OUTPUTS
 from m2f_client.address import DEFAULT_URL, open_transport
-from m2f_client.errors import InvalidRequest, ModelNotFound, ServerError, UnreadableImage
+from m2f_client.errors import InvalidRequest, ModelNotFound, ServerError
+from m2f_client.images import ImageSource, image_tensor
 from m2f_client.result import LABEL_MAPS, ROW_OUTPUTS, Result
 from m2f_client.transport import Parameter, Transport
 
-ImageSource = str | os.PathLike[str] | bytes
 NAMES_MODEL = "mask2former_postprocess"
 _INT64 = range(-(2**63), 2**63)
 
@@ -68,13 +65,14 @@ class Client:
         """Find the instances of one image.
 
         Args:
-            image: path of an encoded image (JPEG, PNG, WebP), or its bytes.
+            image: path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image.
+                Pixels are sent as PNG: nothing is lost. A list is refused: `predict_batch` takes one.
             outputs: names of `m2f.contract.OUTPUTS`; the server computes only what is asked for.
             **parameters: request parameters (`score_threshold=0.5`, `classes="0,2"`, ...); None is not sent.
 
         Raises:
             UnreadableImage: the file cannot be read.
-            InvalidRequest: the server refuses image, outputs or parameters; it says why.
+            InvalidRequest: the server (or the client, for it) refuses image, outputs or parameters, and says why.
             ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.errors`.
         """
         return self.predict_batch([image], outputs=outputs, **parameters)[0]
@@ -86,7 +84,11 @@ class Client:
         outputs: Sequence[str] = STRUCTURED_OUTPUTS,
         **parameters: Parameter | None,
     ) -> list[Result]:
-        """Find the instances of 1 to 8 images in one request; arguments and errors as for `predict`."""
+        """Find the instances of 1 to 8 images in one request: they succeed or fail together.
+
+        For more images call `predict` from several threads: that keeps the server as busy, and each image has an
+        answer of its own. Arguments and errors as for `predict`.
+        """
         inputs = {"image": image_tensor(images)}
         names = needed_outputs(outputs, batched=len(images) > 1)
         arrays = self._transport.infer(self._model, inputs, names, checked_parameters(parameters))
@@ -104,29 +106,6 @@ class Client:
         except ModelNotFound:
             return None  # somebody else's repository
         return class_names_of(config)
-
-
-def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
-    """Return the `image` input: encoded images as `bytes`, object [N, 1].
-
-    Raises:
-        InvalidRequest: not 1 to 8 images.
-        UnreadableImage: a file cannot be read.
-    """
-    if not 1 <= len(images) <= MAX_BATCH_SIZE:
-        raise InvalidRequest(f"a request takes 1 to {MAX_BATCH_SIZE} images; got {len(images)}")
-    tensor = np.empty((len(images), 1), np.object_)
-    tensor[:, 0] = [_read(image) for image in images]
-    return tensor
-
-
-def _read(image: ImageSource) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{os.fspath(image)}: {error.strerror}") from error
 
 
 def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
