@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from m2f_client import Client, InvalidRequest, ServerUnavailable
 from m2f_client.cli import main
 from m2f_client.fake import FakeTransport, result_of, stacked
-from m2f_client.predict import unique_stems
+from m2f_client.sources import unique_stems
 
 NAMES = {"parameters": {"class_names": {"string_value": '["[red] disc", "square"]'}}}
 
@@ -154,22 +154,29 @@ def test_json_is_one_document_and_nothing_else(m2f):
     assert document == json.loads(Path("out/instances.json").read_text(encoding="utf-8"))
 
 
-def test_bad_files_are_named_and_the_rest_go_on(m2f):
-    result = m2f("predict", "bad.jpg", "nope.jpg", "sub", "a.jpg")
+def test_bad_files_are_named_and_the_rest_go_on(m2f, folder):
+    (folder / "empty").mkdir()
+    result = m2f("predict", "bad.jpg", "nope.jpg", "empty", "no*.png", "a.jpg")
     assert result.exit_code == 1
     assert "a.jpg  40x30" in result.stdout
     assert result.stderr.splitlines() == [
         "m2f: bad.jpg: image: not a JPEG, PNG or WebP",
         "m2f: nope.jpg: No such file or directory",
-        "m2f: sub: Is a directory",
+        "m2f: empty: no JPEG, PNG or WebP in this folder",
+        "m2f: no*.png: nothing matches",
     ]
 
 
 def test_a_lost_server_ends_the_run_and_keeps_what_is_done(m2f):
-    result = m2f("predict", "a.jpg", "gone.jpg", "sub/a.png", "--json")
+    result = m2f("predict", "a.jpg", "gone.jpg", "sub/a.png", "--json", "--concurrency", "1")
     assert result.exit_code == 1
-    assert len(json.loads(result.stdout)["images"]) == 1
-    assert result.stderr == "m2f: gone.jpg: no gRPC server at fake://server; start one with: m2f serve\n"
+    document = json.loads(result.stdout)
+    assert document["images"][0]["file_name"] == "a.jpg"
+    assert [error["file_name"] for error in document["errors"]] == ["gone.jpg"]
+    lines = result.stderr.splitlines()
+    assert lines[0] == "m2f: gone.jpg: no gRPC server at fake://server; start one with: m2f serve"
+    assert "with --out or --jsonl the same command would go on from there" in lines[1]
+    assert len(lines) == 2
 
 
 def test_an_input_is_never_overwritten(m2f, folder):
@@ -182,8 +189,12 @@ def test_an_input_is_never_overwritten(m2f, folder):
 
 
 def test_stems_do_not_meet(folder):
-    paths = [folder / name for name in ("a.jpg", "a.png", "a-2.jpg", "A.webp")]
-    assert unique_stems(paths, folder) == ["a", "a-2", "a-2-2", "A-3"]
+    names = [str(folder / name) for name in ("a.jpg", "a.png", "a-2.jpg", "A.webp")]
+    assert list(unique_stems(names, folder, used={}).values()) == ["a", "a-2", "a-2-2", "A-3"]
+
+
+def test_stems_of_an_earlier_run_stay():
+    assert unique_stems(["0/a.jpg", "1/a.jpg"], None, used={"1/a.jpg": "a"}) == {"0/a.jpg": "a-2", "1/a.jpg": "a"}
 
 
 def test_unwritable_output(m2f, folder):
@@ -204,6 +215,12 @@ def test_unwritable_output(m2f, folder):
         ["predict", "a.jpg", "--score-threshold", "high"],
         ["predict", "a.jpg", "--timeout", "0"],
         ["predict", "a.jpg", "--out", "a.jpg"],
+        ["predict", "a.jpg", "--parameter", "outputs=masks"],
+        ["predict", "a.jpg", "--json", "--jsonl", "-"],
+        ["predict", "a.jpg", "--jsonl", "sub"],
+        ["predict", "a.jpg", "--concurrency", "0"],
+        ["predict", "a.jpg", "--every", "0"],
+        ["predict", "sub", "--out", "sub"],
         ["nonsense"],
     ],
 )
@@ -212,6 +229,22 @@ def test_wrong_usage_exits_2(m2f, arguments):
     assert result.exit_code == 2
     assert "Error" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["predikt", "a.jpg"], "No such command 'predikt'. Did you mean 'predict'?"),
+        (["xyz"], "No such command 'xyz'. There are: "),
+        (["predict", "a.jpg", "--concurency", "2"], "--concurrency"),
+        (["predict", "a.jpg", "--score-treshold", "1"], "--score-threshold"),
+        (["doctor", "--jsno"], "--json"),
+    ],
+)
+def test_a_typo_is_answered_with_what_was_meant(m2f, arguments, hint):
+    result = m2f(*arguments)
+    assert result.exit_code == 2
+    assert hint in result.stderr
 
 
 @pytest.mark.usefixtures("folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 
 import click
@@ -31,6 +32,17 @@ class LazyGroup(click.Group):
         except ModuleNotFoundError as error:
             return _not_installed(cmd_name, extra, error.name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with; an unknown one is answered with those that look like it."""
+        known = self.list_commands(ctx)
+        if args[0] in known or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(args[0], known)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"There are: {', '.join(known)}."
+        raise click.UsageError(f"No such command {args[0]!r}. {hint}", ctx)
 
 
 def _not_installed(name: str, extra: str, module: str | None) -> click.Command:
