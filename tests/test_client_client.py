@@ -5,7 +5,7 @@ import pytest
 
 from m2f.contract import STRUCTURED_OUTPUTS
 from m2f_client import Client, InvalidRequest, M2FError, ModelNotFound, ServerError, UnreadableImage
-from m2f_client.address import open_transport
+from m2f_client.address import Endpoint, open_transport
 from m2f_client.fake import FakeTransport, result_of, stacked
 
 
@@ -149,7 +149,7 @@ def test_class_names_of_the_wrong_form(text):
 
 def test_somebody_elses_repository_has_no_names():
     class Bare(FakeTransport):
-        def model_config(self, model):
+        def model_config(self, model, timeout):  # noqa: ARG002 (part of the protocol)
             raise ModelNotFound(model)
 
     assert Client(transport=Bare(lambda _: {})).class_names is None
@@ -173,6 +173,6 @@ def test_bad_addresses(url):
 
 @pytest.mark.parametrize("url", ["grpc://host", "http://host", "http://host:80/base", "grpc://[::1]:8001"])
 def test_good_addresses_open_without_a_server(url):
-    transport = open_transport(url, timeout=1.0)
+    transport = open_transport(Endpoint.parse(url))
     assert transport.url == url
     transport.close()

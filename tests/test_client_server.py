@@ -1,5 +1,6 @@
 """The client against the real server, over both protocols."""
 
+import asyncio
 import io
 import json
 import threading
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 from PIL import Image
 from pycocotools.coco import COCO
 
-from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
-from m2f_client import Client, InvalidRequest, ModelNotFound, ServerUnavailable
+from m2f.contract import OUTPUTS, RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f_client import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerUnavailable, Timeout
 from m2f_client.cli import main
 
 pytestmark = pytest.mark.server
@@ -162,3 +163,56 @@ def test_command(server, tmp_path, scheme):
     assert len(truth.imgs) == 1
     assert 0 < len(truth.anns) <= 5
     assert all(truth.annToMask(row).sum() == row["area"] for row in truth.anns.values())
+
+
+def test_every_way_gives_the_same_bytes(server, image_files):
+    ways = {
+        f"{kind.__name__} {scheme}": (kind, f"{scheme}://{address}")
+        for kind in (Client, AsyncClient)
+        for scheme, address in (("http", server.http_url), ("grpc", server.grpc_url))
+    }
+    names = [tensor.name for tensor in OUTPUTS]
+    answers = {way: [bytes_of(one) for one in everything(*ways[way], image_files, names)] for way in ways}
+    first = answers.pop("Client http")
+    assert len(first) == len(image_files) * 2
+    for way, answer in answers.items():
+        assert answer == first, way
+
+
+def everything(kind, url, images, names):
+    """The results of images one by one, then together."""
+    call = {"outputs": names, **EVERYTHING}
+    if kind is Client:
+        with Client(url) as client:
+            return [*(client.predict(image, **call) for image in images), *client.predict_batch(images, **call)]
+
+    async def run():
+        async with AsyncClient(url) as client:
+            singles = await asyncio.gather(*(client.predict(image, **call) for image in images))
+            return [*singles, *await client.predict_batch(images, **call)]
+
+    return asyncio.run(run())
+
+
+def bytes_of(result):
+    return {
+        name: (array.dtype.str, array.shape, array.tolist() if array.dtype == object else array.tobytes())
+        for name, array in result.outputs.items()
+    }
+
+
+def test_pixels_of_every_kind_are_the_file(client, tmp_path):
+    data = picture(150, 110)
+    (tmp_path / "a.png").write_bytes(data)
+    image = Image.open(io.BytesIO(data))
+    expected = client.predict(data, **EVERYTHING)
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), np.asarray(image), image, image.convert("RGBA")):
+        assert same(client.predict(source, **EVERYTHING), expected)
+
+
+def test_a_request_may_be_given_less_time(client):
+    with pytest.raises(Timeout, match=r"within 0\.001 s"):
+        client.predict(picture(400, 400), timeout=0.001)
+    assert client.predict(picture(80, 80)).size == (80, 80)
+    with pytest.raises(InvalidRequest, match="seconds > 0"):
+        client.predict(picture(80, 80), timeout=0)

@@ -1,5 +1,6 @@
 """Client of m2f: `Client(url).predict(image) -> Result`."""
 
+from m2f_client.async_client import AsyncClient
 from m2f_client.client import Client
 from m2f_client.errors import (
     InvalidAddress,
@@ -13,8 +14,10 @@ from m2f_client.errors import (
     UnreadableImage,
 )
 from m2f_client.result import Result
+from m2f_client.tls import Tls
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "InvalidAddress",
     "InvalidRequest",
@@ -25,5 +28,6 @@ __all__ = [
     "ServerError",
     "ServerUnavailable",
     "Timeout",
+    "Tls",
     "UnreadableImage",
 ]

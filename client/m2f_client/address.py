@@ -2,37 +2,115 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from m2f_client.errors import InvalidAddress
-from m2f_client.transport import Transport
+from m2f_client.tls import Tls
+from m2f_client.transport import AsyncTransport, Transport
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
-_DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
+_DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
+_SECURE = ("grpcs", "https")
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")  # what gRPC and HTTP both take, in lower case
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
-def open_transport(url: str, timeout: float | None) -> Transport:
-    """Return the transport that `url` names: `grpc://host:port` or `http://host:port/base-path`.
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where the requests of a client go, and what goes with each.
 
-    Args:
-        url: address; the port defaults to Triton's own, 8001 for gRPC and 8000 for HTTP.
-        timeout: seconds; None waits for ever.
-
-    Raises:
-        InvalidAddress: no scheme, another scheme, no host or a bad port.
+    Attributes:
+        url: as the user wrote it, for messages.
+        scheme: grpc, grpcs, http or https.
+        targets: `host:port` of each server.
+        path: what comes before `/v2` over HTTP, without a slash at its end.
+        headers: sent with every request; names in lower case.
+        tls: certificates; None for a connection in the clear.
     """
+
+    url: str
+    scheme: str
+    targets: tuple[str, ...]
+    path: str
+    headers: Mapping[str, str]
+    tls: Tls | None
+
+    @classmethod
+    def parse(cls, url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> Endpoint:
+        """Read `scheme://host:port` or `scheme://host:port,host:port/base-path`, and check what comes with it.
+
+        Args:
+            url: address; a port defaults to Triton's own, 8001 for gRPC and 8000 for HTTP, and to 443 with TLS.
+            headers: see `Client`.
+            tls: see `Client`.
+
+        Raises:
+            InvalidAddress: no scheme, another scheme, no host, a bad port; headers or certificates that cannot be used.
+        """
+        scheme, _, rest = url.partition("://")
+        hosts, slash, path = rest.partition("/")
+        if scheme not in _DEFAULT_PORTS:
+            raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
+        if tls is not None and scheme not in _SECURE:
+            raise InvalidAddress(f"{url!r} is not an address with TLS; use {scheme}s://")
+        secure = (tls or Tls()) if scheme in _SECURE else None
+        if secure is not None:
+            secure.context()  # gRPC would keep quiet about bad files
+        return cls(
+            url=url,
+            scheme=scheme,
+            targets=tuple(_target(url, scheme, host) for host in hosts.split(",")),
+            path=(slash + path).rstrip("/"),
+            headers=_checked_headers(headers or {}),
+            tls=secure,
+        )
+
+
+def _target(url: str, scheme: str, host: str) -> str:
     try:
-        parts = urlsplit(url)
-        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        parts = urlsplit(f"{scheme}://{host.strip()}")
+        port = parts.port or _DEFAULT_PORTS[scheme]
     except ValueError as error:
         raise InvalidAddress(f"{url!r} is not an address: {error}") from None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+    if not parts.hostname or parts.query or parts.fragment:
         raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
-    if parts.scheme == "grpc":
+    if parts.username is not None:
+        raise InvalidAddress("an address has no user and password here; send headers={'authorization': ...}")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
+    return f"{name}:{port}"
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    checked = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name.lower()) or name.lower().endswith("-bin"):
+            raise InvalidAddress(f"header {name!r} must be named with letters, digits and _ . - (and not end in -bin)")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise InvalidAddress(f"the value of header {name!r} must be text of printable ASCII")  # may be a secret
+        checked[name.lower()] = value
+    return checked
+
+
+def open_transport(endpoint: Endpoint) -> Transport:
+    """Return the transport of `Client` for an endpoint."""
+    if endpoint.scheme in ("grpc", "grpcs"):
         from m2f_client.transport_grpc import GrpcTransport  # noqa: PLC0415
 
-        return GrpcTransport(f"{host}:{port}", url=url, timeout=timeout)
+        return GrpcTransport(endpoint)
     from m2f_client.transport_http import HttpTransport  # noqa: PLC0415
 
-    return HttpTransport(f"{host}:{port}{parts.path}", url=url, timeout=timeout)
+    return HttpTransport(endpoint)
+
+
+def open_async_transport(endpoint: Endpoint) -> AsyncTransport:
+    """Return the transport of `AsyncClient` for an endpoint."""
+    if endpoint.scheme in ("grpc", "grpcs"):
+        from m2f_client.transport_grpc import AsyncGrpcTransport  # noqa: PLC0415
+
+        return AsyncGrpcTransport(endpoint)
+    from m2f_client.transport_http_aio import AsyncHttpTransport  # noqa: PLC0415
+
+    return AsyncHttpTransport(endpoint)

@@ -1,7 +1,7 @@
 """The exceptions of the client: one tree, and each message says what to do.
 
 * M2FError
-  * InvalidAddress      the URL given to `Client` is not one
+  * InvalidAddress      the URL given to `Client` is not one, or its headers or certificates cannot be used
   * UnreadableImage     an image cannot be read on this side
   * ServerUnavailable   nobody answers, or the server takes no work now
   * ModelNotFound       the server does not have the model
@@ -20,7 +20,7 @@ class M2FError(Exception):
 
 
 class InvalidAddress(M2FError):
-    """The URL of the server cannot be used."""
+    """The URL of the server, or the headers or certificates that go with it, cannot be used."""
 
 
 class UnreadableImage(M2FError):
@@ -40,7 +40,7 @@ class InvalidRequest(M2FError):
 
 
 class Timeout(M2FError):
-    """The answer did not come within the client's timeout."""
+    """The answer did not come within the timeout of the request."""
 
 
 class ServerError(M2FError):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import os
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +30,9 @@ _NO_CONNECTION = re.compile(
     r"failed to connect|resolving|resolution failed|socket closed|connection (reset|refused|closed)|broken pipe",
     re.IGNORECASE,
 )
+_TLS_FAILED = re.compile(r"handshake failed|certificate|\bssl\b|tls", re.IGNORECASE)
+_HUNG_UP = re.compile(r"closed|disconnected|not completed|reset|broken pipe", re.IGNORECASE)
+_TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # one from Python 3.11 on
 _PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
 _FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
@@ -54,18 +61,21 @@ def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
     """Return the client's exception for what a tritonclient call raised.
 
     Args:
-        error: an InferenceServerException, OSError or HTTP protocol error.
+        error: an InferenceServerException, OSError, or an error of the HTTP library.
         url: the address as the user wrote it, for the message.
         timeout: seconds the call was given, for the message.
     """
     if isinstance(error, InferenceServerException):
         return _from_server(error, url, timeout)
-    if isinstance(error, TimeoutError):
+    if isinstance(error, _TIMEOUTS):
         return _timed_out(url, timeout)
-    if isinstance(error, OSError):
-        return _nobody_there(url, error.strerror or str(error))
-    if "closed" in str(error):  # geventhttpclient's HTTPConnectionClosed
+    if isinstance(error, ssl.SSLError | ssl.CertificateError) or _TLS_FAILED.search(type(error).__name__):
+        return _no_tls(url, str(error))
+    if _HUNG_UP.search(str(error)):
         return ServerUnavailable(f"the server at {url} closed the connection")
+    if isinstance(error, OSError):
+        system = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        return _nobody_there(url, system or str(error))
     return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
 
 
@@ -78,7 +88,8 @@ def _from_server(error: InferenceServerException, url: str, timeout: float | Non
     if kind is Timeout:
         return _timed_out(url, timeout)
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
-        return _nobody_there(url, raw.rsplit(": ", 1)[-1].rstrip("]"))
+        reason = raw.rsplit(": ", 1)[-1].rstrip("]")
+        return _no_tls(url, reason) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)
     message = clean(raw)
     if kind is ServerUnavailable:
         message = f"the server at {url} takes no work now: {message}"
@@ -95,3 +106,7 @@ def _timed_out(url: str, timeout: float | None) -> Timeout:
 def _nobody_there(url: str, reason: str) -> ServerUnavailable:
     protocol = "gRPC" if url.startswith("grpc") else "HTTP"
     return ServerUnavailable(f"no {protocol} server at {url} ({reason}); start one with: m2f serve")
+
+
+def _no_tls(url: str, reason: str) -> ServerUnavailable:
+    return ServerUnavailable(f"no TLS connection to {url} ({reason}); see tls=Tls(ca=..., cert=..., key=...)")

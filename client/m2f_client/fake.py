@@ -6,7 +6,6 @@ client = Client(transport=FakeTransport(lambda request: stacked([result_of(masks
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,9 @@ import numpy.typing as npt
 
 from m2f.rle import encode_mask
 from m2f_client.result import Result
-from m2f_client.transport import Array, Parameter
+from m2f_client.transport import Array, Request
 
 _PADDING: dict[str, Any] = {"labels": -1, "rle": b"", "semantic": -1}  # and 0 for the rest
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a client sent: arguments of `Transport.infer`."""
-
-    model: str
-    inputs: Mapping[str, Array]
-    outputs: tuple[str, ...]
-    parameters: Mapping[str, Parameter]
 
 
 class FakeTransport:
@@ -48,15 +37,13 @@ class FakeTransport:
         self._handler = handler
         self._config = dict(config or {})
 
-    def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Mapping[str, Parameter]
-    ) -> dict[str, Array]:
+    def infer(self, request: Request) -> dict[str, Array]:
         """Answer with the handler's arrays."""
-        self.requests.append(Request(model, inputs, tuple(outputs), parameters))
-        answer = self._handler(self.requests[-1])
-        return {name: answer[name] for name in outputs}
+        self.requests.append(request)
+        answer = self._handler(request)
+        return {name: answer[name] for name in request.outputs}
 
-    def model_config(self, model: str) -> dict[str, Any]:  # noqa: ARG002 (part of the protocol)
+    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:  # noqa: ARG002 (part of the protocol)
         """Return the configuration given."""
         self.config_calls += 1
         return self._config
@@ -64,6 +51,26 @@ class FakeTransport:
     def close(self) -> None:
         """Remember it."""
         self.closed = True
+
+
+class AsyncFakeTransport:
+    """A `FakeTransport` for `AsyncClient`."""
+
+    def __init__(self, fake: FakeTransport) -> None:
+        self.url = fake.url
+        self._fake = fake
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """Answer with the handler's arrays."""
+        return self._fake.infer(request)
+
+    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
+        """Return the configuration given."""
+        return self._fake.model_config(model, timeout)
+
+    async def close(self) -> None:
+        """Remember it."""
+        self._fake.close()
 
 
 def result_of(

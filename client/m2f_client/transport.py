@@ -1,11 +1,13 @@
 """How requests travel: one small protocol, with tritonclient's HTTP and gRPC clients behind it.
 
-A test gives `Client` an object of its own with the same four members.
+A test gives `Client` an object of its own with the same four members; `fake` has one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -14,40 +16,101 @@ Array = npt.NDArray[Any]
 Parameter = str | int | float | bool
 
 
+@dataclass(frozen=True)
+class Request:
+    """One inference.
+
+    Attributes:
+        model: name of the model.
+        inputs: arrays by input name; BYTES tensors are object arrays of `bytes`.
+        outputs: the outputs wanted.
+        parameters: request parameters, sent as they are.
+        timeout: seconds from the call to the answer; None waits for ever.
+    """
+
+    model: str
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...]
+    parameters: Mapping[str, Parameter]
+    timeout: float | None
+
+
 class Transport(Protocol):
     """What `Client` needs from a connection. Every call raises only `M2FError`s."""
 
     url: str
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        parameters: Mapping[str, Parameter],
-    ) -> dict[str, Array]:
-        """Run `model` and return the named outputs, batch dimension first.
+    def infer(self, request: Request) -> dict[str, Array]:
+        """Run the model and return the outputs wanted, batch dimension first."""
 
-        Args:
-            model: name of the model.
-            inputs: arrays by input name; BYTES tensors are object arrays of `bytes`.
-            outputs: the outputs wanted.
-            parameters: request parameters, sent as they are.
-        """
-
-    def model_config(self, model: str) -> dict[str, Any]:
+    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model` as Triton's JSON has it."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
-def request_tensors(triton: Any, inputs: Mapping[str, Array], outputs: Sequence[str]) -> tuple[list[Any], list[Any]]:
-    """Return the inputs and requested outputs of one request, as objects of tritonclient's `http` or `grpc` module."""
+class AsyncTransport(Protocol):
+    """What `AsyncClient` needs: the same as `Transport`, awaited."""
+
+    url: str
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """As `Transport.infer`."""
+
+    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
+        """As `Transport.model_config`."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class Deadline:
+    """A moment that several waits share."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, at least 0; None: for ever."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+class Targets:
+    """Servers that can stand in for each other: the one that answered last is asked first. Safe between threads."""
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        self._targets = tuple(targets)
+        self._first = 0
+
+    def in_turn(self) -> tuple[str, ...]:
+        """Return every target once, in the order to ask them in."""
+        first = self._first
+        return self._targets[first:] + self._targets[:first]
+
+    def pass_over(self, target: str) -> None:
+        """Begin with the next one from now on, if `target` is still the first."""
+        if self._targets[self._first] == target:
+            self._first = (self._first + 1) % len(self._targets)
+
+
+def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arguments of `infer` for a client of tritonclient's `http` or `grpc` module, or of their `aio`."""
     from tritonclient.utils import np_to_triton_dtype  # noqa: PLC0415 (slow: only where a connection is open)
 
     tensors = []
-    for name, array in inputs.items():
+    for name, array in request.inputs.items():
         tensors.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         tensors[-1].set_data_from_numpy(array)
-    return tensors, [triton.InferRequestedOutput(name) for name in outputs]
+    return {
+        "model_name": request.model,
+        "inputs": tensors,
+        "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
+        "parameters": dict(request.parameters),
+        "headers": dict(headers),  # tritonclient writes into it
+    }
+
+
+def arrays(answer: Any, request: Request) -> dict[str, Array]:
+    """Return the outputs that `request` asked for out of tritonclient's `InferResult`."""
+    return {name: answer.as_numpy(name) for name in request.outputs}

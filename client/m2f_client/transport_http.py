@@ -2,86 +2,136 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gevent
+import gevent.ssl
 import tritonclient.http as triton
 from geventhttpclient.response import HTTPParseError
 from tritonclient.utils import InferenceServerException
 
+from m2f_client.address import Endpoint
+from m2f_client.errors import ServerUnavailable, Timeout
 from m2f_client.failures import translated
-from m2f_client.transport import Array, Parameter, request_tensors
+from m2f_client.transport import Array, Deadline, Request, Targets, arrays, infer_arguments
 
 T = TypeVar("T")
+_ERRORS = (InferenceServerException, HTTPParseError, OSError, concurrent.futures.TimeoutError)
 
 MAX_THREADS = 32
 """Requests in flight at most, over one transport, from threads other than the main one."""
 
 
-class _Connection:
-    """A client of one thread: gevent ties it to the thread that made it."""
+class _Connections:
+    """The clients of one thread, one a server: gevent ties them to the thread that made them."""
 
-    def __init__(self, address: str, timeout: float | None) -> None:
-        self.client = triton.InferenceServerClient(address, connection_timeout=timeout, network_timeout=timeout)
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._clients: dict[str, Any] = {}
         self._hub = None if threading.current_thread() is threading.main_thread() else gevent.get_hub()
 
+    def client(self, target: str) -> Any:
+        """Return the client of a server; it connects at its first request."""
+        if target not in self._clients:
+            tls = self._endpoint.tls
+            self._clients[target] = triton.InferenceServerClient(
+                target + self._endpoint.path,
+                connection_timeout=None,  # each call has a timeout as a whole
+                network_timeout=None,
+                ssl=tls is not None,
+                ssl_context_factory=tls and (lambda cafile: tls.context(gevent.ssl)),  # noqa: ARG005 (its default CA)
+            )
+        return self._clients[target]
+
+    def drop(self, target: str) -> None:
+        """Close the client of a server: a call that was cut off leaves half an answer in its socket."""
+        self._clients.pop(target).close()
+
     def __del__(self) -> None:
-        """Close the connection, and in a worker, which ends now, the file descriptors of gevent's hubs too."""
-        self.client.close()
+        """Close the connections, and in a worker, which ends now, the file descriptors of gevent's hubs too."""
+        for target in list(self._clients):
+            self.drop(target)
         if self._hub is not None:
             self._hub.destroy(destroy_loop=True)
             gevent.get_hub().destroy(destroy_loop=True)  # closing made another: the first had left the thread
 
 
 class HttpTransport:
-    """HTTP connections. Safe to share between threads.
+    """HTTP connections. Safe to share between threads. A timeout bounds a whole call.
 
     tritonclient's HTTP client (gevent) belongs to one thread. The main thread has its own; calls from other
     threads are handed to workers, each with its own, so that threads may come and go without leaking.
-    `timeout` bounds connecting and each wait for data, not their sum.
     """
 
-    def __init__(self, address: str, *, url: str, timeout: float | None) -> None:
-        self.url = url
-        self._address = address
-        self._timeout = timeout
-        self._main: _Connection | None = None
-        self._workers = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="m2f-http")
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.url = endpoint.url
+        self._endpoint = endpoint
+        self._targets = Targets(endpoint.targets)
+        self._main: _Connections | None = None
+        self._workers = concurrent.futures.ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="m2f-http")
         self._worker = threading.local()
 
-    def infer(
-        self, model: str, inputs: Mapping[str, Array], outputs: Sequence[str], parameters: Mapping[str, Parameter]
-    ) -> dict[str, Array]:
-        """Run `model`; see `Transport.infer`."""
-        tensors, wanted = request_tensors(triton, inputs, outputs)
+    def infer(self, request: Request) -> dict[str, Array]:
+        """Run the model; see `Transport.infer`."""
 
         def call(client: Any) -> dict[str, Array]:
-            answer = client.infer(model, tensors, outputs=wanted, parameters=dict(parameters))
-            return {name: answer.as_numpy(name) for name in outputs}
+            return arrays(client.infer(**infer_arguments(triton, request, self._endpoint.headers)), request)
 
-        return self._call(call)
+        return self._call(call, request.timeout)
 
-    def model_config(self, model: str) -> dict[str, Any]:
+    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        return self._call(lambda client: client.get_model_config(model))
+        headers = dict(self._endpoint.headers)
+        return self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
 
     def close(self) -> None:
         """Close the connections; calls that other threads are still in finish first, in the background."""
         self._main = None
         self._workers.shutdown(wait=False)
 
-    def _call(self, function: Callable[[Any], T]) -> T:
-        with translated((InferenceServerException, HTTPParseError, OSError), self.url, self._timeout):
-            if threading.current_thread() is not threading.main_thread():
-                return self._workers.submit(self._in_worker, function).result()
+    def _call(self, function: Callable[[Any], T], timeout: float | None) -> T:
+        deadline = Deadline(timeout)
+        if threading.current_thread() is threading.main_thread():
             if self._main is None:
-                self._main = _Connection(self._address, self._timeout)
-            return function(self._main.client)
+                self._main = _Connections(self._endpoint)
+            return self._ask(self._main, function, deadline, timeout)
+        future = self._workers.submit(self._in_worker, function, deadline, timeout)
+        try:
+            with translated(_ERRORS, self.url, timeout):
+                return future.result(deadline.left())
+        finally:
+            future.cancel()  # it may still wait for a worker
 
-    def _in_worker(self, function: Callable[[Any], T]) -> T:
-        if not hasattr(self._worker, "connection"):
-            self._worker.connection = _Connection(self._address, self._timeout)
-        return function(self._worker.connection.client)
+    def _in_worker(self, function: Callable[[Any], T], deadline: Deadline, timeout: float | None) -> T:
+        if not hasattr(self._worker, "connections"):
+            self._worker.connections = _Connections(self._endpoint)
+        return self._ask(self._worker.connections, function, deadline, timeout)
+
+    def _ask(
+        self, connections: _Connections, function: Callable[[Any], T], deadline: Deadline, timeout: float | None
+    ) -> T:
+        """Ask one server after the other until one is available."""
+        failure: ServerUnavailable | None = None
+        for target in self._targets.in_turn():
+            try:
+                with translated(_ERRORS, self.url, timeout):
+                    return _bounded(deadline.left(), function, connections.client(target))
+            except (ServerUnavailable, Timeout) as error:
+                connections.drop(target)
+                self._targets.pass_over(target)
+                if isinstance(error, Timeout):
+                    raise
+                failure = error
+        assert failure is not None  # there is at least one target
+        raise failure
+
+
+def _bounded(seconds: float | None, function: Callable[[Any], T], client: Any) -> T:
+    try:
+        result: T = gevent.with_timeout(seconds, function, client)
+    except gevent.Timeout as error:  # no Exception: nothing in between takes it for one of the network's
+        raise TimeoutError from error
+    return result

@@ -1,0 +1,121 @@
+"""What both clients do around a transport: a request is checked and built, an answer is cut into `Result`s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from m2f_client.errors import InvalidRequest, ServerError
+from m2f_client.images import ImageSource, image_tensor
+from m2f_client.result import LABEL_MAPS, ROW_OUTPUTS, Result
+from m2f_client.transport import Array, Parameter, Request
+
+NAMES_MODEL = "mask2former_postprocess"
+_INT64 = range(-(2**63), 2**63)
+
+
+class Default(Enum):
+    """The timeout of a request that has none of its own."""
+
+    CLIENT = "the client's"
+
+
+def build_request(
+    images: Sequence[ImageSource],
+    *,
+    model: str,
+    outputs: Sequence[str],
+    timeout: float | None,
+    parameters: Mapping[str, Parameter | None],
+) -> Request:
+    """Return the request for 1 to 8 images. Reads files and compresses pixels.
+
+    Raises:
+        InvalidRequest, UnreadableImage: as `Client.predict_batch`.
+    """
+    return Request(
+        model=model,
+        inputs={"image": image_tensor(images)},
+        outputs=needed_outputs(outputs, batched=len(images) > 1),
+        parameters=checked_parameters(parameters),
+        timeout=timeout,
+    )
+
+
+def read_answer(answer: Mapping[str, Array], count: int) -> list[Result]:
+    """Return the results of `count` images."""
+    return [Result.from_batch(answer, index) for index in range(count)]
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """Return the timeout.
+
+    Raises:
+        InvalidRequest: it is not a number of seconds above 0, nor None.
+    """
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and timeout > 0):
+        raise InvalidRequest(f"timeout must be seconds > 0, or None to wait for ever; got {timeout!r}")
+    return timeout
+
+
+def effective_timeout(timeout: float | Default | None, of_client: float | None) -> float | None:
+    """Return the timeout of a request: its own, checked, or the client's."""
+    return of_client if isinstance(timeout, Default) else checked_timeout(timeout)
+
+
+def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
+    """Return what to ask the server for: `outputs`, and what is needed to read them.
+
+    A mask cannot be decoded without `size`, and a batch not be unpadded without `num_instances`.
+    """
+    names = list(dict.fromkeys(outputs))
+    if not names:
+        raise InvalidRequest("no outputs asked for")
+    if batched and any(name in ROW_OUTPUTS for name in names):
+        names.append("num_instances")
+    padded = "masks" in names or any(name in LABEL_MAPS for name in names)
+    if "rle" in names or "packed_masks" in names or (batched and padded):
+        names.append("size")
+    return tuple(dict.fromkeys(names))
+
+
+def checked_parameters(parameters: Mapping[str, Parameter | None]) -> dict[str, Parameter]:
+    """Return the request parameters that both protocols can carry; None values are left out.
+
+    Raises:
+        InvalidRequest: a value is not str, int (64 bit), float or bool.
+    """
+    checked: dict[str, Parameter] = {}
+    for name, value in parameters.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        if plain is None:
+            continue
+        if not isinstance(plain, str | int | float):
+            raise InvalidRequest(f"parameter '{name}' must be str, int, float or bool; got {type(value).__name__}")
+        if isinstance(plain, int) and plain not in _INT64:
+            raise InvalidRequest(f"parameter '{name}' must fit 64 bits; got {plain}")
+        checked[name] = plain
+    return checked
+
+
+def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the parameter `class_names` (a JSON list of strings) of a model configuration, or None.
+
+    Raises:
+        ServerError: the parameter is there and is something else.
+    """
+    text = config.get("parameters", {}).get("class_names", {}).get("string_value", "")
+    if not text:
+        return None
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ServerError(f"{NAMES_MODEL}: parameter class_names must be a JSON list of strings; got {text[:80]!r}")
+    return tuple(names) or None

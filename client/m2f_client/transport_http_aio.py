@@ -1,0 +1,81 @@
+"""KServe v2 over HTTP for asyncio, by tritonclient."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import aiohttp
+import tritonclient.http.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from m2f_client.address import Endpoint
+from m2f_client.errors import ServerUnavailable, Timeout
+from m2f_client.failures import translated
+from m2f_client.transport import Array, Deadline, Request, Targets, arrays, infer_arguments
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as bounded
+else:
+    from async_timeout import timeout as bounded  # comes with aiohttp there
+
+T = TypeVar("T")
+_ERRORS = (InferenceServerException, aiohttp.ClientError, OSError, asyncio.TimeoutError)
+
+
+class AsyncHttpTransport:
+    """HTTP connections of one event loop, up to 100 a server. A timeout bounds a whole call."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.url = endpoint.url
+        self._endpoint = endpoint
+        self._targets = Targets(endpoint.targets)
+        self._clients: dict[str, Any] = {}
+
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """Run the model; see `Transport.infer`."""
+
+        async def call(client: Any) -> dict[str, Array]:
+            return arrays(await client.infer(**infer_arguments(triton, request, self._endpoint.headers)), request)
+
+        return await self._call(call, request.timeout)
+
+    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
+        """Return the configuration of `model`; see `Transport.model_config`."""
+        headers = dict(self._endpoint.headers)
+        return await self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        while self._clients:
+            await self._clients.popitem()[1].close()
+
+    async def _call(self, function: Callable[[Any], Awaitable[T]], timeout: float | None) -> T:
+        """Ask one server after the other until one is available."""
+        deadline = Deadline(timeout)
+        failure: ServerUnavailable | None = None
+        for target in self._targets.in_turn():
+            try:
+                with translated(_ERRORS, self.url, timeout):
+                    async with bounded(deadline.left()):
+                        return await function(self._client(target))
+            except (ServerUnavailable, Timeout) as error:
+                self._targets.pass_over(target)
+                if isinstance(error, Timeout):
+                    raise
+                failure = error
+        assert failure is not None  # there is at least one target
+        raise failure
+
+    def _client(self, target: str) -> Any:
+        if target not in self._clients:
+            tls = self._endpoint.tls
+            self._clients[target] = triton.InferenceServerClient(
+                target + self._endpoint.path,
+                conn_timeout=None,  # each call has a timeout as a whole
+                ssl=tls is not None,
+                ssl_context=tls and tls.context(),
+            )
+        return self._clients[target]
