@@ -1,0 +1,102 @@
+"""What `m2f eval` shows: tables on screen, and the precision-recall curves as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+
+from m2f_client.evaluation.dataset import listed
+from m2f_client.evaluation.precision import Precision
+
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+"""The figures of COCO's summary that fit a screen; the others are in the JSON."""
+
+_LEGEND = 12  # classes that lines of their own colours can still tell apart
+
+
+def summary(document: Mapping[str, Any]) -> list[str | Table]:
+    """Return what to print of a report, from top to bottom."""
+    about = (
+        f"{document['dataset']}: {document['images']} images, {document['objects']} objects, by {document['server']}"
+    )
+    if sent := ", ".join(f"{name}={value}" for name, value in document["parameters"].items()):
+        about += f" with {sent}"
+    if "panoptic" in document:
+        panoptic = document["panoptic"]
+        means = {name: panoptic[name] for name in ("all", "things", "stuff")}
+        return [about, _figures_table(means, list(panoptic["all"])), _classes_table(panoptic["per_class"])]
+    means = {"masks": document["segm"], "boxes": document["bbox"]}
+    parts: list[str | Table] = [about, _figures_table(means, SHOWN), _classes_table(document["segm"]["per_class"])]
+    if "against" in document:
+        parts += _comparison(document, document["against"])
+    return parts
+
+
+def _comparison(document: Mapping[str, Any], other: Mapping[str, Any]) -> list[str | Table]:
+    masks = {document["server"]: document["segm"], other["name"]: other["segm"], "difference": other["difference"]}
+    found = (
+        f"{other['matched']} of {other['instances']} instances have a partner there, {other['extra']} there have none"
+    )
+    lines = [f"against {other['name']}, {other['images']} images: {found}"]
+    if other["iou"] is not None:
+        lines.append(
+            f"mean mask IoU {other['iou']:.4f}; scores differ by {other['score_max']:.1e} at most, "
+            f"{other['score_mean']:.1e} on average"
+        )
+    if other["differ"]:
+        lines.append(f"images with an instance without a partner: {listed(other['differ'])}")
+    return [*lines, _figures_table(masks, SHOWN)]
+
+
+def _figures_table(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> Table:
+    return _table(["", *names], [[title, *(_share(row[name]) for name in names)] for title, row in rows.items()])
+
+
+def _classes_table(classes: Sequence[Mapping[str, Any]]) -> Table:
+    figures = [name for name in classes[0] if name not in ("name", "objects")]
+    rows = [[c["name"], str(c["objects"]), *(_share(c[name]) for name in figures)] for c in classes]
+    return _table(["class", "objects", *figures], rows)
+
+
+def draw_curves(precision: Precision, target: Path) -> None:
+    """Write precision over recall at mask IoU 0.5 as a PNG: each class, and the mean over classes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    classes = [(one, one.curve) for one in precision.classes if one.curve is not None]
+    recall = np.linspace(0, 1, 101)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for one, curve in classes:
+        if len(classes) > _LEGEND:
+            axes.plot(recall, curve, color="0.75", linewidth=0.7)
+        else:
+            axes.plot(recall, curve, linewidth=1.2, label=f"{one.name}, AP50 {one.ap50:.3f}")
+    if classes:
+        mean = np.mean([curve for _, curve in classes], axis=0)
+        label = f"mean of {len(classes)} classes, AP50 {mean.mean():.3f}"
+        axes.plot(recall, mean, color="black", linewidth=2.2, label=label)
+        axes.legend(loc="lower left")
+    axes.set(xlabel="recall", ylabel="precision", title="mask IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=150)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
