@@ -55,6 +55,19 @@ def test_colour_by_class():
     assert tuple(pixels[100, 50]) == tuple(pixels[100, 400]) == colour(3)
 
 
+def test_plot_takes_what_predict_takes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "a.png")
+    result = result_of(square(60, 80, 10, 20, 30))
+    expected = np.asarray(overlay(image, result, ["cat"]))
+    for source in (image, pixels, encoded(image), tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert np.array_equal(result.plot(source, ["cat"]), expected)
+    assert np.array_equal(np.asarray(image), pixels)
+    with pytest.raises(UnreadableImage, match=r"missing\.png: No such file"):
+        result.plot(tmp_path / "missing.png")
+
+
 def test_size_that_the_server_did_not_see():
     with pytest.raises(UnreadableImage, match="opens as 5x4 here, the server saw 4x4"):
         overlay(Image.new("RGB", (5, 4)), result_of(np.ones((1, 4, 4))))

@@ -93,6 +93,20 @@ def test_panoptic_ids_survive_the_png(ids):
     assert np.array_equal(pixels[:, :, 0] + 256 * pixels[:, :, 1] + 256 * 256 * pixels[:, :, 2], ids)
 
 
+def test_panoptic_annotation():
+    ids = np.array([[0, 1], [300, 70000]], np.int32)
+    segments = [{"id": i, "category_id": c, "isthing": 1} for i, c in ((1, 0), (300, 2), (70000, 0))]
+    result = Result({"panoptic": ids, "segments": np.array([json.dumps(segments).encode()], object)})
+    annotation, pixels = result.to_panoptic(7, "a.png")
+    assert annotation == {"image_id": 7, "file_name": "a.png", "segments_info": segments}
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels.astype(int) @ [1, 256, 256 * 256], ids)  # panopticapi's rgb2id
+    mapped, _ = result.to_panoptic(7, "a.png", categories=[{"id": 4}, {"id": 5}, {"id": 9}])
+    assert [segment["category_id"] for segment in mapped["segments_info"]] == [4, 9, 4]
+    with pytest.raises(ValueError, match="class index 2 has no category"):
+        result.to_panoptic(7, "a.png", categories=[1, 2])
+
+
 @pytest.mark.parametrize(
     ("categories", "expected"),
     [
@@ -133,6 +147,89 @@ def test_a_server_that_makes_no_masks():
     assert not result.masks.any()
     assert result.masks.shape == (2, 3, 4)
     assert all("segmentation" not in row for row in result.to_coco(1))
+
+
+EVERY_CONVERSION = {
+    "to_supervision": ("scores", "labels", "boxes"),  # and what each cannot do without
+    "to_pandas": ("scores", "labels", "boxes"),
+    "to_geojson": ("scores", "labels", "boxes", "rle"),
+    "to_labelme": ("scores", "labels", "rle", "size"),
+    "to_label_studio": ("scores", "labels", "rle", "size"),
+    "polygons": ("rle",),
+    "to_coco": ("scores", "labels", "boxes"),
+}
+ARGUMENTS = {"to_labelme": ("a.jpg",), "to_label_studio": ("a.jpg",), "to_coco": (1,)}
+
+
+def convert(result, method):
+    return getattr(result, method)(*ARGUMENTS.get(method, ()))
+
+
+def without_masks(result, *, rle=None):
+    """As the server answers with `export_postprocess_mask=false`: empty RLE, no dense masks at all."""
+    height, width = result.size
+    empty = {"masks": np.zeros((0, height, width), np.uint8), "packed_masks": np.zeros((0, height, 1), np.uint8)}
+    return Result({**result.outputs, **empty, "rle": np.array([b""] * len(result) if rle is None else rle, object)})
+
+
+@pytest.mark.parametrize("method", EVERY_CONVERSION)
+def test_no_instances(method):
+    for result in (result_of(np.zeros((0, 3, 4))), without_masks(result_of(np.zeros((0, 3, 4))))):
+        assert result.has_masks
+        converted = convert(result, method)
+        if method == "to_geojson":
+            assert converted["features"] == []
+        elif method == "to_labelme":
+            assert converted["shapes"] == []
+        elif method == "to_label_studio":
+            assert converted["predictions"][0]["result"] == []
+        else:
+            assert len(converted) == 0
+        if method == "to_supervision":
+            assert converted.mask.shape == (0, 3, 4)
+
+
+@pytest.mark.parametrize("method", EVERY_CONVERSION)
+def test_a_server_that_made_no_masks_for_the_instances(method):
+    result = without_masks(result_of(np.ones((2, 3, 4))))
+    assert not result.has_masks
+    assert result.masks.shape == (2, 3, 4)
+    assert not result.masks.any()
+    converted = convert(result, method)
+    if method == "to_geojson":
+        assert [feature["geometry"] for feature in converted["features"]] == [None, None]
+    elif method == "polygons":
+        assert converted == [[], []]
+    elif method == "to_labelme":
+        assert [shape["shape_type"] for shape in converted["shapes"]] == ["rectangle"] * 2
+    elif method == "to_label_studio":
+        assert [region["type"] for region in converted["predictions"][0]["result"]] == ["rectanglelabels"] * 2
+    else:
+        assert len(converted) == 2
+
+
+@pytest.mark.parametrize("method", EVERY_CONVERSION)
+def test_what_a_conversion_cannot_do_without_is_named(method):
+    full = result_of(np.ones((2, 3, 4)))
+    needed = {name: full.outputs[name] for name in {*EVERY_CONVERSION[method], "size", "num_instances"}}
+    convert(Result(needed), method)  # the rest is not needed
+    for missing in EVERY_CONVERSION[method]:
+        rest = {name: array for name, array in needed.items() if name != missing}
+        with pytest.raises(OutputNotRequested, match=rf"no '({missing}|boxes)'"):  # boxes stand in for masks
+            convert(Result(rest), method)
+
+
+@pytest.mark.parametrize("method", EVERY_CONVERSION)
+def test_any_output_with_masks_will_do(method):
+    full = result_of(np.random.default_rng(0).random((3, 9, 11)) < 0.6)
+    expected = convert(full, method)
+    for kept in ("masks", "packed_masks", "rle"):
+        outputs = {n: a for n, a in full.outputs.items() if n == kept or n not in {"masks", "packed_masks", "rle"}}
+        got = convert(Result(outputs), method)
+        if method == "to_coco" and kept != "rle":
+            assert all("segmentation" not in row for row in got)
+        else:
+            assert repr(got) == repr(expected)
 
 
 def test_a_mask_that_is_no_rle():

@@ -115,6 +115,31 @@ def panoptic_pixels(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
     return (ids[..., None] >> (0, 8, 16)).astype(np.uint8)
 
 
+def panoptic(
+    result: Result, image_id: int, file_name: str, categories: Sequence[int | Mapping[str, Any]] | None = None
+) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    """Return a COCO panoptic annotation (image_id, file_name, segments_info) and the pixels of its PNG.
+
+    Args:
+        result: needs `panoptic` and `segments`.
+        image_id: the id of the image in the dataset.
+        file_name: the name under which the PNG will be saved.
+        categories: for each class index the category id, or COCO's category dict; None: the class index.
+
+    Returns:
+        The annotation, and RGB uint8 [H, W, 3].
+
+    Raises:
+        ValueError: the model has more classes than `categories`.
+        OutputNotRequested: one of the needed outputs is missing.
+    """
+    segments = result.segments
+    if categories is not None:
+        segments = [{**s, "category_id": _category_id(s["category_id"], categories)} for s in segments]
+    annotation = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
+    return annotation, panoptic_pixels(result.panoptic)
+
+
 class PanopticDocument:
     """A COCO panoptic file that grows image by image."""
 

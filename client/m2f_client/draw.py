@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from m2f.contract import InputError
 from m2f.image import decode_image
 from m2f_client.errors import UnreadableImage
-from m2f_client.result import Result
+
+if TYPE_CHECKING:
+    from m2f_client.result import Result
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]

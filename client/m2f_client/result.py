@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,24 @@ import numpy.typing as npt
 from m2f import rle as coco_rle
 from m2f.contract import InputError
 from m2f.rle import packed_width
-from m2f_client import coco
+from m2f_client import archive, coco
 from m2f_client.errors import OutputNotRequested, ServerError
+from m2f_client.images import ImageSource, encoded
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
+    from PIL import Image
+
+    from m2f_client.polygons import Polygon
 
 Array = npt.NDArray[Any]
 
 ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks", "packed_masks")
 """Outputs with one row an instance; in a batch they are padded, and `num_instances` says where the padding starts."""
+
+MASK_OUTPUTS = ("masks", "packed_masks", "rle")
+"""Outputs that hold the masks, those that are read fastest first."""
 
 LABEL_MAPS = ("panoptic", "semantic")
 """Outputs with a number for each pixel; in a batch they are padded, and `size` says what is the image."""
@@ -141,10 +153,16 @@ class Result:
         """float32 [Q, h, w], the engine's mask logits at stride 4."""
         return self._get("mask_logits")
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks: false where none were asked for, or none made (`export_postprocess_mask=False`)."""
+        rows = [self.outputs[name] for name in MASK_OUTPUTS if name in self.outputs]
+        return bool(rows) and (len(self) == 0 or any(len(row) for row in rows[0]))
+
     @cached_property
     def masks(self) -> npt.NDArray[np.uint8]:
         """uint8 [K, H, W] of 0 and 1: the dense output if it was asked for, else unpacked or decoded now."""
-        if "masks" in self.outputs:
+        if "masks" in self.outputs and self.has_masks:
             return self.outputs["masks"]
         height, width = self.size
         masks = np.zeros((len(self), height, width), np.uint8)
@@ -159,16 +177,17 @@ class Result:
             OutputNotRequested: none of `masks`, `packed_masks` and `rle` were asked for.
             ServerError: the server's RLE is not one.
         """
-        if "masks" in self.outputs:
-            return self.outputs["masks"][index]
+        name = next((name for name in MASK_OUTPUTS if name in self.outputs), "rle")
+        rows = self._get(name)
+        if not self.has_masks:
+            return np.zeros(self.size, np.uint8)
+        if name == "masks":
+            return rows[index]
         height, width = self.size
-        if "packed_masks" in self.outputs:
-            return np.unpackbits(self.outputs["packed_masks"][index], axis=1, count=width)
-        counts = self._get("rle")[index]
-        if not counts:
-            return np.zeros((height, width), np.uint8)
+        if name == "packed_masks":
+            return np.unpackbits(rows[index], axis=1, count=width)
         try:
-            return coco_rle.decode(counts, height, width)
+            return coco_rle.decode(rows[index], height, width)
         except InputError as error:
             raise ServerError(f"mask {index} from the server cannot be decoded: {error}") from error
 
@@ -181,6 +200,77 @@ class Result:
     ) -> list[dict[str, Any]]:
         """Return COCO result dicts, one an instance, ready for `COCO.loadRes`; see `coco.results`."""
         return coco.results(self, image_id, categories)
+
+    def to_panoptic(
+        self, image_id: int, file_name: str, categories: Sequence[int | Mapping[str, Any]] | None = None
+    ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+        """Return a COCO panoptic annotation and the pixels of its PNG; see `coco.panoptic`."""
+        return coco.panoptic(self, image_id, file_name, categories)
+
+    # The modules below import OpenCV, Pillow and optional packages: slow, and the base installation has none of them.
+
+    def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
+        """Return a `supervision.Detections`; see `detections.detections`."""
+        from m2f_client.detections import detections  # noqa: PLC0415
+
+        return detections(self, class_names)
+
+    def to_pandas(self, class_names: Sequence[str] | None = None) -> pandas.DataFrame:
+        """Return a `pandas.DataFrame`, one row an instance; see `detections.data_frame`."""
+        from m2f_client.detections import data_frame  # noqa: PLC0415
+
+        return data_frame(self, class_names)
+
+    def polygons(self) -> list[list[Polygon]]:
+        """Return for each instance its polygons along pixel edges, holes kept; see `polygons`."""
+        from m2f_client.polygons import trace  # noqa: PLC0415
+
+        return [trace(self.mask(index)) for index in range(len(self))]
+
+    def to_geojson(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return a GeoJSON FeatureCollection in pixels; see `geojson.feature_collection`."""
+        from m2f_client.geojson import feature_collection  # noqa: PLC0415
+
+        return feature_collection(self, class_names)
+
+    def to_labelme(self, image_path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return the content of a labelme file; see `labelme.label_file`."""
+        from m2f_client.labelme import label_file  # noqa: PLC0415
+
+        return label_file(self, image_path, class_names)
+
+    def to_label_studio(
+        self,
+        image: str,
+        class_names: Sequence[str] | None = None,
+        *,
+        from_name: str = "label",
+        to_name: str = "image",
+    ) -> dict[str, Any]:
+        """Return a Label Studio task with the instances as its prediction; see `label_studio.task`."""
+        from m2f_client.label_studio import task  # noqa: PLC0415
+
+        return task(self, image, class_names, from_name=from_name, to_name=to_name)
+
+    def plot(self, image: ImageSource, class_names: Sequence[str] | None = None) -> Image.Image:
+        """Return the image with the instances drawn on it, which a notebook shows; see `draw.overlay`.
+
+        Args:
+            image: the one that `predict` was given.
+            class_names: the model's names; None draws class numbers.
+        """
+        from m2f_client.draw import open_upright, overlay  # noqa: PLC0415
+
+        return overlay(open_upright(encoded(image)), self, class_names)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all outputs to an npz file; see `archive.save`."""
+        archive.save(self.outputs, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Read what `save` wrote; see `archive.load`."""
+        return cls(archive.load(path))
 
     def _get(self, name: str) -> Array:
         try:

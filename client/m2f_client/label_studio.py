@@ -1,0 +1,127 @@
+"""Label Studio's tasks with predictions, ready to import: masks as brush regions, which hold them exactly.
+
+The labelling configuration needs `<BrushLabels name="label" toName="image">` with the class names as its labels, and
+`<Image name="image" value="$image"/>`; where there are no masks, `<RectangleLabels>` in place of `<BrushLabels>`.
+The form of a task: https://labelstud.io/guide/predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from m2f_client.result import Result
+
+_CHANNELS = 4  # a brush is stored as RGBA
+_WORD_BITS = 8
+_LENGTH_BITS = np.array([3, 4, 8, 16])
+_MAX_RUN = 1 << 16
+_HEADER_BITS = 32 + 5 + 4 * 4
+
+
+def task(
+    result: Result,
+    image: str,
+    class_names: Sequence[str] | None = None,
+    *,
+    from_name: str = "label",
+    to_name: str = "image",
+) -> dict[str, Any]:
+    """Return a task with one prediction: a region, with its score, for each instance whose mask is not empty.
+
+    Args:
+        result: needs `scores`, `labels`, `size` and masks (`rle`, `packed_masks` or `masks`); `boxes` where
+            there are no masks.
+        image: the URL under which Label Studio finds the image.
+        class_names: the model's names; None: class numbers.
+        from_name: name of the tag with the labels.
+        to_name: name of the image's tag.
+
+    Raises:
+        OutputNotRequested: one of the needed outputs is missing.
+    """
+    height, width = result.size
+    kind = "brushlabels" if result.has_masks else "rectanglelabels"
+    regions = []
+    for index, name in enumerate(result.names(class_names)):
+        value = _brush(result.mask(index)) if result.has_masks else _rectangle(result.boxes[index], width, height)
+        if value is None:
+            continue
+        regions.append(
+            {
+                "id": f"instance-{index}",
+                "type": kind,
+                "from_name": from_name,
+                "to_name": to_name,
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "score": float(result.scores[index]),
+                "value": {**value, kind: [name]},
+            }
+        )
+    score = float(result.scores.mean()) if len(result) else 0.0
+    return {
+        "data": {"image": image},
+        "predictions": [{"model_version": "m2f", "score": score, "result": regions}],
+    }
+
+
+def _brush(mask: npt.NDArray[np.uint8]) -> dict[str, Any] | None:
+    return {"format": "rle", "rle": encode_brush(mask).tolist()} if mask.any() else None
+
+
+def _rectangle(box: npt.NDArray[np.float32], width: int, height: int) -> dict[str, Any] | None:
+    """Return the box in percent of the image."""
+    x1, y1, x2, y2 = box.tolist()
+    if x2 <= x1 or y2 <= y1:
+        return None
+    sides = {"width": 100 * (x2 - x1) / width, "height": 100 * (y2 - y1) / height}
+    return {"x": 100 * x1 / width, "y": 100 * y1 / height, **sides, "rotation": 0}
+
+
+def encode_brush(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Encode a mask as Label Studio's brush RLE.
+
+    The format is that of `@thi.ng/rle-pack`, on the bytes of an RGBA picture, row by row. Bits, the highest first: 32
+    the number of bytes, 5 the bits of a word less one, four times 4 the bits of a length less one; then, for each run,
+    1, 2 bits which of the four lengths follows, the length less one, and the word.
+
+    Args:
+        mask: uint8 [H, W] of 0 and 1.
+
+    Returns:
+        uint8 [N].
+    """
+    pixels = mask.reshape(-1)
+    ends = np.append(np.flatnonzero(np.diff(pixels)) + 1, len(pixels))
+    lengths = _CHANNELS * np.diff(ends, prepend=0)
+    words = pixels[ends - 1] * 255
+
+    pieces = -(-lengths // _MAX_RUN)  # a longer run is written as several
+    rest = lengths - _MAX_RUN * (pieces - 1)
+    last = np.cumsum(pieces) - 1
+    words = np.repeat(words, pieces)
+    lengths = np.full(len(words), _MAX_RUN)
+    lengths[last] = rest
+
+    which = np.searchsorted(1 << _LENGTH_BITS, lengths)
+    length_bits = _LENGTH_BITS[which]
+    code = ((0b100 | which) << length_bits | (lengths - 1)) << _WORD_BITS | words
+    head = (_CHANNELS * len(pixels)) << 21 | (_WORD_BITS - 1) << 16 | _packed_length_bits()
+    bits = [_bits(np.array([head]), np.array([_HEADER_BITS])), _bits(code, 3 + length_bits + _WORD_BITS)]
+    return np.packbits(np.concatenate(bits))
+
+
+def _packed_length_bits() -> int:
+    return int(sum((bits - 1) << shift for bits, shift in zip(_LENGTH_BITS.tolist(), (12, 8, 4, 0), strict=True)))
+
+
+def _bits(codes: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return the last `sizes` [N] bits of each of `codes` [N], one after the other."""
+    shifts = np.arange(sizes.max() - 1, -1, -1)
+    return ((codes[:, None] >> shifts) & 1).astype(np.uint8)[shifts < sizes[:, None]]
