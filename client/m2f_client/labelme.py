@@ -2,13 +2,14 @@
 
 A shape of it is one polygon without holes, or, from 5.3 on, a mask: a PNG in a rectangle. So
 
-* an instance without holes becomes polygons, one for each piece, which share a `group_id` if there are several;
+* an instance without holes becomes polygons, one for each piece (pixels that meet at a corner are one piece), which
+  share a `group_id` if there are several;
 * an instance with a hole becomes one mask, the only shape that can hold it;
 * where there are no masks, an instance becomes the rectangle of its box;
 * an instance with an empty mask has no shape.
 
-Points are pixel edges, as labelme draws them. Its `shape_to_mask` fills with Pillow, which adds the pixels to the right
-of a polygon's edge and below it; masks are exact.
+labelme itself fills a polygon with the pixels on its edge, so the polygons here run through the centres of the
+outermost pixels, half a pixel inside those of `polygons`: `labelme.utils.shapes_to_label` gives back each mask exactly.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from m2f_client.polygons import trace
-
 if TYPE_CHECKING:
     from m2f_client.result import Result
 
 _VERSION = "5.5.0"  # of the format
+_PARENT = 3  # column of OpenCV's tree of outlines; only a hole has a parent
 
 
 def label_file(result: Result, image_path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -64,16 +64,20 @@ def label_file(result: Result, image_path: str, class_names: Sequence[str] | Non
 
 
 def _of_mask(mask: npt.NDArray[np.uint8], group: int) -> list[dict[str, Any]]:
-    polygons = trace(mask)
-    if any(polygon.holes for polygon in polygons):
+    outlines, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if len(outlines) and (tree[0, :, _PARENT] >= 0).any():
         left, top, width, height = cv2.boundingRect(mask)
-        corners = [[left, top], [left + width - 1, top + height - 1]]  # of labelme's masks the last pixel, not the edge
+        corners = [[left, top], [left + width - 1, top + height - 1]]  # the first and the last pixel
         picture = _png(mask[top : top + height, left : left + width])
         return [{"shape_type": "mask", "points": corners, "mask": picture}]
-    group_id = group if len(polygons) > 1 else None
-    return [
-        {"shape_type": "polygon", "points": polygon.exterior.tolist(), "group_id": group_id} for polygon in polygons
-    ]
+    group_id = group if len(outlines) > 1 else None
+    return [{"shape_type": "polygon", "points": _polygon(outline), "group_id": group_id} for outline in outlines]
+
+
+def _polygon(outline: npt.NDArray[Any]) -> list[list[float]]:
+    """Return the points of an outline [N, 1, 2] of pixels; at least three, as labelme asks for."""
+    points: list[list[float]] = (outline[:, 0] + 0.5).tolist()
+    return points + [points[-1]] * (3 - len(points))
 
 
 def _of_box(box: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
