@@ -30,7 +30,11 @@ def in_order(work: Callable[[T], R], items: Iterable[T], *, concurrency: int, st
         concurrency: calls of `work` at once.
         stop: when it is set no further item is begun; those in flight end, and are yielded.
     """
-    waiting: deque[Future[R]] = deque()
+
+    def begin(item: T) -> list[R]:
+        return [] if stop.is_set() else [work(item)]
+
+    waiting: deque[Future[list[R]]] = deque()
     with ThreadPoolExecutor(concurrency, thread_name_prefix="m2f-predict") as pool:
         try:
             for item in items:
@@ -38,11 +42,9 @@ def in_order(work: Callable[[T], R], items: Iterable[T], *, concurrency: int, st
                     break
                 waiting.append(pool.submit(work, item))
                 while waiting and (len(waiting) >= _AHEAD * concurrency or waiting[0].done()):
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                if stop.is_set() and waiting[0].cancel():
-                    break  # those behind it have not begun either
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -62,7 +62,7 @@ class Screen:
             self._console.print(instances_table(name, result, self._names, files))
             return
         height, width = result.size
-        found = ", ".join(f"{count} {label}" for label, count in Counter(result.names(self._names)).most_common())
+        found = ", ".join(f"{label} x{count}" for label, count in Counter(result.names(self._names)).most_common())
         self._console.print(Text(f"{name}  {width}x{height}  {found or 'nothing'}"), soft_wrap=True)
 
     def note(self, message: str) -> None:

@@ -111,6 +111,8 @@ def _download(url: str, timeout: float) -> bytes:
                 raise UnreadableImage(f"larger than {MAX_DOWNLOAD >> 20} MiB")
             if time.monotonic() > deadline:
                 raise UnreadableImage(f"not downloaded within {timeout:g} s")
+        if answer.length:  # what the site announced and did not send
+            raise UnreadableImage("cut short on the way")
     return bytes(data)
 
 

@@ -1,0 +1,329 @@
+"""Long runs of `m2f predict`: killed, stopped, gone on with; in a process of its own, on a fake transport."""
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+COUNT = 500
+
+COMMAND = textwrap.dedent("""
+    import sys, time
+    import numpy as np
+    from m2f_client import Client, ServerUnavailable
+    from m2f_client.cli import main
+    from m2f_client.fake import FakeTransport, result_of, stacked
+
+    delay, life = float(sys.argv[1]), int(sys.argv[2])
+
+    def answer(request):
+        time.sleep(delay)
+        if len(transport.requests) > life:
+            raise ServerUnavailable("no server")
+        data = request.inputs["image"][0, 0]
+        masks = np.zeros((1, 4, 5))
+        masks[0, 1:, 1:1 + data[-1] % 4] = 1
+        return stacked([result_of(masks, scores=[0.5])])
+
+    transport = FakeTransport(answer)
+    main(sys.argv[3:], obj=lambda url, timeout: Client(transport=transport))
+""")
+
+
+def command(*arguments, delay=0.0, life=10**9):
+    return [sys.executable, "-c", COMMAND, str(delay), str(life), "predict", *map(str, arguments)]
+
+
+def m2f(folder, *arguments, **options):
+    return subprocess.run(command(*arguments, **options), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def start(folder, *arguments, **options):
+    return subprocess.Popen(
+        command(*arguments, **options), cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images that differ in their last byte only: the fake transport does not decode them."""
+    (tmp_path / "in").mkdir()
+    for index in range(COUNT):
+        (tmp_path / "in" / f"{index:03d}.png").write_bytes(bytes([index % 256]))
+    return tmp_path
+
+
+def names(path):
+    return [json.loads(line)["file_name"] for line in path.read_text().splitlines()]
+
+
+def wait_for_lines(path, count):
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        time.sleep(0.002)
+
+
+EXPECTED = [f"in/{index:03d}.png" for index in range(COUNT)]
+
+
+def test_a_killed_run_is_gone_on_with(folder):
+    """kill -9 three times; then every image is there exactly once, and each has its own result."""
+    journal = folder / "run.jsonl"
+    reported = []
+    for lines in (100, 200, 350):
+        running = start(folder, "in", "--jsonl", "run.jsonl", delay=0.002)
+        wait_for_lines(journal, lines)
+        running.send_signal(signal.SIGKILL)
+        reported += re.findall(r"^(in/\d+\.png) ", running.communicate()[0], re.MULTILINE)
+    done = m2f(folder, "in", "--jsonl", "run.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^m2f: \d+ images done already; going on with run.jsonl", done.stderr)
+    assert names(journal) == EXPECTED
+    assert set(reported) <= set(EXPECTED)
+    assert len(set(reported)) == len(reported)
+    for line in map(json.loads, journal.read_text().splitlines()):
+        assert line["instances"][0]["area"] == 3 * (int(line["file_name"][3:6]) % 256 % 4)
+    before = journal.read_bytes()
+    assert m2f(folder, "in", "--jsonl", "run.jsonl", life=0).returncode == 0  # nothing is asked for again
+    assert journal.read_bytes() == before
+
+
+def test_what_was_reported_is_in_the_journal_after_a_kill(folder):
+    running = start(folder, "in", "--jsonl", "run.jsonl", delay=0.002)
+    reported = [running.stdout.readline() for _ in range(50)]
+    running.kill()
+    reported += running.communicate()[0].splitlines(keepends=True)
+    whole = [line for line in (folder / "run.jsonl").read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = {json.loads(line)["file_name"] for line in whole}
+    assert {line.split()[0] for line in reported if line.endswith("\n")} <= kept
+
+
+def test_a_cut_line_and_failures_are_done_again(folder):
+    journal = folder / "run.jsonl"
+    (folder / "in" / "003.png").rename(folder / "in" / "hidden")
+    sources = EXPECTED[:6]
+    assert m2f(folder, *sources, "--jsonl", "run.jsonl").returncode == 1
+    assert names(journal) == sources
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
+    (folder / "in" / "hidden").rename(folder / "in" / "003.png")
+    again = m2f(folder, *sources, "--jsonl", "run.jsonl")
+    assert again.returncode == 0
+    assert "4 images done already" in again.stderr
+    assert names(journal) == [sources[i] for i in (0, 1, 2, 4, 3, 5)]
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 JPEG", b'{"a": 1}\n', b"notes\n", b"notes"])
+def test_a_file_that_is_no_journal_is_left_alone(folder, content):
+    (folder / "mine").write_bytes(content)
+    ran = m2f(folder, EXPECTED[0], "--jsonl", "mine")
+    assert ran.returncode == 1
+    assert "mine: line 1 is not one that m2f predict writes; choose another file" in ran.stderr
+    assert (folder / "mine").read_bytes() == content
+
+
+def test_other_settings_do_not_mix(folder):
+    assert m2f(folder, EXPECTED[0], "--jsonl", "run.jsonl", "--score-threshold", "0.5").returncode == 0
+    before = (folder / "run.jsonl").read_bytes()
+    ran = m2f(folder, *EXPECTED[:2], "--jsonl", "run.jsonl", "--score-threshold", "0.6")
+    assert ran.returncode == 1
+    assert "run.jsonl is of a run with other settings (score_threshold=0.5)" in ran.stderr
+    assert (folder / "run.jsonl").read_bytes() == before
+
+
+def test_two_runs_do_not_share_a_journal(folder):
+    first = start(folder, "in", "--jsonl", "run.jsonl", delay=0.01)
+    wait_for_lines(folder / "run.jsonl", 3)
+    second = m2f(folder, "in", "--jsonl", "run.jsonl")
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert "run.jsonl is in use by another m2f predict" in second.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_what_is_in_flight(folder, number):
+    journal = folder / "run.jsonl"
+    running = start(folder, "in", "--jsonl", "run.jsonl", delay=0.05)
+    wait_for_lines(journal, 8)
+    running.send_signal(number)
+    _, errors = running.communicate()
+    assert running.returncode == 1
+    count = len(names(journal))
+    assert 8 <= count < 40
+    assert "finishing what is in flight" in errors
+    assert f"m2f: stopped; {count} images done, kept in run.jsonl: the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert names(journal) == EXPECTED[:count]
+
+
+def test_a_second_ctrl_c_ends_at_once(folder):
+    running = start(folder, "in", "--jsonl", "run.jsonl", delay=20)
+    time.sleep(3)
+    for _ in range(2):
+        running.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, errors = running.communicate(timeout=5)
+    assert running.returncode == -signal.SIGINT
+    assert "Traceback" not in errors
+
+
+def test_a_lost_server_says_how_to_go_on(folder):
+    """What was in flight when the server went is neither done nor failed, but for the first."""
+    journal = folder / "run.jsonl"
+    lost = m2f(folder, "in", "--jsonl", "run.jsonl", life=20, delay=0.002)
+    assert lost.returncode == 1
+    assert lost.stderr.count("no server") == 1
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    done = sum("instances" in line for line in lines)
+    assert 16 <= done <= 20
+    assert len(lines) == done + 1
+    assert f"m2f: stopped; {done} images done, kept in run.jsonl: the same command goes on from there" in lost.stderr
+    assert m2f(folder, "in", "--jsonl", "run.jsonl").returncode == 0
+    assert sorted(names(journal)) == EXPECTED
+
+
+def picture(path, width, height):
+    Image.new("RGB", (width, height), (width, height, 0)).save(path)
+
+
+def test_out_is_gone_on_with_and_makes_one_document(tmp_path):
+    """A folder that was changed in between: no file of the first run is overwritten."""
+    for name in ("b/a.png", "c/a.png"):
+        (tmp_path / name).parent.mkdir()
+        picture(tmp_path / name, 5, 4)
+    assert m2f(tmp_path, "b", "c", "gone.png", "--out", "out").returncode == 1
+    made = (tmp_path / "out/a_overlay.png").read_bytes()
+    (tmp_path / "a").mkdir()
+    picture(tmp_path / "a/a.png", 5, 4)
+    picture(tmp_path / "gone.png", 5, 4)
+    ran = m2f(tmp_path, "a", "b", "c", "gone.png", "--out", "out")
+    assert ran.returncode == 0, ran.stderr
+    assert "2 images done already; going on with out/instances.jsonl" in ran.stderr
+    assert (tmp_path / "out/a_overlay.png").read_bytes() == made
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a-2_overlay.png", "a-3_overlay.png", "a_overlay.png", "gone_overlay.png", "instances.json"
+    ]  # fmt: skip
+    truth = COCO(str(tmp_path / "out/instances.json"))
+    found = [image["file_name"] for image in truth.imgs.values()]
+    assert found == ["b/a.png", "c/a.png", "a/a.png", "gone.png"]
+    assert [truth.annToMask(row).sum() == row["area"] for row in truth.anns.values()] == [True] * 4
+    assert "done already" not in m2f(tmp_path, "b", "--out", "out").stderr  # a run that is done is not gone on with
+
+
+def test_lines_on_standard_output(folder):
+    ran = m2f(folder, *EXPECTED[:3], "nope.png", "--jsonl", "-")
+    assert ran.returncode == 1
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [line["file_name"] for line in lines] == [*EXPECTED[:3], "nope.png"]
+    assert lines[3]["error"] == "No such file or directory"
+    assert lines[0]["instances"] == [] or lines[0]["instances"][0]["category_id"] == 1
+
+
+def test_many_images_get_a_line_each_and_no_escape_codes(folder):
+    ran = m2f(folder, "in")
+    assert ran.returncode == 0
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "in/000.png  5x4  0 x1"
+    assert len(lines) == COUNT
+    assert "\x1b" not in ran.stdout + ran.stderr
+    assert ran.stderr == ""
+
+
+def on_a_terminal(folder, *arguments, **options):
+    """Run with standard output and error on one terminal; return what it shows."""
+    ours, theirs = pty.openpty()
+    shown = io.BytesIO()
+
+    def collect():
+        try:
+            while data := os.read(ours, 65536):
+                shown.write(data)
+        except OSError:  # the other end is closed
+            pass
+
+    reader = threading.Thread(target=collect)
+    reader.start()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    code = subprocess.call(command(*arguments, **options), cwd=folder, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    reader.join(10)
+    os.close(ours)
+    return code, shown.getvalue().decode()
+
+
+def test_progress_on_a_terminal(folder):
+    code, shown = on_a_terminal(folder, "in", "nope.png", delay=0.01)
+    assert code == 1
+    assert f"/{COUNT + 1}" in shown
+    assert re.search(r"\d\.\d images/s", shown)
+    assert "m2f: nope.png: No such file or directory" in shown
+    assert all(f"{name}  5x4" in shown for name in EXPECTED)
+
+
+def test_no_progress_where_json_is_printed(folder):
+    code, shown = on_a_terminal(folder, "in", "--jsonl", "-", delay=0.002)
+    assert code == 0
+    assert "\x1b" not in shown
+    assert len([json.loads(line) for line in shown.splitlines()]) == COUNT
+
+
+def test_memory_is_flat(tmp_path):
+    """3,000 answers of 20 kB (60 MB), and the document of all: no more is held than after the first 300."""
+    code = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        from m2f_client import Client
+        from m2f_client.cli import main
+        from m2f_client.fake import result_of, stacked
+
+        def peak_mb():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        class Transport:
+            url, count, early = "fake://server", 0, 0.0
+            def infer(self, request):
+                self.count += 1
+                if self.count == 300:
+                    self.early = peak_mb()
+                answer = stacked([result_of(np.ones((1, 4, 5)))])
+                answer["rle"] = np.array([[b"0" * 20_000]], object)
+                return {name: answer[name] for name in request.outputs}
+            def model_config(self, model, timeout):
+                return {}
+            def close(self):
+                print(self.count, peak_mb() - self.early, file=sys.stderr)
+
+        for index in range(3000):
+            Path(f"{index:04d}.png").write_bytes(b"x")
+        arguments = ["predict", *[f"{index:04d}.png" for index in range(3000)], "--json"]
+        main(arguments, obj=lambda url, timeout: Client(transport=Transport()))
+    """)
+    with (tmp_path / "document.json").open("w") as document:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=document, stderr=subprocess.PIPE, text=True, check=True
+        )
+    count, growth_mb = ran.stderr.split()
+    assert count == "3000"
+    assert float(growth_mb) < 12
+    assert len(json.loads((tmp_path / "document.json").read_text())["annotations"]) == 3000
+
+
+def test_help_fits_a_terminal(folder):
+    ran = m2f(folder, "--help")
+    assert ran.returncode == 0
+    assert all(len(line) <= 80 for line in ran.stdout.splitlines())
+    for option in ("--jsonl FILE", "--every N", "--concurrency N", "Exit code"):
+        assert option in ran.stdout

@@ -1,0 +1,95 @@
+"""Many things at once, in order, within bounds."""
+
+import threading
+import time
+from threading import Event
+
+import pytest
+
+from m2f_client.pump import in_order
+
+
+def test_order_whatever_takes_longest():
+    def work(number):
+        time.sleep(0.02 if number % 5 == 0 else 0)
+        return number
+
+    assert list(in_order(work, range(60), concurrency=7, stop=Event())) == list(range(60))
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+def test_as_many_at_once_as_asked_for_and_no_more(concurrency):
+    lock, running, most = threading.Lock(), 0, 0
+
+    def work(_):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+
+    for _ in in_order(work, range(40), concurrency=concurrency, stop=Event()):
+        pass
+    assert most == concurrency
+
+
+def test_items_are_taken_by_need():
+    """One slow item at the head must not pull in all the others."""
+    taken, gate = 0, Event()
+
+    def items():
+        nonlocal taken
+        for number in range(1000):
+            taken += 1
+            yield number
+
+    results = in_order(lambda number: gate.wait(5) if number == 0 else True, items(), concurrency=4, stop=Event())
+    threading.Timer(0.3, gate.set).start()
+    assert next(results) is True
+    assert taken <= 8
+    results.close()
+
+
+def test_results_come_as_soon_as_they_are_ready():
+    gate = Event()
+
+    def items():
+        yield 1
+        time.sleep(0.1)
+        yield 2
+        gate.wait(5)
+        yield 3
+
+    results = in_order(lambda number: number, items(), concurrency=4, stop=Event())
+    assert next(results) == 1  # though the window is not full
+    gate.set()
+    assert list(results) == [2, 3]
+
+
+def test_stop_ends_what_is_in_flight_and_begins_nothing():
+    stop, begun = Event(), []
+
+    def work(number):
+        begun.append(number)
+        time.sleep(0.05)
+        return number
+
+    results = []
+    for number in in_order(work, range(100), concurrency=3, stop=stop):
+        results.append(number)
+        if number == 4:
+            stop.set()
+    assert sorted(begun) == results
+    assert 5 <= len(results) <= 5 + 3
+
+
+def test_what_work_raises_is_raised():
+    def work(number):
+        if number == 3:
+            raise KeyError(number)
+        return number
+
+    with pytest.raises(KeyError):
+        list(in_order(work, range(100), concurrency=2, stop=Event()))
