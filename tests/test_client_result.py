@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from m2f_client import OutputNotRequested, Result, ServerError
-from m2f_client.coco import Document, panoptic_pixels
+from m2f_client.coco import panoptic_pixels
 from m2f_client.fake import result_of, stacked
 
 stacks_of_masks = hnp.arrays(
@@ -239,33 +239,25 @@ def test_a_mask_that_is_no_rle():
         _ = Result(outputs).masks
 
 
-def test_the_document_loads_in_pycocotools_and_scores_as_its_own_truth(tmp_path):
+def test_results_score_as_their_own_truth():
+    """`to_coco` through `COCO.loadRes` and COCOeval."""
     rng = np.random.default_rng(0)
-    document = Document(["cat", "dog", "owl"], server="grpc://host:1")
-    for number in range(3):
-        corners = rng.integers(0, 20, (3, 2))
+    rows = []
+    for image_id in (1, 2, 3):
         masks = np.zeros((3, 40, 50))
-        for mask, (y, x) in zip(masks, corners, strict=True):
+        for mask, (y, x) in zip(masks, rng.integers(0, 20, (3, 2)), strict=True):
             mask[y : y + 15, x : x + 20] = 1
-        document.add(f"{number}.jpg", result_of(masks))
-    document.add("empty.jpg", result_of(np.zeros((0, 4, 4))))
-    document.add_error("bad.jpg", "not an image")
-    path = tmp_path / "instances.json"
-    path.write_text(json.dumps(document.to_dict()))
-
-    truth = COCO(str(path))
-    assert len(truth.imgs) == 4
-    assert [c["name"] for c in truth.loadCats(truth.getCatIds())] == ["cat", "dog", "owl"]
-    assert truth.annToMask(truth.anns[1]).sum() == 300
-    scored = COCOeval(truth, truth.loadRes(document.to_dict()["annotations"]), "segm")
+        rows += result_of(masks).to_coco(image_id)
+    truth = COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": image_id, "height": 40, "width": 50} for image_id in (1, 2, 3)],
+        "categories": [{"id": number, "name": str(number)} for number in (1, 2, 3)],
+        "annotations": [{"id": i + 1, "iscrowd": 0, **row} for i, row in enumerate(rows)],
+    }
+    truth.createIndex()
+    scored = COCOeval(truth, truth.loadRes(rows), "segm")
     scored.evaluate()
     scored.accumulate()
     scored.summarize()
     assert scored.stats[0] == pytest.approx(1.0)
-
-
-def test_categories_cover_unnamed_classes():
-    document = Document(["cat"], server="x")
-    document.add("a", result_of(np.ones((1, 2, 2)), labels=[2]))
-    assert [c["name"] for c in document.to_dict()["categories"]] == ["cat", "1", "2"]
-    assert Document(None, server="x").to_dict()["categories"] == []
