@@ -1,13 +1,17 @@
 """The table of errors: what tritonclient raises (taken from Triton 2.51), and what the user gets."""
 
+import asyncio
+import concurrent.futures
+import contextlib
 import socket
 import threading
+import time
 
 import pytest
 from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
-from m2f_client import Client, InvalidRequest, ModelNotFound, ServerError, ServerUnavailable, Timeout
+from m2f_client import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerError, ServerUnavailable, Timeout
 from m2f_client.failures import clean, translate
 
 GRPC, HTTP = "grpc://127.0.0.1:8001", "http://127.0.0.1:8000"
@@ -65,6 +69,13 @@ def grpc_error(code, message):
             grpc_error("UNAVAILABLE", "in ensemble 'mask2former', Exceeds maximum queue size"),
             ServerUnavailable,
             f"the server at {GRPC} takes no work now: Exceeds maximum queue size",
+        ),
+        # stopping: Triton unloads its models first
+        (
+            GRPC,
+            grpc_error("NOT_FOUND", "Request for unknown model: 'x' has no available versions"),
+            ServerUnavailable,
+            f"the server at {GRPC} takes no work now: Request for unknown model: 'x' has no available versions",
         ),
         # time
         (
@@ -133,6 +144,54 @@ def test_a_server_that_never_answers(scheme):
         pytest.raises(Timeout, match=r"within 0\.3 s"),
     ):
         client.predict(b"x")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_server_that_answers_drop_by_drop_does_not_stretch_the_timeout(kind):
+    def drip(connection):
+        with contextlib.suppress(OSError):
+            for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=drip, args=[listener.accept()[0]], daemon=True).start()
+
+    async def ask():
+        async with AsyncClient(url, timeout=0.4) as client:
+            await client.predict(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(Timeout, match=r"within 0\.4 s"):
+            if kind is AsyncClient:
+                asyncio.run(ask())
+            else:
+                with Client(url, timeout=0.4) as client:
+                    client.predict(b"x")
+        assert 0.3 < time.monotonic() - started < 3
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_http_in_a_thread_has_the_same_timeout_and_the_next_call_works_on():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=60) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        for _ in range(3):
+            with pytest.raises(Timeout, match=r"within 0\.2 s"):
+                pool.submit(client.predict, b"x", timeout=0.2).result(timeout=10)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "1", True, float("nan")])
+def test_timeouts_that_are_none(timeout):
+    with pytest.raises(InvalidRequest, match="seconds > 0"):
+        Client("http://127.0.0.1", timeout=timeout)
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

@@ -54,6 +54,9 @@ class Endpoint:
         hosts, slash, path = rest.partition("/")
         if scheme not in _DEFAULT_PORTS:
             raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
+        path = (slash + path).rstrip("/")
+        if "//" in path or (path and scheme in ("grpc", "grpcs")):
+            raise InvalidAddress(f"{url!r} is not an address; several servers: {scheme}://HOST:PORT,HOST:PORT")
         if tls is not None and scheme not in _SECURE:
             raise InvalidAddress(f"{url!r} is not an address with TLS; use {scheme}s://")
         secure = (tls or Tls()) if scheme in _SECURE else None
@@ -63,7 +66,7 @@ class Endpoint:
             url=url,
             scheme=scheme,
             targets=tuple(_target(url, scheme, host) for host in hosts.split(",")),
-            path=(slash + path).rstrip("/"),
+            path=path,
             headers=_checked_headers(headers or {}),
             tls=secure,
         )

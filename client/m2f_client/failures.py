@@ -27,12 +27,16 @@ _BY_STATUS: dict[str | None, type[M2FError]] = {
 }
 # gRPC says UNAVAILABLE both for "no connection" and for a server that refuses work: only the words differ
 _NO_CONNECTION = re.compile(
-    r"failed to connect|resolving|resolution failed|socket closed|connection (reset|refused|closed)|broken pipe",
+    r"failed to connect|all backends failing|resolving|resolution failed|socket closed|"
+    r"connection (reset|refused|closed)|broken pipe",
     re.IGNORECASE,
 )
-_TLS_FAILED = re.compile(r"handshake failed|certificate|\bssl\b|tls", re.IGNORECASE)
+_TLS_FAILED = re.compile(r"handshake failed|certificate|verification check", re.IGNORECASE)
+_TLS_ERROR = re.compile(r"SSL|Certificate")  # names of exceptions
+_LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
 _HUNG_UP = re.compile(r"closed|disconnected|not completed|reset|broken pipe", re.IGNORECASE)
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # one from Python 3.11 on
+_UNLOADED = "no available versions"  # of a model that the server had: it is stopping, or drained
 _PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
 _FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
@@ -69,7 +73,7 @@ def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
         return _from_server(error, url, timeout)
     if isinstance(error, _TIMEOUTS):
         return _timed_out(url, timeout)
-    if isinstance(error, ssl.SSLError | ssl.CertificateError) or _TLS_FAILED.search(type(error).__name__):
+    if isinstance(error, ssl.SSLError | ssl.CertificateError) or _TLS_ERROR.search(type(error).__name__):
         return _no_tls(url, str(error))
     if _HUNG_UP.search(str(error)):
         return ServerUnavailable(f"the server at {url} closed the connection")
@@ -85,11 +89,13 @@ def _from_server(error: InferenceServerException, url: str, timeout: float | Non
     foreign = kind is ModelNotFound and "model" not in raw  # some other server's 404
     if foreign or raw.startswith("an exception occurred in the client while decoding"):
         return ServerError(f"what answers at {url} is not a Triton server ({status})")
+    if kind is ModelNotFound and _UNLOADED in raw:
+        kind = ServerUnavailable
     if kind is Timeout:
         return _timed_out(url, timeout)
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
         reason = raw.rsplit(": ", 1)[-1].rstrip("]")
-        return _no_tls(url, reason) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)
+        return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)
     message = clean(raw)
     if kind is ServerUnavailable:
         message = f"the server at {url} takes no work now: {message}"

@@ -6,12 +6,17 @@ A test gives `Client` an object of its own with the same four members; `fake` ha
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
+from m2f_client.errors import ServerUnavailable
+
+S = TypeVar("S")
+T = TypeVar("T")
 Array = npt.NDArray[Any]
 Parameter = str | int | float | bool
 
@@ -92,6 +97,22 @@ class Targets:
         """Begin with the next one from now on, if `target` is still the first."""
         if self._targets[self._first] == target:
             self._first = (self._first + 1) % len(self._targets)
+
+
+def first_available(servers: Sequence[S], ask: Callable[[S], T]) -> T:
+    """Return the answer of the first server that does not raise ServerUnavailable, or raise the last one's."""
+    for server in servers[:-1]:
+        with suppress(ServerUnavailable):
+            return ask(server)
+    return ask(servers[-1])
+
+
+async def first_available_async(servers: Sequence[S], ask: Callable[[S], Awaitable[T]]) -> T:
+    """`first_available`, awaited."""
+    for server in servers[:-1]:
+        with suppress(ServerUnavailable):
+            return await ask(server)
+    return await ask(servers[-1])
 
 
 def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -> dict[str, Any]:

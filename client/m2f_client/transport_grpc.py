@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import tritonclient.grpc as triton
@@ -14,10 +15,20 @@ from tritonclient.utils import InferenceServerException
 from m2f_client.address import Endpoint
 from m2f_client.errors import ServerUnavailable
 from m2f_client.failures import translated
-from m2f_client.transport import Array, Request, arrays, infer_arguments
+from m2f_client.transport import (
+    Array,
+    Deadline,
+    Request,
+    T,
+    arrays,
+    first_available,
+    first_available_async,
+    infer_arguments,
+)
 
 _MAX_BYTES = 2**31 - 1  # of a message, protobuf's limit: enough for raw logits and dense masks
 _MAX_RECONNECT_MS = 5_000  # gRPC's own is two minutes: a server that is back would be left alone for so long
+
 
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -38,87 +49,123 @@ SERVICE_CONFIG = {
 
 
 class GrpcTransport:
-    """A gRPC channel. Safe to share between threads. A timeout bounds a whole call, its retries included."""
+    """gRPC channels. Safe to share between threads. A timeout bounds a whole call, its retries included."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.url = endpoint.url
         self._headers = endpoint.headers
-        self._client = triton.InferenceServerClient(**_client_arguments(endpoint))
+        self._clients = [triton.InferenceServerClient(**arguments) for arguments in _channels(endpoint)]
 
     def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
-        with _translated(self.url, request.timeout):
+
+        def call(client: Any, seconds: float | None) -> dict[str, Array]:
             arguments = infer_arguments(triton, request, self._headers)
-            return arrays(self._client.infer(**arguments, client_timeout=request.timeout), request)
+            return arrays(client.infer(**arguments, client_timeout=seconds), request)
+
+        return self._call(call, request.timeout)
 
     def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        with _translated(self.url, timeout):
-            answer = self._client.get_model_config(
-                model, as_json=True, headers=dict(self._headers), client_timeout=timeout
-            )
-        config: dict[str, Any] = answer["config"]
-        return config
+
+        def call(client: Any, seconds: float | None) -> dict[str, Any]:
+            answer = client.get_model_config(model, as_json=True, headers=dict(self._headers), client_timeout=seconds)
+            config: dict[str, Any] = answer["config"]
+            return config
+
+        return self._call(call, timeout)
 
     def close(self) -> None:
-        """Close the channel."""
-        self._client.close()
+        """Close the channels."""
+        for client in self._clients:
+            client.close()
+
+    def _call(self, function: Callable[[Any, float | None], T], timeout: float | None) -> T:
+        deadline = Deadline(timeout)
+
+        def ask(client: Any) -> T:
+            with _translated(self.url, timeout):
+                return function(client, deadline.left())
+
+        return first_available(self._clients, ask)
 
 
 class AsyncGrpcTransport:
-    """`GrpcTransport` for an event loop. The channel is made in the loop that uses it."""
+    """`GrpcTransport` for an event loop. The channels are made in the loop that uses them."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.url = endpoint.url
         self._headers = endpoint.headers
-        self._arguments = _client_arguments(endpoint)
-        self._opened: Any = None
-
-    @property
-    def _client(self) -> Any:
-        if self._opened is None:
-            self._opened = triton_aio.InferenceServerClient(**self._arguments)
-        return self._opened
+        self._channels = _channels(endpoint)
+        self._clients: list[Any] = []
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
-        with _translated(self.url, request.timeout):
+
+        async def call(client: Any, seconds: float | None) -> dict[str, Array]:
             arguments = infer_arguments(triton, request, self._headers)
-            return arrays(await self._client.infer(**arguments, client_timeout=request.timeout), request)
+            return arrays(await client.infer(**arguments, client_timeout=seconds), request)
+
+        return await self._call(call, request.timeout)
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        with _translated(self.url, timeout):
-            answer = await self._client.get_model_config(
-                model, as_json=True, headers=dict(self._headers), client_timeout=timeout
-            )
-        config: dict[str, Any] = answer["config"]
-        return config
+
+        async def call(client: Any, seconds: float | None) -> dict[str, Any]:
+            headers = dict(self._headers)
+            answer = await client.get_model_config(model, as_json=True, headers=headers, client_timeout=seconds)
+            config: dict[str, Any] = answer["config"]
+            return config
+
+        return await self._call(call, timeout)
 
     async def close(self) -> None:
-        """Close the channel."""
-        if self._opened is not None:
-            await self._opened.close()
+        """Close the channels."""
+        for client in self._clients:
+            await client.close()
+
+    async def _call(self, function: Callable[[Any, float | None], Awaitable[T]], timeout: float | None) -> T:
+        if not self._clients:
+            self._clients = [triton_aio.InferenceServerClient(**arguments) for arguments in self._channels]
+        deadline = Deadline(timeout)
+
+        async def ask(client: Any) -> T:
+            with _translated(self.url, timeout):
+                return await function(client, deadline.left())
+
+        return await first_available_async(self._clients, ask)
 
 
 def _translated(url: str, timeout: float | None) -> Any:
     return translated((InferenceServerException,), url, timeout)
 
 
-def _client_arguments(endpoint: Endpoint) -> dict[str, Any]:
-    """Return the arguments of tritonclient's gRPC clients, of both kinds."""
-    options: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", _MAX_BYTES),
-        ("grpc.max_receive_message_length", _MAX_BYTES),
-        ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # a larger request is not retried; 256 KiB is less than a photo
-        ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
-        ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-    ]
-    target = endpoint.targets[0]
-    if len(endpoint.targets) > 1:
-        options.append(("grpc.default_authority", target))  # the name that each server's certificate must have
-        target = _resolved(endpoint)
-    arguments: dict[str, Any] = {"url": target, "channel_args": options}
+def _channels(endpoint: Endpoint) -> list[dict[str, Any]]:
+    """Return the arguments of tritonclient's gRPC clients, of both kinds, in the order to ask them in.
+
+    Several servers share one channel, which takes them in turn, passes over those that do not answer and retries. A
+    server that stops is the exception: Triton unloads its models and goes on to answer, for seconds, NOT_FOUND, at
+    once, so that it gets most of the work. Whoever was told so asks the servers one by one: each has a channel, too.
+    """
+    if len(endpoint.targets) == 1:
+        return [_channel(endpoint, endpoint.targets[0], [])]
+    name = endpoint.targets[0]  # that is what the certificate of each must say, or requests go to them one by one
+    shared = _channel(endpoint, _resolved(endpoint), [("grpc.default_authority", name)])
+    return [shared, *(_channel(endpoint, target, []) for target in endpoint.targets)]
+
+
+def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "url": target,
+        "channel_args": [
+            ("grpc.max_send_message_length", _MAX_BYTES),
+            ("grpc.max_receive_message_length", _MAX_BYTES),
+            ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # 256 KiB by default: a larger request is not retried
+            ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
+            ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
+            *options,
+        ],
+    }
     if endpoint.tls is not None:
         files = {
             "root_certificates": endpoint.tls.ca,

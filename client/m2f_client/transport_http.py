@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import gevent
 import gevent.ssl
@@ -16,9 +16,8 @@ from tritonclient.utils import InferenceServerException
 from m2f_client.address import Endpoint
 from m2f_client.errors import ServerUnavailable, Timeout
 from m2f_client.failures import translated
-from m2f_client.transport import Array, Deadline, Request, Targets, arrays, infer_arguments
+from m2f_client.transport import Array, Deadline, Request, T, Targets, arrays, first_available, infer_arguments
 
-T = TypeVar("T")
 _ERRORS = (InferenceServerException, HTTPParseError, OSError, concurrent.futures.TimeoutError)
 
 MAX_THREADS = 32
@@ -113,20 +112,16 @@ class HttpTransport:
     def _ask(
         self, connections: _Connections, function: Callable[[Any], T], deadline: Deadline, timeout: float | None
     ) -> T:
-        """Ask one server after the other until one is available."""
-        failure: ServerUnavailable | None = None
-        for target in self._targets.in_turn():
+        def ask(target: str) -> T:
             try:
                 with translated(_ERRORS, self.url, timeout):
                     return _bounded(deadline.left(), function, connections.client(target))
-            except (ServerUnavailable, Timeout) as error:
+            except (ServerUnavailable, Timeout):
                 connections.drop(target)
                 self._targets.pass_over(target)
-                if isinstance(error, Timeout):
-                    raise
-                failure = error
-        assert failure is not None  # there is at least one target
-        raise failure
+                raise
+
+        return first_available(self._targets.in_turn(), ask)
 
 
 def _bounded(seconds: float | None, function: Callable[[Any], T], client: Any) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import tritonclient.http.aio as triton
@@ -14,14 +14,13 @@ from tritonclient.utils import InferenceServerException
 from m2f_client.address import Endpoint
 from m2f_client.errors import ServerUnavailable, Timeout
 from m2f_client.failures import translated
-from m2f_client.transport import Array, Deadline, Request, Targets, arrays, infer_arguments
+from m2f_client.transport import Array, Deadline, Request, T, Targets, arrays, first_available_async, infer_arguments
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout as bounded
 else:
     from async_timeout import timeout as bounded  # comes with aiohttp there
 
-T = TypeVar("T")
 _ERRORS = (InferenceServerException, aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
@@ -53,21 +52,18 @@ class AsyncHttpTransport:
             await self._clients.popitem()[1].close()
 
     async def _call(self, function: Callable[[Any], Awaitable[T]], timeout: float | None) -> T:
-        """Ask one server after the other until one is available."""
         deadline = Deadline(timeout)
-        failure: ServerUnavailable | None = None
-        for target in self._targets.in_turn():
+
+        async def ask(target: str) -> T:
             try:
                 with translated(_ERRORS, self.url, timeout):
                     async with bounded(deadline.left()):
                         return await function(self._client(target))
-            except (ServerUnavailable, Timeout) as error:
+            except (ServerUnavailable, Timeout):
                 self._targets.pass_over(target)
-                if isinstance(error, Timeout):
-                    raise
-                failure = error
-        assert failure is not None  # there is at least one target
-        raise failure
+                raise
+
+        return await first_available_async(self._targets.in_turn(), ask)
 
     def _client(self, target: str) -> Any:
         if target not in self._clients:

@@ -1,0 +1,200 @@
+"""TLS and headers, against a proxy with a certificate in front of the real server."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_client_server import picture
+
+from m2f_client import AsyncClient, Client, InvalidAddress, ServerUnavailable, Tls
+
+pytestmark = pytest.mark.server
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A folder with an authority, and a server's and a client's certificate of it; `other` is unknown to it."""
+    folder = tmp_path_factory.mktemp("tls")
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    for name in ("ca", "other"):
+        openssl(*new, "-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
+    for name in ("server", "client"):
+        signed = ("-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1")
+        files = ("-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
+        openssl(*new, "-subj", f"/CN={name}", *signed, *files)
+    return folder
+
+
+def pump(source, sink):
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def tls_proxy(context, target):
+    """`host:port` of a listener that ends TLS and passes the bytes on; and the bytes of requests as they were sent."""
+    host, port = target.split(":")
+    seen = []
+
+    class Seen:
+        def __init__(self, sink):
+            self.sink = sink
+
+        def sendall(self, data):
+            seen.append(data)
+            self.sink.sendall(data)
+
+        def shutdown(self, how):
+            self.sink.shutdown(how)
+
+    def serve(raw):
+        with contextlib.suppress(OSError), raw, socket.create_connection((host, int(port))) as inner:
+            outer = context.wrap_socket(raw, server_side=True)
+            back = threading.Thread(target=pump, args=(inner, outer), daemon=True)
+            back.start()
+            pump(outer, Seen(inner))
+            back.join()
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", seen
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.fixture(params=["https", "grpcs"])
+def scheme(request):
+    return request.param
+
+
+@pytest.fixture
+def proxy(request, scheme, server, certificates):
+    """The real server behind TLS; with `mutual` only for those with a certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.set_alpn_protocols(["h2"] if scheme == "grpcs" else ["http/1.1"])
+    if getattr(request, "param", None) == "mutual":
+        context.load_verify_locations(certificates / "ca.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+    with tls_proxy(context, server.grpc_url if scheme == "grpcs" else server.http_url) as (address, seen):
+        yield f"{scheme}://{address}", seen
+
+
+def ask(kind, url, **options):
+    if kind is Client:
+        with Client(url, timeout=10, **options) as client:
+            return client.predict(picture(90, 80)), client.class_names
+
+    async def run():
+        async with AsyncClient(url, timeout=10, **options) as client:
+            return await client.predict(picture(90, 80)), await client.class_names
+
+    return asyncio.run(run())
+
+
+KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
+
+@KINDS
+def test_a_server_with_a_certificate(kind, proxy, certificates, server):
+    url, _ = proxy
+    with Client(f"http://{server.http_url}") as plain:
+        expected = plain.predict(picture(90, 80)).scores
+    result, names = ask(kind, url, tls=Tls(ca=certificates / "ca.pem"))
+    assert np.array_equal(result.scores, expected)
+    assert names
+
+
+@KINDS
+@pytest.mark.parametrize("authority", [None, "other.pem"])
+def test_a_certificate_that_is_not_trusted(kind, proxy, certificates, authority):
+    url, seen = proxy
+    tls = None if authority is None else Tls(ca=certificates / authority)
+    with pytest.raises(ServerUnavailable, match=f"no TLS connection to {url} .*; see tls=Tls"):
+        ask(kind, url, tls=tls)
+    assert not seen
+
+
+@KINDS
+def test_a_certificate_for_another_name(kind, proxy, certificates):
+    url, seen = proxy
+    with pytest.raises(ServerUnavailable):
+        ask(kind, url.replace("127.0.0.1", "localhost"), tls=Tls(ca=certificates / "ca.pem"))
+    assert not seen
+
+
+@KINDS
+@pytest.mark.parametrize("proxy", ["mutual"], indirect=True)
+def test_a_client_with_a_certificate(kind, proxy, certificates):
+    url, seen = proxy
+    own = {"cert": certificates / "client.pem", "key": certificates / "client.key"}
+    assert ask(kind, url, tls=Tls(ca=certificates / "ca.pem", **own))[1]
+    seen.clear()
+    with pytest.raises(ServerUnavailable):
+        ask(kind, url, tls=Tls(ca=certificates / "ca.pem"))
+    assert not seen
+
+
+@KINDS
+def test_headers_go_with_every_request(kind, scheme, proxy, certificates):
+    url, seen = proxy
+    headers = {"Authorization": "Bearer secret", "x-tenant": "shapes"}
+    ask(kind, url, tls=Tls(ca=certificates / "ca.pem"), headers=headers)
+    sent = b"".join(seen)
+    assert headers == {"Authorization": "Bearer secret", "x-tenant": "shapes"}  # tritonclient writes into its own
+    if scheme == "https":  # HTTP/2 compresses them: the names are all that is sure to be seen, and only once
+        assert sent.lower().count(b"authorization: bearer secret") == 2
+        assert sent.lower().count(b"x-tenant: shapes") == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"ca": "missing.pem"}, "missing.pem holds no certificates"),
+        ({"ca": "ca.key"}, "ca.key holds no certificates"),
+        ({"cert": "client.pem"}, "cert and key go together"),
+        ({"key": "client.key"}, "cert and key go together"),
+        ({"cert": "client.pem", "key": "server.key"}, "not a certificate and its key"),
+        ({"cert": "client.pem", "key": "locked.key"}, "passphrase"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named_before_anything_is_sent(scheme, certificates, files, message):
+    openssl(
+        "ec", "-in", certificates / "client.key", "-aes128", "-passout", "pass:x", "-out", certificates / "locked.key"
+    )
+    tls = Tls(**{name: certificates / file for name, file in files.items()})
+    with pytest.raises(InvalidAddress, match=message):
+        Client(f"{scheme}://localhost", tls=tls)
+
+
+def test_tls_needs_an_address_that_says_so():
+    with pytest.raises(InvalidAddress, match="use grpcs://"):
+        Client("grpc://localhost", tls=Tls(ca=Path("ca.pem")))
+
+
+@pytest.mark.parametrize(
+    "headers", [{"a b": "x"}, {"": "x"}, {"x-bin": "x"}, {"a": "x\r\nb: c"}, {"a": "ä"}, {"a": 3}, {3: "a"}]
+)
+def test_headers_that_cannot_be_sent(headers):
+    with pytest.raises(InvalidAddress, match="header"):
+        Client("http://localhost", headers=headers)
