@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,7 +12,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from m2f_client import OutputNotRequested, Result, ServerError
+from m2f.contract import PANOPTIC_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f_client import Client, OutputNotRequested, Result, ServerError
 from m2f_client.coco import panoptic_pixels
 from m2f_client.fake import result_of, stacked
 
@@ -230,6 +232,26 @@ def test_any_output_with_masks_will_do(method):
             assert all("segmentation" not in row for row in got)
         else:
             assert repr(got) == repr(expected)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("masks", [True, False])
+def test_every_conversion_of_a_real_answer(server, image_files, tmp_path, masks):
+    outputs = (*STRUCTURED_OUTPUTS, "masks", "packed_masks", *PANOPTIC_OUTPUTS)
+    with Client(f"grpc://{server.grpc_url}") as client:
+        result = client.predict(image_files[0], outputs=outputs, export_postprocess_mask=masks)
+    assert len(result) > 0
+    assert result.has_masks == masks
+    for method in EVERY_CONVERSION:
+        convert(result, method)
+    areas = [sum(shapely.Polygon(*polygon).area for polygon in polygons) for polygons in result.polygons()]
+    assert areas == (result.areas.tolist() if masks else [0] * len(result))
+    annotation, pixels = result.to_panoptic(1, "a.png")
+    assert np.array_equal(np.unique(pixels @ [1, 256, 65536]), [0, *(s["id"] for s in annotation["segments_info"])])
+    assert result.plot(image_files[0]).size == result.size[::-1]
+    result.save(tmp_path / "a.npz")
+    loaded = Result.load(tmp_path / "a.npz")
+    assert all(np.array_equal(loaded.outputs[name], array) for name, array in result.outputs.items())
 
 
 def test_a_mask_that_is_no_rle():
