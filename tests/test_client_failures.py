@@ -159,20 +159,20 @@ def test_a_server_that_answers_drop_by_drop_does_not_stretch_the_timeout(kind):
             while True:
                 threading.Thread(target=drip, args=[listener.accept()[0]], daemon=True).start()
 
-    async def ask():
+    async def ask_async():
         async with AsyncClient(url, timeout=0.4) as client:
             await client.predict(b"x")
+
+    def ask():
+        with Client(url, timeout=0.4) as client:
+            client.predict(b"x")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(Timeout, match=r"within 0\.4 s"):
-            if kind is AsyncClient:
-                asyncio.run(ask())
-            else:
-                with Client(url, timeout=0.4) as client:
-                    client.predict(b"x")
+            ask() if kind is Client else asyncio.run(ask_async())
         assert 0.3 < time.monotonic() - started < 3
         listener.shutdown(socket.SHUT_RDWR)
 
