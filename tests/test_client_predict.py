@@ -69,7 +69,9 @@ def names(path):
 
 
 def wait_for_lines(path, count):
+    deadline = time.monotonic() + 30
     while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.002)
 
 

@@ -40,7 +40,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], *, concurrency: int, st
             for item in items:
                 if stop.is_set():
                     break
-                waiting.append(pool.submit(work, item))
+                waiting.append(pool.submit(begin, item))
                 while waiting and (len(waiting) >= _AHEAD * concurrency or waiting[0].done()):
                     yield from waiting.popleft().result()
             while waiting:
