@@ -129,17 +129,23 @@ def _as_text(document: Document) -> str:
 
 def _show(document: Document, *, as_json: bool) -> int:
     """Print the report and, on standard error, what did not work; return the exit code."""
-    for message in document["warnings"]:
-        click.echo(f"m2f: {message}", err=True)
-    for failure in document["failures"]:
-        click.echo(f"m2f: {failure['file_name']}: {failure['reason']}", err=True)
-    if failed := len(document["failures"]):
-        total = failed + document["images"]
-        click.echo(f"m2f: {failed} of {total} images did not work; the figures are of the others", err=True)
+    failed = [_complain(part) for part in (document, document.get("against")) if part is not None]
     if as_json:
         click.echo(_as_text(document))
     else:
         console = Console()
         for part in report.summary(document):
             console.print(Text(part) if isinstance(part, str) else part, soft_wrap=True)
-    return 1 if failed else 0
+    return 1 if any(failed) else 0
+
+
+def _complain(part: Document) -> bool:
+    """Say what one server did not do; return whether there was something."""
+    server, failures = part.get("server") or part["name"], part["failures"]
+    for message in part["warnings"]:
+        click.echo(f"m2f: {server}: {message}", err=True)
+    for failure in failures:
+        click.echo(f"m2f: {failure['file_name']}: {failure['reason']}", err=True)
+    if failures:
+        click.echo(f"m2f: {server}: images that did not work, and are in no figure: {len(failures)}", err=True)
+    return bool(failures)

@@ -13,7 +13,7 @@ from faster_coco_eval import mask as coco_mask
 
 from m2f_client.errors import M2FError
 
-_OTHER_TASKS = ("person_keypoints_", "captions_", "image_info_", "stuff_")  # COCO keeps these in the same folder
+_TASKS = ("instances_", "panoptic_", "person_keypoints_", "captions_", "image_info_", "stuff_")  # COCO's, side by side
 _NAMED = 5  # names that a message lists before it only counts
 
 
@@ -121,9 +121,9 @@ def annotation_file(path: Path, task: str) -> Path:
     """
     if not path.is_dir():
         return path
-    other = "panoptic_" if task == "instances" else "instances_"
     files = sorted(path.glob("annotations/*.json"))
-    files = [file for file in files if not file.name.startswith((*_OTHER_TASKS, other))]
+    named = [file for file in files if file.name.startswith(f"{task}_")]
+    files = named or [file for file in files if not file.name.startswith(_TASKS)]
     chosen = [file for file in files if "val" in file.stem] if len(files) > 1 else files
     if len(chosen) == 1:
         return chosen[0]

@@ -52,16 +52,20 @@ class Run:
 
     def document(self, client: Client, collected: Collected[Any], categories: Categories) -> Document:
         """Return what every report says: of what, by whom, and what went wrong."""
-        names = {image.id: str(image.path) for image in self.dataset.images}
         return {
             "dataset": str(self.dataset.path),
             "server": client.url,
             "parameters": dict(self.parameters),
             "images": len(collected.answers),
             "objects": sum(self.dataset.objects(collected.answers).values()),
-            "warnings": categories.warnings(),
-            "failures": [{"file_name": names[i], "reason": reason} for i, reason in collected.failures.items()],
+            **self.troubles(collected, categories),
         }
+
+    def troubles(self, collected: Collected[Any], categories: Categories) -> Document:
+        """Return what went wrong, and what does not match."""
+        names = {image.id: str(image.path) for image in self.dataset.images}
+        failures = [{"file_name": names[i], "reason": reason} for i, reason in collected.failures.items()]
+        return {"warnings": categories.warnings(), "failures": failures}
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,10 @@ def evaluate_instances(client: Client, run: Run) -> Evaluated:
 
 def against_server(evaluated: Evaluated, client: Client, run: Run) -> Document:
     """Compare with the instances that another server finds in the same images; errors as `evaluate_instances`."""
-    collected = run.instances(client, run.categories(client))
-    return _against(client.url, evaluated, collected.answers, run.dataset)
+    categories = run.categories(client)
+    collected = run.instances(client, categories)
+    compared = _against(client.url, evaluated, collected.answers, run.dataset)
+    return {**compared, **run.troubles(collected, categories)}
 
 
 def against_file(evaluated: Evaluated, path: Path, dataset: Dataset) -> Document:
@@ -104,7 +110,8 @@ def against_file(evaluated: Evaluated, path: Path, dataset: Dataset) -> Document
     Raises:
         InvalidDataset: they cannot be read, or are not of this data set.
     """
-    return _against(str(path), evaluated, read_results(path, dataset), dataset)
+    compared = _against(str(path), evaluated, read_results(path, dataset), dataset)
+    return {**compared, "warnings": [], "failures": []}
 
 
 def read_results(path: Path, dataset: Dataset) -> dict[int, list[Row]]:
@@ -189,8 +196,9 @@ def _against(name: str, evaluated: Evaluated, other: Mapping[int, Sequence[Row]]
         **parity,
         "name": name,
         "images": len(both),
-        "differ": [names[image_id] for image_id in parity["images"]],
-        "segm": second,
+        "differ": [names[image_id] for image_id in parity["differ"]],
+        "before": first,
+        "after": second,
         "difference": {figure: _minus(second[figure], first[figure]) for figure in FIGURES},
     }
 

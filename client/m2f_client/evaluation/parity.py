@@ -29,7 +29,7 @@ class Parity:
         extra: confident ones of the second without a partner in the first.
         iou: mean mask IoU of the pairs; None where there are none, as below.
         score_max, score_mean: score differences of the pairs.
-        images: ids of the images with an instance without a partner.
+        differ: ids of the images with an instance without a partner.
     """
 
     instances: int
@@ -38,7 +38,7 @@ class Parity:
     iou: float | None
     score_max: float | None
     score_mean: float | None
-    images: tuple[int, ...]
+    differ: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""

@@ -17,6 +17,8 @@ from m2f_client.evaluation.precision import Precision
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 """The figures of COCO's summary that fit a screen; the others are in the JSON."""
 
+COMPARED = ("AP", "AP50", "AP75", "AR100")
+
 _LEGEND = 12  # classes that lines of their own colours can still tell apart
 
 
@@ -34,12 +36,12 @@ def summary(document: Mapping[str, Any]) -> list[str | Table]:
     means = {"masks": document["segm"], "boxes": document["bbox"]}
     parts: list[str | Table] = [about, _figures_table(means, SHOWN), _classes_table(document["segm"]["per_class"])]
     if "against" in document:
-        parts += _comparison(document, document["against"])
+        parts += _comparison(document["against"])
     return parts
 
 
-def _comparison(document: Mapping[str, Any], other: Mapping[str, Any]) -> list[str | Table]:
-    masks = {document["server"]: document["segm"], other["name"]: other["segm"], "difference": other["difference"]}
+def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
+    masks = {"masks, here": other["before"], "there": other["after"]}
     found = (
         f"{other['matched']} of {other['instances']} instances have a partner there, {other['extra']} there have none"
     )
@@ -51,7 +53,10 @@ def _comparison(document: Mapping[str, Any], other: Mapping[str, Any]) -> list[s
         )
     if other["differ"]:
         lines.append(f"images with an instance without a partner: {listed(other['differ'])}")
-    return [*lines, _figures_table(masks, SHOWN)]
+    table = _figures_table(masks, COMPARED)
+    changes = [other["difference"][name] for name in COMPARED]
+    table.add_row("difference", *("-" if change is None else f"{change:+.4f}" for change in changes))
+    return [*lines, table]
 
 
 def _figures_table(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> Table:

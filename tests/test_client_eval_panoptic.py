@@ -1,0 +1,309 @@
+"""Panoptic quality: by hand, against a slow reference, against panopticapi's own code, and through the real server."""
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from pycocotools import mask as coco_mask
+from sources import draw_held_out
+
+from m2f_client import Client
+from m2f_client.cli import main
+from m2f_client.coco import panoptic_pixels
+from m2f_client.evaluation.dataset import InvalidDataset, read_panoptic
+from m2f_client.evaluation.quality import Counts, Quality, count_image, mean, quality, read_ids, total
+from m2f_client.fake import FakeTransport
+
+
+def segment(identity, category, iscrowd=0):
+    return {"id": identity, "category_id": category, "iscrowd": iscrowd}
+
+
+def image(*runs):
+    """A row of pixels: image((1, 4), (0, 2)) is 1 1 1 1 0 0."""
+    return np.repeat([value for value, _ in runs], [count for _, count in runs])[None].astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("truth", "segments", "found", "others", "counts"),
+    [
+        # found with IoU 8/10
+        (image((1, 8), (2, 2)), [segment(1, 7), segment(2, 3)], image((5, 10)), [segment(5, 7)],
+         {7: Counts(0.8, 1, 0, 0), 3: Counts(missed=1)}),
+        # an IoU of exactly 0.5 is not above it
+        (image((1, 3), (2, 1)), [segment(1, 7), segment(2, 3)], image((5, 2), (6, 2)), [segment(5, 7)],
+         {7: Counts(2 / 3, 1, 0, 0), 3: Counts(missed=1)}),
+        (image((1, 2), (2, 2)), [segment(1, 7), segment(2, 3)], image((5, 4)), [segment(5, 7)],
+         {7: Counts(missed=1, false=1), 3: Counts(missed=1)}),
+        # another class
+        (image((1, 4)), [segment(1, 7)], image((1, 4)), [segment(1, 8)], {7: Counts(missed=1), 8: Counts(false=1)}),
+        # void is in no union: 4 of 4 and not of 8
+        (image((1, 4), (0, 4)), [segment(1, 7)], image((9, 8)), [segment(9, 7)], {7: Counts(1, 1, 0, 0)}),
+        # mostly in void is not false; half is
+        (image((1, 4), (0, 5)), [segment(1, 7)], image((0, 1), (9, 8)), [segment(9, 8)], {7: Counts(missed=1)}),
+        (image((1, 4), (0, 4)), [segment(1, 7)], image((9, 8)), [segment(9, 8)],
+         {7: Counts(missed=1), 8: Counts(false=1)}),
+        # a crowd is not found nor missed, and excuses its own class only
+        (image((1, 8)), [segment(1, 7, 1)], image((9, 8)), [segment(9, 7)], {}),
+        (image((1, 8)), [segment(1, 7, 1)], image((9, 8)), [segment(9, 8)], {8: Counts(false=1)}),
+        # void and crowd together
+        (image((1, 3), (0, 2), (2, 3)), [segment(1, 7, 1), segment(2, 5)], image((9, 8)), [segment(9, 7)],
+         {5: Counts(missed=1)}),
+        (image((0, 4)), [], image((0, 4)), [], {}),
+    ],
+)  # fmt: skip
+def test_by_hand(truth, segments, found, others, counts):
+    assert count_image(truth, segments, found, others) == counts
+
+
+def test_quality_by_hand():
+    assert quality(Counts(iou=1.5, found=2, false=1, missed=3)) == Quality(1.5 / 4, 0.75, 0.5)
+    assert quality(Counts(missed=1)) == Quality(0, 0, 0)
+    assert quality(Counts()) == quality(None) == Quality(None, None, None)
+    assert mean([Quality(0.2, 0.4, 0.5), Quality(None, None, None), Quality(0.4, 0.6, 0.7)]) == Quality(
+        pytest.approx(0.3), 0.5, 0.6
+    )
+    assert mean([]) == Quality(None, None, None)
+
+
+def random_image(rng):
+    """A truth with void, crowds (one a class at most, as COCO has it), and a model that finds most of it."""
+    height, width = 24, 32
+    truth = np.zeros((height, width), np.int32)
+    for identity in rng.choice(1 << 24, 7, replace=False):
+        y, x, h, w = rng.integers(0, (height, width, 16, 16))
+        truth[y : y + h + 3, x : x + w + 3] = identity
+    segments, crowded = [], set()
+    for identity in np.unique(truth)[1:].tolist():
+        category = int(rng.integers(1, 5))
+        crowd = int(rng.random() < 0.3 and category not in crowded)
+        crowded |= {category} if crowd else set()
+        segments.append(segment(identity, category, crowd))
+    found = np.roll(truth, rng.integers(-2, 3, 2), (0, 1))
+    if rng.random() < 0.5:
+        found[:, rng.integers(width) :] = int(rng.integers(1, 1 << 24))
+    category_of = {one["id"]: one["category_id"] for one in segments}
+    others = []
+    for identity in np.unique(found).tolist():
+        if identity:
+            guess = category_of.get(identity, 1) if rng.random() < 0.8 else int(rng.integers(1, 5))
+            others.append({"id": identity, "category_id": guess})
+    return truth, segments, found, others
+
+
+def slow_counts(truth, segments, found, others):
+    """The definition, mask by mask."""
+    counts = defaultdict(Counts)
+    paired = set()
+    for one in segments:
+        hits = []
+        for other in others:
+            inside, mine = truth == one["id"], found == other["id"]
+            union = (inside | (mine & (truth != 0))).sum()
+            if one["category_id"] == other["category_id"] and (inside & mine).sum() / union > 0.5:
+                hits.append((other["id"], (inside & mine).sum() / union))
+        if one["iscrowd"]:
+            continue
+        assert len(hits) <= 1
+        for identity, iou in hits:
+            paired.add(identity)
+            counts[one["category_id"]].add(Counts(iou=iou, found=1))
+        counts[one["category_id"]].missed += not hits
+    for other in others:
+        mine = found == other["id"]
+        excused = truth == 0
+        for one in segments:
+            if one["iscrowd"] and one["category_id"] == other["category_id"]:
+                excused = excused | (truth == one["id"])
+        if other["id"] not in paired and (mine & excused).sum() / mine.sum() <= 0.5:
+            counts[other["category_id"]].false += 1
+    return {category: c for category, c in counts.items() if c != Counts()}
+
+
+def test_against_a_slow_reference():
+    rng = np.random.default_rng(1)
+    images = [random_image(rng) for _ in range(200)]
+    for one in images:
+        assert as_rows(count_image(*one)) == as_rows(slow_counts(*one))
+    sums = total(count_image(*one) for one in images).values()
+    assert all(c.found > 20 and c.false > 20 and c.missed > 20 for c in sums)
+    assert sum(one["iscrowd"] for _, segments, _, _ in images for one in segments) > 50
+
+
+def as_rows(counts):
+    return sorted((category, round(c.iou, 9), c.found, c.false, c.missed) for category, c in counts.items())
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_against_panopticapi(tmp_path, monkeypatch):
+    """mmdetection ships panopticapi's loop; the two names it imports from there are small."""
+    from m2f_export.mmcv_ops import ensure_mmcv_ops
+
+    ensure_mmcv_ops()
+    from mmdet.evaluation.functional import panoptic_utils
+
+    class Stat(defaultdict):
+        def __missing__(self, key):
+            self[key] = type("Class", (), {"iou": 0.0, "tp": 0, "fp": 0, "fn": 0})()
+            return self[key]
+
+    monkeypatch.setattr(panoptic_utils, "PQStat", Stat)
+    monkeypatch.setattr(panoptic_utils, "rgb2id", lambda c: c.astype(np.int64) @ (1, 256, 256**2))
+    rng = np.random.default_rng(2)
+    images = [random_image(rng) for _ in range(60)]
+    pairs = []
+    for index, (truth, segments, found, others) in enumerate(images):
+        for name, ids in (("truth", truth), ("found", found)):
+            Image.fromarray(panoptic_pixels(ids)).save(tmp_path / f"{index}_{name}.png")
+        areas = [{**one, "area": int((truth == one["id"]).sum())} for one in segments]
+        pairs.append((
+            {"image_id": index, "file_name": f"{index}_truth.png", "segments_info": areas},
+            {"image_id": index, "file_name": f"{index}_found.png", "segments_info": [dict(one) for one in others]},
+        ))  # fmt: skip
+    theirs = panoptic_utils.pq_compute_single_core(0, pairs, tmp_path, str(tmp_path), dict.fromkeys(range(1, 5)))
+    ours = total(count_image(*one) for one in images)
+    assert set(ours) == set(theirs)
+    for category, counts in ours.items():
+        other = theirs[category]
+        assert (counts.found, counts.false, counts.missed) == (other.tp, other.fp, other.fn)
+        assert counts.iou == pytest.approx(other.iou, abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+NAMES = ("disc", "grass", "ghost")
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Two images: a disc on grass, and grass alone with void."""
+    folder = tmp_path / "data"
+    for name in ("annotations/panoptic_val", "val"):
+        (folder / name).mkdir(parents=True)
+    maps = {1: np.full((20, 30), 300, np.int32), 2: np.full((10, 10), 70_000, np.int32)}
+    maps[1][5:15, 5:15], maps[2][:2] = 1, 0
+    segments = {1: [segment(1, 4), segment(300, 8)], 2: [segment(70_000, 8)]}
+    images, annotations = [], []
+    for image_id, ids in maps.items():
+        height, width = ids.shape
+        Image.new("RGB", (width, height), (image_id, 0, 0)).save(folder / "val" / f"{image_id}.png")
+        Image.fromarray(panoptic_pixels(ids)).save(folder / "annotations" / "panoptic_val" / f"{image_id}_map.png")
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width})
+        annotations.append(
+            {"image_id": image_id, "file_name": f"{image_id}_map.png", "segments_info": segments[image_id]}
+        )
+    categories = [{"id": 8, "name": "grass", "isthing": 0}, {"id": 4, "name": "disc", "isthing": 1}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / "panoptic_val.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture
+def m2f():
+    """Run `m2f eval` on a server that finds grass everywhere but for a ghost of 4 pixels, and a part of the disc."""
+
+    def answer(request):
+        data = request.inputs["image"][0, 0]
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")  # of a PNG
+        ids = np.full((1, height, width), 2, np.int32)
+        ids[:, -2:, -2:] = 3
+        segments = [{"id": 2, "category_id": 1, "isthing": False}, {"id": 3, "category_id": 2, "isthing": True}]
+        if height == 20:
+            ids[:, 5:15, 5:11] = 1
+            segments.append({"id": 1, "category_id": 0, "isthing": True})
+        texts = np.array([[json.dumps(segments).encode()]], object)
+        return {"panoptic": ids, "segments": texts, "size": np.array([[height, width]], np.int32)}
+
+    transport = FakeTransport(answer, config={"parameters": {"class_names": {"string_value": json.dumps(NAMES)}}})
+
+    def run(*arguments):
+        return CliRunner().invoke(
+            main, ["eval", "--panoptic", *map(str, arguments)], obj=lambda *_, **__: Client(transport=transport)
+        )
+
+    run.transport = transport
+    return run
+
+
+def test_report(m2f, scene, tmp_path):
+    """The disc: IoU 60 / 100. Grass: 496 / (500 + 540 - 496) and 76 / 80, void left out."""
+    ran = m2f(scene, "--out", tmp_path / "out", "--parameter", "panoptic_score_threshold=0.5")
+    assert ran.exit_code == 0, ran.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    grass = (496 / 540 + 76 / 80) / 2
+    figures = metrics["panoptic"]
+    assert figures["things"] == pytest.approx({"PQ": 0.6, "SQ": 0.6, "RQ": 1})
+    assert figures["stuff"] == pytest.approx({"PQ": grass, "SQ": grass, "RQ": 1})
+    assert figures["all"]["PQ"] == pytest.approx((0.6 + grass) / 2)
+    assert [(one["name"], one["objects"]) for one in figures["per_class"]] == [("disc", 1), ("grass", 2)]
+    assert metrics["parameters"] == {"panoptic_score_threshold": 0.5}
+    assert f"{grass:.3f}" in ran.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json"]
+    assert set(m2f.transport.requests[0].outputs) == {"panoptic", "segments", "size"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(file_name="away.png"), r"1 panoptic PNGs of .* are missing: .*away\.png"),
+        (lambda d: d["annotations"].pop(), r"1 panoptic PNGs of .* are missing: one for .*2\.png"),
+        (lambda d: d["categories"][0].pop("isthing"), r"categories\[0\] has no 'isthing'"),
+        (lambda d: d["annotations"][0].pop("segments_info"), r"annotations\[0\] has no 'segments_info'"),
+        (
+            lambda d: d["annotations"][0]["segments_info"][1].pop("id"),
+            r"annotations\[0\].segments_info\[1\] has no 'id'",
+        ),
+        (lambda d: d["annotations"][0].update(image_id=9), "image_id 9, which does not exist"),
+    ],
+)
+def test_a_data_set_that_cannot_be_used(scene, change, message):
+    path = scene / "annotations" / "panoptic_val.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InvalidDataset, match=message):
+        read_panoptic(scene)
+
+
+def test_a_png_that_does_not_fit_is_named(m2f, scene):
+    maps = scene / "annotations" / "panoptic_val"
+    (maps / "2_map.png").write_bytes((maps / "1_map.png").read_bytes())
+    ran = m2f(scene, "--json")
+    assert ran.exit_code == 1
+    assert "2_map.png is not of the size of its image" in ran.stderr
+    assert json.loads(ran.stdout)["images"] == 1
+    (maps / "1_map.png").write_bytes(b"no image")
+    assert "1_map.png cannot be read" in m2f(scene).stderr
+
+
+@pytest.mark.server
+def test_the_embedded_model(server, tmp_path):
+    """Scenes of the generator as panoptic truth: every shape a thing, the background void."""
+    draw_held_out(tmp_path, 20)
+    source = json.loads((tmp_path / "annotations" / "val.json").read_text())
+    maps = tmp_path / "annotations" / "panoptic_val"
+    maps.mkdir()
+    annotations = []
+    for entry in source["images"]:
+        ids = np.zeros((entry["height"], entry["width"]), np.int32)
+        objects = [a for a in source["annotations"] if a["image_id"] == entry["id"]]
+        for one in objects:
+            ids[coco_mask.decode(one["segmentation"]) > 0] = one["id"]
+        Image.fromarray(panoptic_pixels(ids)).save(maps / entry["file_name"])
+        segments = [segment(one["id"], one["category_id"]) for one in objects]
+        annotations.append({"image_id": entry["id"], "file_name": entry["file_name"], "segments_info": segments})
+        np.testing.assert_array_equal(read_ids(maps / entry["file_name"]), ids)
+    categories = [{**category, "isthing": 1} for category in source["categories"]]
+    document = {"images": source["images"], "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations" / "panoptic_val.json").write_text(json.dumps(document))
+    arguments = ["eval", str(tmp_path), "--panoptic", "--url", f"grpc://{server.grpc_url}", "--json"]
+    ran = CliRunner().invoke(main, arguments)
+    assert ran.exit_code == 0, ran.output
+    figures = json.loads(ran.stdout)["panoptic"]
+    assert figures["all"]["PQ"] == figures["things"]["PQ"] > 0.75
+    assert figures["stuff"] == {"PQ": None, "SQ": None, "RQ": None}
+    assert figures["all"]["SQ"] > 0.85
