@@ -213,7 +213,7 @@ class _Run:
         elif self._stop.is_set():
             complain(f"stopped; {done} done, kept in {path}: the same command goes on from there")
         else:
-            complain(f"{self._failed} failed, {done} done: the same command tries only the failed again")
+            complain(f"{_images(self._failed)} failed, {done} done: the same command tries only the failed again")
 
 
 def _images(count: int) -> str:
