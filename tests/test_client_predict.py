@@ -126,6 +126,17 @@ def test_a_cut_line_and_failures_are_done_again(folder):
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.parametrize("left", [1, 15, 60, -1])
+def test_a_cut_line_alone(folder, left):
+    journal = folder / "run.jsonl"
+    assert m2f(folder, *EXPECTED[:3], "--jsonl", "run.jsonl").returncode == 0
+    whole = journal.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2]) + lines[2][:left])
+    assert m2f(folder, *EXPECTED[:3], "--jsonl", "run.jsonl").returncode == 0
+    assert journal.read_bytes() == whole
+
+
 @pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 JPEG", b'{"a": 1}\n', b"notes\n", b"notes"])
 def test_a_file_that_is_no_journal_is_left_alone(folder, content):
     (folder / "mine").write_bytes(content)
@@ -243,8 +254,8 @@ def test_many_images_get_a_line_each_and_no_escape_codes(folder):
     assert ran.stderr == ""
 
 
-def on_a_terminal(folder, *arguments, **options):
-    """Run with standard output and error on one terminal; return what it shows."""
+def on_a_terminal(folder, *arguments, stdout=None, **options):
+    """Run with standard error on a terminal, and output, unless it goes elsewhere; return what the terminal shows."""
     ours, theirs = pty.openpty()
     shown = io.BytesIO()
 
@@ -258,7 +269,9 @@ def on_a_terminal(folder, *arguments, **options):
     reader = threading.Thread(target=collect)
     reader.start()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
-    code = subprocess.call(command(*arguments, **options), cwd=folder, env=environment, stdout=theirs, stderr=theirs)
+    code = subprocess.call(
+        command(*arguments, **options), cwd=folder, env=environment, stdout=stdout or theirs, stderr=theirs
+    )
     os.close(theirs)
     reader.join(10)
     os.close(ours)
@@ -279,6 +292,18 @@ def test_no_progress_where_json_is_printed(folder):
     assert code == 0
     assert "\x1b" not in shown
     assert len([json.loads(line) for line in shown.splitlines()]) == COUNT
+
+
+def test_no_progress_beside_json_and_one_beside_lines(folder):
+    """Standard output goes to a file, standard error to a terminal."""
+    with (folder / "output").open("w") as output:
+        assert on_a_terminal(folder, "in", "--json", stdout=output, delay=0.002) == (0, "")
+    with (folder / "output").open("w") as output:
+        _, shown = on_a_terminal(folder, "in", stdout=output, delay=0.01)
+    assert "images/s" in shown
+    lines = (folder / "output").read_text()
+    assert "\x1b" not in lines
+    assert lines.count("\n") == COUNT
 
 
 def test_memory_is_flat(tmp_path):

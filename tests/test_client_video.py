@@ -128,6 +128,7 @@ def test_a_video_that_is_gone_on_with_is_whole(tmp_path, server):
 @pytest.mark.usefixtures("clip")
 def test_without_out_frames_are_not_drawn_again(server):
     assert m2f(server, "clip.avi", "--jsonl", "run.jsonl").exit_code == 0
+    assert sorted(server.seen) == list(range(FRAMES))
     server.seen.clear()
     assert m2f(server, "clip.avi", "--jsonl", "run.jsonl").exit_code == 0
     assert server.seen == []
