@@ -88,11 +88,7 @@ def count_image(truth: Ids, truth_segments: Segments, found: Ids, found_segments
         found: likewise of the model.
         found_segments: dicts with `id` and `category_id`.
     """
-    pairs, pixels = np.unique(truth.astype(np.int64) * _MOST_IDS + found, return_counts=True)
-    overlap = Counter({divmod(pair, _MOST_IDS): n for pair, n in zip(pairs.tolist(), pixels.tolist(), strict=True)})
-    area: Counter[tuple[str, int]] = Counter()
-    for (true_id, found_id), n in overlap.items():
-        area.update({("truth", true_id): n, ("found", found_id): n})
+    overlap, area = _overlap(truth, found)
     counts: defaultdict[int, Counts] = defaultdict(Counts)
     matched = set()
     for one, other in product(truth_segments, found_segments):
@@ -113,6 +109,16 @@ def count_image(truth: Ids, truth_segments: Segments, found: Ids, found_segments
         if ("found", other["id"]) not in matched and unjudged <= 0.5 * area["found", other["id"]]:
             counts[other["category_id"]].false += 1
     return dict(counts)
+
+
+def _overlap(truth: Ids, found: Ids) -> tuple[Counter[tuple[int, int]], Counter[tuple[str, int]]]:
+    """Return the pixels of each pair of segments, and of each segment."""
+    pairs, pixels = np.unique(truth.astype(np.int64) * _MOST_IDS + found, return_counts=True)
+    overlap = Counter({divmod(pair, _MOST_IDS): n for pair, n in zip(pairs.tolist(), pixels.tolist(), strict=True)})
+    area: Counter[tuple[str, int]] = Counter()
+    for (true_id, found_id), n in overlap.items():
+        area.update({("truth", true_id): n, ("found", found_id): n})
+    return overlap, area
 
 
 def total(images: Iterable[Mapping[int, Counts]]) -> dict[int, Counts]:
