@@ -9,6 +9,7 @@
   * Timeout             no answer in time
   * ServerError         the server failed
   * OutputNotRequested  a result was asked for an output that the request did not name
+  * InvalidDataset      `m2f eval` cannot use the data set (stands in `m2f_client.evaluation.dataset`)
 
 The error of the transport, where there is one, stays at `__cause__`.
 """
