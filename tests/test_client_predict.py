@@ -254,6 +254,20 @@ def test_many_images_get_a_line_each_and_no_escape_codes(folder):
     assert ran.stderr == ""
 
 
+def test_a_name_that_is_not_utf_8(folder):
+    name = os.fsencode(folder) + b"/in/\xff.png"
+    with open(name, "wb") as file:  # noqa: PTH123 (bytes)
+        file.write(b"x")
+    ran = subprocess.run(
+        [*map(os.fsencode, command("--jsonl", "run.jsonl")), b"in/\xff.png", b"no\xff.png"], cwd=folder,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1, ran.stderr
+    assert "in/\ufffd.png  5x4" in ran.stdout
+    assert "m2f: no\ufffd.png: No such file or directory" in ran.stderr
+    assert names(folder / "run.jsonl") == ["in/\udcff.png", "no\udcff.png"]
+
+
 def on_a_terminal(folder, *arguments, stdout=None, **options):
     """Run with standard error on a terminal, and output, unless it goes elsewhere; return what the terminal shows."""
     ours, theirs = pty.openpty()

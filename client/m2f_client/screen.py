@@ -57,7 +57,8 @@ class Screen:
 
     def show(self, name: str, result: Result, written: Sequence[Path]) -> None:
         """Print what was found in one image."""
-        files = ", ".join(map(str, written))
+        name = click.format_filename(name)  # bytes that are not UTF-8 cannot be printed
+        files = ", ".join(map(click.format_filename, written))
         if self._tables:
             self._console.print(instances_table(name, result, self._names, files))
             return
@@ -67,9 +68,9 @@ class Screen:
 
     def note(self, message: str) -> None:
         """Print a remark."""
-        self._console.print(Text(message, style="dim"), soft_wrap=True)
+        self._console.print(Text(click.format_filename(message), style="dim"), soft_wrap=True)
 
 
 def complain(message: str) -> None:
     """Say on standard error what went wrong."""
-    click.echo(f"m2f: {message}", err=True)
+    click.echo(f"m2f: {click.format_filename(message)}", err=True)

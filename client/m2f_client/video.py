@@ -98,7 +98,7 @@ def frames(name: str, every: int) -> Iterator[Frame]:
 
 
 class VideoWriter:
-    """An annotated video that has its name only when it is whole.
+    """An annotated video that has its name only when it is whole. Of an odd width or height a pixel is cut off: MPEG-4.
 
     Args:
         target: file to make, `.mp4`.
