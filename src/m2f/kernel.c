@@ -243,9 +243,10 @@ INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *c
         batched = 0;
     }
     if (!count) return 0;
-    for (int64_t i = 0; i < count; i += 2) mask->area += edges[i + 1] - edges[i];
-    mask->sigmoid_sum = (double)mask->area - (rest + sum_of_rest(s->values, batched, fma));
-    *mask = (Mask){mask->area, count, mask->sigmoid_sum, {(int32_t)x1, (int32_t)top, (int32_t)x2, (int32_t)bottom}};
+    int64_t area = 0;
+    for (int64_t i = 0; i < count; i += 2) area += edges[i + 1] - edges[i];
+    rest += sum_of_rest(s->values, batched, fma);
+    *mask = (Mask){area, count, (double)area - rest, {(int32_t)x1, (int32_t)top, (int32_t)x2, (int32_t)bottom}};
     return count;
 }
 
