@@ -60,7 +60,8 @@ def dense_masks(
         name, other = ("packed_masks", "") if packed else ("masks", "'packed_masks', or ")
         raise InputError(
             f"'{name}' would take {num_bytes} bytes ({' x '.join(map(str, shape))}); allowed are "
-            f"{MAX_MASK_BYTES}: ask for {other}'rle' instead, or for fewer instances"
+            f"{MAX_MASK_BYTES}: ask for {other}'rle' instead, or for fewer instances",
+            kind="output_too_large",
         )
     masks = np.zeros(shape, np.uint8)
     for image, (image_height, image_width) in enumerate(size.tolist()):

@@ -5,6 +5,7 @@ these names and a test holds the two together. Shapes are without the batch dime
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 PUBLIC_MODEL = "mask2former"
 PUBLIC_TENSOR_MODEL = "mask2former_tensor"
@@ -14,8 +15,27 @@ MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JP
 MAX_MASK_BYTES = 1 << 30  # dense `masks`, and each label map, of one response; RLE has no such limit
 
 
+ErrorKind = Literal[
+    "image_format",  # not an image, or of a format that is not read
+    "image_damaged",
+    "image_too_large",
+    "parameter",
+    "tensor",  # shapes or values of tensors that do not fit together
+    "output_too_large",
+]
+ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
+
+
 class InputError(ValueError):
-    """What a client sent cannot be used; the message names it and says what is allowed."""
+    """What a client sent cannot be used; the message names it and says what is allowed.
+
+    Attributes:
+        kind: what was wrong, in a word; errors are counted by it.
+    """
+
+    def __init__(self, message: str, *, kind: ErrorKind = "tensor") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)

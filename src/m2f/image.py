@@ -47,7 +47,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
         InputError: not an image, another format, damaged or truncated, too large.
     """
     if not data:
-        raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file")
+        raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
     with _reported(max_pixels):
         pixels, orientation = _decode(data, _open(data, max_pixels))
         turn = _TURNS.get(orientation)
@@ -60,7 +60,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
         raise InputError(
             f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels "
-            f"and {MAX_SIDE} along a side"
+            f"and {MAX_SIDE} along a side",
+            kind="image_too_large",
         )
     return image
 
@@ -138,9 +139,11 @@ def _reported(max_pixels: int) -> Iterator[None]:
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError("not an image this server reads; allowed formats: JPEG, PNG, WebP") from None
+        raise InputError(
+            "not an image this server reads; allowed formats: JPEG, PNG, WebP", kind="image_format"
+        ) from None
     except Image.DecompressionBombError:  # Pillow's own limit, some 179 megapixels
-        raise InputError(f"the image is too large: allowed are {max_pixels} pixels") from None
+        raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
         # Pillow's decoders raise any of these on damaged files
-        raise InputError(f"the image is damaged: {error}") from None
+        raise InputError(f"the image is damaged: {error}", kind="image_damaged") from None

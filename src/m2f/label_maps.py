@@ -121,7 +121,8 @@ def check_size(name: str, ori_shapes: Sequence[tuple[int, int]]) -> None:
     if (num_bytes := images * height * width * pixel) > MAX_MASK_BYTES:
         raise InputError(
             f"'{name}' would take {num_bytes} bytes ({images} x {height} x {width} x {pixel}); allowed are "
-            f"{MAX_MASK_BYTES}: ask for 'rle' instead, or for fewer images"
+            f"{MAX_MASK_BYTES}: ask for 'rle' instead, or for fewer images",
+            kind="output_too_large",
         )
 
 

@@ -127,7 +127,8 @@ class Preprocessing:
         try:
             return decode_image(data, max_pixels=self.max_pixels)
         except InputError as error:
-            raise InputError(f"image {index} of {count}: {error}" if count > 1 else str(error)) from error
+            message = f"image {index} of {count}: {error}" if count > 1 else str(error)
+            raise InputError(message, kind=error.kind) from error
 
     def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[Size]) -> npt.NDArray[Any]:
         """Return rows [H, W, 3] of several sizes as one array [N, H, W, 3] as large as the largest."""

@@ -81,7 +81,7 @@ class Settings:
         """
         for name in parameters:
             if name not in KEYS:
-                raise InputError(f"unknown request parameter '{name}'; allowed: {', '.join(KEYS)}")
+                raise InputError(f"unknown request parameter '{name}'; allowed: {', '.join(KEYS)}", kind="parameter")
         return replace(self, **parameters) if parameters else self
 
     def class_indices(self, class_names: tuple[str, ...], num_classes: int) -> frozenset[int] | None:
@@ -106,7 +106,9 @@ class Settings:
         for word, threshold in _threshold_pairs(self.class_score_thresholds):
             label = _class_index("class_score_thresholds", word, class_names, num_classes)
             if label in named:
-                raise InputError(f"parameter 'class_score_thresholds' has class {label} twice; allowed: once")
+                raise InputError(
+                    f"parameter 'class_score_thresholds' has class {label} twice; allowed: once", kind="parameter"
+                )
             named.add(label)
             thresholds[label] = threshold
         return thresholds
@@ -187,7 +189,9 @@ def thing_classes(parameters: Mapping[str, str]) -> frozenset[int] | None:
     except json.JSONDecodeError:
         indices = None
     if not isinstance(indices, list) or not all(_is_int(index) and index >= 0 for index in indices):
-        raise InputError(f"parameter 'thing_classes' must be a JSON list of class indices; got {text!r}")
+        raise InputError(
+            f"parameter 'thing_classes' must be a JSON list of class indices; got {text!r}", kind="parameter"
+        )
     return frozenset(indices)
 
 
@@ -199,14 +203,14 @@ def whole_number(parameters: Mapping[str, str], name: str, default: int) -> int:
     """
     text = parameters.get(name, str(default)).strip()
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"parameter '{name}' must be a whole number >= 1; got {text!r}")
+        raise InputError(f"parameter '{name}' must be a whole number >= 1; got {text!r}", kind="parameter")
     return int(text)
 
 
 def _check(name: str, value: object) -> None:
     allowed, accepts = _ALLOWED[name]
     if not accepts(value):
-        raise InputError(f"parameter '{name}' must be {allowed}; got {value!r}")
+        raise InputError(f"parameter '{name}' must be {allowed}; got {value!r}", kind="parameter")
 
 
 def _parse(name: str, text: str) -> Any:
@@ -215,7 +219,7 @@ def _parse(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        raise InputError(f"parameter '{name}' must be {_ALLOWED[name][0]}; got {text!r}") from None
+        raise InputError(f"parameter '{name}' must be {_ALLOWED[name][0]}; got {text!r}", kind="parameter") from None
 
 
 def _class_index(key: str, word: str, class_names: tuple[str, ...], num_classes: int) -> int:
@@ -224,4 +228,6 @@ def _class_index(key: str, word: str, class_names: tuple[str, ...], num_classes:
     if word.isdecimal() and int(word) < num_classes:
         return int(word)
     known = f"; names: {', '.join(class_names)}" if class_names else ""
-    raise InputError(f"parameter '{key}' has no class {word!r}; allowed: 0 to {num_classes - 1}{known}")
+    raise InputError(
+        f"parameter '{key}' has no class {word!r}; allowed: 0 to {num_classes - 1}{known}", kind="parameter"
+    )
