@@ -215,7 +215,7 @@ def test_port_taken(repository, protocol):
 
 def test_one_port_for_two_protocols():
     with pytest.raises(PortTakenError, match="asked for twice"):
-        pick_ports(host="127.0.0.1", ports={"http": 18999, "grpc": 18999})
+        pick_ports(hosts=dict.fromkeys(("http", "grpc"), "127.0.0.1"), ports={"http": 18999, "grpc": 18999})
     process = command("--http-port=9000", "--grpc-port=9000")
     process.communicate(timeout=10)
     assert process.returncode == 2

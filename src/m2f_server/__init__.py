@@ -1,6 +1,8 @@
 """Run the real `tritonserver` on a model repository: `with serve(...) as server:`, or `m2f serve`."""
 
+from m2f_server.access import ADMIN_HEADER
 from m2f_server.errors import (
+    AccessError,
     LibraryMissingError,
     ModelLoadError,
     PortTakenError,
@@ -9,10 +11,14 @@ from m2f_server.errors import (
     ServerCrashedError,
     ServerNotFoundError,
     StartTimeoutError,
+    TlsError,
 )
 from m2f_server.launch import Server, serve
+from m2f_server.tls import ServerTls
 
 __all__ = [
+    "ADMIN_HEADER",
+    "AccessError",
     "LibraryMissingError",
     "ModelLoadError",
     "PortTakenError",
@@ -21,6 +27,8 @@ __all__ = [
     "Server",
     "ServerCrashedError",
     "ServerNotFoundError",
+    "ServerTls",
     "StartTimeoutError",
+    "TlsError",
     "serve",
 ]

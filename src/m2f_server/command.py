@@ -12,8 +12,11 @@ import click
 
 from m2f_server import launch
 from m2f_server.errors import ServeError
+from m2f_server.launch import LOOPBACK
 from m2f_server.server import STOP_TIMEOUT_S, Server
+from m2f_server.tls import ServerTls
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
 _PORT = click.IntRange(0, 65535)
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -39,12 +42,19 @@ class _Stopped(BaseException):
     metavar="NAME",
     help="Use configs/NAME.pbtxt where a model has one: cpu for ONNX Runtime. Default: the TensorRT configuration.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is everywhere.")
+@click.option("--host", default=LOOPBACK, show_default=True, help="Address of HTTP and gRPC; 0.0.0.0 is everywhere.")
+@click.option("--monitor-host", default=LOOPBACK, show_default=True, help="Address of the metrics.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port; 0 picks a free one.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Metrics port; 0 picks a free one.")
+@click.option("--admin-token-file", type=_FILE, help="Holds the secret of the restricted APIs. Default: a random one.")
+@click.option(
+    "--tls-cert", type=_FILE, help="gRPC's certificate (PEM); HTTP, which has no TLS, is then on loopback only."
+)
+@click.option("--tls-key", type=_FILE, help="Its private key.")
+@click.option("--tls-client-ca", type=_FILE, help="Let in only clients with a certificate of this authority (mTLS).")
 @click.option("--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to get ready.")
-@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), help="Keep the server's log in this file.")
+@click.option("--log-file", type=_FILE, help="Keep the server's log in this file.")
 @click.option("--log-verbose", is_flag=True, help="Show the server's log, at its verbose level.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
@@ -53,9 +63,14 @@ def serve(
     model_repository: Path,
     config_name: str | None,
     host: str,
+    monitor_host: str,
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    admin_token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     timeout: float,
     log_file: Path | None,
     log_verbose: bool,
@@ -73,12 +88,15 @@ def serve(
                 model_repository=model_repository,
                 config_name=config_name,
                 host=host,
+                monitor_host=monitor_host,
                 http_port=http_port,
                 grpc_port=grpc_port,
                 metrics_port=metrics_port,
                 timeout=timeout,
                 log_file=log_file,
                 log_verbose=log_verbose,
+                admin_token_file=admin_token_file,
+                tls=_tls(tls_cert, tls_key, tls_client_ca),
                 extra_args=extra_args,
             ) as server,
         ):
@@ -91,9 +109,18 @@ def serve(
         sys.exit(1)
 
 
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    if cert and key:
+        return ServerTls(cert=cert, key=key, client_ca=client_ca)
+    if cert or key or client_ca:
+        raise click.UsageError("--tls-cert and --tls-key go together, and --tls-client-ca goes with them")
+    return None
+
+
 def _ready_line(server: Server) -> str:
+    grpc = "grpcs" if server.tls else "grpc"
     return (
-        f"m2f: ready  http://{server.http_url}  grpc://{server.grpc_url}  metrics {server.metrics_url}"
+        f"m2f: ready  http://{server.http_url}  {grpc}://{server.grpc_url}  metrics {server.metrics_url}"
         f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
     )
 
@@ -104,6 +131,7 @@ def _as_json(server: Server) -> str:
             "http": server.http_url,
             "grpc": server.grpc_url,
             "metrics": server.metrics_url,
+            "tls": server.tls,
             "models": server.models,
             "start_seconds": round(server.start_seconds, 2),
             "pid": server.pid,

@@ -19,6 +19,14 @@ class RepositoryError(ServeError):
     """The model repository does not exist, holds no model, or has no configuration of the name asked for."""
 
 
+class AccessError(ServeError):
+    """The admin token cannot be used."""
+
+
+class TlsError(ServeError):
+    """A certificate or key cannot be used."""
+
+
 class PortTakenError(ServeError):
     """An address cannot be listened on.
 

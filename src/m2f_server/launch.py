@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from m2f_server.access import Access, read_access
 from m2f_server.errors import PortTakenError, ServeError
 from m2f_server.guard import Guard
 from m2f_server.locate import Installation, prepare
 from m2f_server.ports import pick_ports
 from m2f_server.repository import check_repository
 from m2f_server.server import EXIT_TIMEOUT_S, Server
+from m2f_server.tls import ServerTls
 
+LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # a free port may be taken by someone else before the server gets to it
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -33,8 +36,10 @@ class _Settings:
 
     repository: Path
     config_name: str | None
-    host: str
+    hosts: Mapping[str, str]
     ports: Mapping[str, int]
+    access: Access
+    tls: ServerTls | None
     timeout: float
     log_file: Path | None
     log_verbose: bool
@@ -46,13 +51,16 @@ def serve(
     *,
     model_repository: str | Path = "model_repository",
     config_name: str | None = None,
-    host: str = "127.0.0.1",
+    host: str = LOOPBACK,
+    monitor_host: str = LOOPBACK,
     http_port: int = 8000,
     grpc_port: int = 8001,
     metrics_port: int = 8002,
     timeout: float = 120.0,
     log_file: str | Path | None = None,
     log_verbose: bool = False,
+    admin_token_file: str | Path | None = None,
+    tls: ServerTls | None = None,
     extra_args: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run a server for the length of the `with` block.
@@ -60,13 +68,16 @@ def serve(
     Args:
         model_repository: the folder of models.
         config_name: `configs/<name>.pbtxt` is used where a model has one; None is the TensorRT production setting.
-        host: IPv4 address to listen on, for all three protocols.
+        host: IPv4 address to listen on, for HTTP and gRPC.
+        monitor_host: IPv4 address of the metrics.
         http_port: port of the HTTP API; 0 picks a free one, as for the others.
         grpc_port: port of the gRPC API.
         metrics_port: port of the Prometheus metrics.
         timeout: seconds until every model must be ready.
         log_file: where the server's log goes; by default a temporary file that goes with the server.
         log_verbose: let the server say more, and pass its log on to standard error too.
+        admin_token_file: holds the secret of the restricted interfaces (`access`); by default a random one.
+        tls: certificates of the gRPC port. With them HTTP, which Triton has no TLS for, listens on loopback alone.
         extra_args: further options for `tritonserver`.
 
     Yields:
@@ -78,11 +89,13 @@ def serve(
     settings = _Settings(
         repository=Path(model_repository).absolute(),
         config_name=config_name,
-        host=host,
+        hosts={"http": LOOPBACK if tls else host, "grpc": host, "metrics": monitor_host},
         ports={"http": http_port, "grpc": grpc_port, "metrics": metrics_port},
         timeout=timeout,
         log_file=Path(log_file).absolute() if log_file else None,
         log_verbose=log_verbose,
+        access=read_access(Path(admin_token_file) if admin_token_file else None),
+        tls=tls,
         extra_args=extra_args,
     )
     check_repository(settings.repository, config_name=config_name)
@@ -110,12 +123,20 @@ def _running(settings: _Settings) -> Iterator[Server]:
     guard = Guard(shm_prefix=name, work_dir=work_dir)
     try:
         installation = prepare(work_dir)
-        ports = pick_ports(host=settings.host, ports=settings.ports)
+        ports = pick_ports(hosts=settings.hosts, ports=settings.ports)
         arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
         log_path = settings.log_file or work_dir / "tritonserver.log"
         process = _spawn(installation, arguments, cwd=work_dir, log_path=log_path, echo=settings.log_verbose)
         guard.watch(process.pid)
-        server = Server(process=process, name=name, host=settings.host, ports=ports, log_path=log_path)
+        server = Server(
+            process=process,
+            name=name,
+            hosts=settings.hosts,
+            ports=ports,
+            log_path=log_path,
+            access=settings.access,
+            tls=settings.tls is not None,
+        )
         try:
             server.wait_ready(timeout=settings.timeout)
             yield server
@@ -136,7 +157,10 @@ def _arguments(settings: _Settings, *, name: str, ports: Mapping[str, int], work
         f"--backend-config=python,shm-region-prefix-name={name}-",
     ]
     for protocol, port in ports.items():
-        arguments += [f"--{protocol}-address={settings.host}", f"--{protocol}-port={port}"]
+        arguments += [f"--{protocol}-address={settings.hosts[protocol]}", f"--{protocol}-port={port}"]
+    arguments += settings.access.arguments
+    if settings.tls:
+        arguments += settings.tls.arguments
     if settings.config_name:
         arguments.append(f"--model-config-name={settings.config_name}")
     if settings.log_verbose:

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from m2f_server.errors import PortTakenError
 
 
-def pick_ports(*, host: str, ports: Mapping[str, int]) -> dict[str, int]:
+def pick_ports(*, hosts: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, int]:
     """Return a port for each protocol, free at this moment.
 
     Args:
-        host: the IPv4 address to listen on.
+        hosts: protocol to the IPv4 address to listen on.
         ports: protocol to the port asked for; 0 asks for any.
 
     Raises:
@@ -20,6 +20,7 @@ def pick_ports(*, host: str, ports: Mapping[str, int]) -> dict[str, int]:
     picked: dict[str, int] = {}
     with ExitStack() as held:  # all at once, so that no two get the same
         for protocol, port in ports.items():
+            host = hosts[protocol]
             if port in picked.values():
                 raise PortTakenError(protocol=protocol, host=host, port=port, reason="asked for twice")
             probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))

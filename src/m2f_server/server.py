@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from m2f_server.access import Access
 from m2f_server.diagnose import diagnose, tail
 from m2f_server.errors import StartTimeoutError
 
@@ -20,44 +21,59 @@ class Server:
     """A running `tritonserver`, made by `serve`.
 
     Attributes:
-        host: the address it listens on.
+        hosts: protocol to the address it listens on.
         ports: protocol (`http`, `grpc`, `metrics`) to port.
         pid: the server's process, leader of its own process group.
         log_path: the server's log; a temporary file that goes with the server, unless a file was asked for.
         models: names of the models that are ready.
+        access: what the restricted interfaces want to see.
+        tls: whether the gRPC port speaks TLS.
         start_seconds: from the start of the process until every model was ready.
     """
 
     def __init__(
-        self, *, process: subprocess.Popen[bytes], name: str, host: str, ports: Mapping[str, int], log_path: Path
+        self,
+        *,
+        process: subprocess.Popen[bytes],
+        name: str,
+        hosts: Mapping[str, str],
+        ports: Mapping[str, int],
+        log_path: Path,
+        access: Access,
+        tls: bool,
     ) -> None:
-        self.host = host
+        self.hosts = dict(hosts)
         self.ports = dict(ports)
         self.pid = process.pid
         self.log_path = log_path
         self.models: list[str] = []
         self.start_seconds = 0.0
+        self.access = access
+        self.tls = tls
         self._name = name
         self._process = process
 
     @property
     def http_url(self) -> str:
         """`host:port`, the form that tritonclient takes."""
-        return f"{self._client_host}:{self.ports['http']}"
+        return self._address("http")
 
     @property
     def grpc_url(self) -> str:
         """`host:port`, the form that tritonclient takes."""
-        return f"{self._client_host}:{self.ports['grpc']}"
+        return self._address("grpc")
 
     @property
     def metrics_url(self) -> str:
         """Full address of the Prometheus metrics."""
-        return f"http://{self._client_host}:{self.ports['metrics']}/metrics"
+        return f"http://{self._address('metrics')}/metrics"
 
-    @property
-    def _client_host(self) -> str:
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+    def _address(self, protocol: str) -> str:
+        return f"{self._client_host(protocol)}:{self.ports[protocol]}"
+
+    def _client_host(self, protocol: str) -> str:
+        host = self.hosts[protocol]
+        return "127.0.0.1" if host == "0.0.0.0" else host
 
     def is_running(self) -> bool:
         """Tell whether the server's process lives."""
@@ -119,9 +135,9 @@ class Server:
 
     def _fetch(self, protocol: str, method: str, path: str) -> bytes | None:
         """Return the body of a 200 answer, else None."""
-        connection = http.client.HTTPConnection(self._client_host, self.ports[protocol], timeout=5)
+        connection = http.client.HTTPConnection(self._client_host(protocol), self.ports[protocol], timeout=5)
         try:
-            connection.request(method, path)
+            connection.request(method, path, headers=self.access.headers)
             response = connection.getresponse()
             body = response.read()
             return body if response.status == http.client.OK else None
