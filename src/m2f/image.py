@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from m2f.contract import MAX_SIDE, InputError
+from m2f.record import image_decoded
 
 try:
     from simplejpeg import decode_jpeg
@@ -71,6 +72,7 @@ def _decode(data: bytes, image: Image.Image) -> tuple[Pixels, object]:
     pixels = _decode_fast(data, image)
     if pixels is None:
         pixels = _decode_with_pillow(image)
+    image_decoded("JPEG" if image.format == "MPO" else image.format or "")  # several JPEGs in a file
     return pixels, image.getexif().get(ExifTags.Base.Orientation)  # of a PNG it may stand behind the pixels
 
 

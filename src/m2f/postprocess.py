@@ -15,6 +15,7 @@ import numpy.typing as npt
 from m2f.contract import MAX_SIDE, InputError
 from m2f.geometry import Floats, Ints, bilinear_taps
 from m2f.masks import Masks, MaskSampler
+from m2f.record import phase
 from m2f.semantics import PROFILES, grid_taps
 from m2f.settings import NO_LIMIT, Settings
 
@@ -83,17 +84,19 @@ def postprocess(
     cells, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     profile = PROFILES[settings.semantics]
     thresholds = _thresholds(settings, class_names, cls_logits.shape[1] - 1, thing_classes)
-    candidates = select(class_scores(cls_logits, settings.background_label_id), settings, thresholds)
-    queries, mask_of = np.unique(candidates.queries, return_inverse=True)
-    if profile.grid is None:
-        sampler = MaskSampler.to_image(
-            cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
-        )
-        masks = sampler.sample(mask_logits, queries)
-    else:
-        masks = _sample_by_grid(
-            mask_logits, queries, grid=profile.grid, original=ori_shape, kernel=kernel, threads=threads
-        )
+    with phase("select"):
+        candidates = select(class_scores(cls_logits, settings.background_label_id), settings, thresholds)
+        queries, mask_of = np.unique(candidates.queries, return_inverse=True)
+    with phase("masks"):
+        if profile.grid is None:
+            sampler = MaskSampler.to_image(
+                cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
+            )
+            masks = sampler.sample(mask_logits, queries)
+        else:
+            masks = _sample_by_grid(
+                mask_logits, queries, grid=profile.grid, original=ori_shape, kernel=kernel, threads=threads
+            )
     scores = candidates.scores * masks.scores.astype(np.float32)[mask_of]
     kept = keep(scores, candidates.labels, masks, mask_of, settings=settings, thresholds=thresholds)
     boxes = masks.boxes[mask_of[kept]].astype(np.float32)

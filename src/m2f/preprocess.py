@@ -18,6 +18,7 @@ from PIL import Image
 
 from m2f.contract import InputError
 from m2f.image import Pixels, decode_image
+from m2f.record import phase
 
 LAYOUTS = ("uint8_hwc", "float32_chw")
 SIZE_RULES = ("mmdetection", "huggingface")
@@ -111,9 +112,16 @@ class Preprocessing:
 
         Only here the full-size pixels exist, so those of one image at a time.
         """
-        image = self._decode(data, index, count)
+        with phase("decode"):
+            image = self._decode(data, index, count)
         height, width = self.target_size(*image.shape[:2])
         row = self._empty(1, *(self.input_size or self._round_up(height, width)))[0]
+        with phase("resize"):
+            self._fill(row, image, height, width)
+        return row, (height, width), image.shape[:2]
+
+    def _fill(self, row: npt.NDArray[Any], image: Pixels, height: int, width: int) -> None:
+        """Write an image into a row, resized to a size, and padding around it."""
         if self.layout == "uint8_hwc":
             self._resize(image, out=row[:height, :width])
         else:
@@ -121,7 +129,6 @@ class Preprocessing:
             self._resize(image, out=resized)
             self._normalise(resized, out=row[:height, :width])
         self._pad(row, height, width)
-        return row, (height, width), image.shape[:2]
 
     def _decode(self, data: bytes, index: int, count: int) -> Pixels:
         try:
