@@ -99,7 +99,7 @@ def measure(cases: list[Case], *, rounds: int) -> list[Row]:
         serve(model_repository=repository, http_port=0, grpc_port=0, metrics_port=0) as server,
         tritonclient.grpc.InferenceServerClient(server.grpc_url) as client,
     ):
-        return [row for case in cases for row in _measure_case(client, case, rounds)]
+        return [row for case in cases for row in _measure_case(client, case, rounds, server.access.headers)]
 
 
 @contextmanager
@@ -118,8 +118,8 @@ def _repository() -> Iterator[Path]:
         yield repository
 
 
-def _measure_case(client: Any, case: Case, rounds: int) -> list[Row]:
-    want, samples, bare_ms = _sample(client, case, rounds)
+def _measure_case(client: Any, case: Case, rounds: int, admin: dict[str, str]) -> list[Row]:
+    want, samples, bare_ms = _sample(client, case, rounds, admin)
     medians = {
         key: {name: statistics.median(request[name] for request in requests) for name in requests[0]}
         for key, requests in samples.items()
@@ -139,12 +139,12 @@ def _measure_case(client: Any, case: Case, rounds: int) -> list[Row]:
     ]
 
 
-def _sample(client: Any, case: Case, rounds: int) -> tuple[Arrays, Samples, float]:
+def _sample(client: Any, case: Case, rounds: int, admin: dict[str, str]) -> tuple[Arrays, Samples, float]:
     """Check the answers, then take turns: our outputs, every request by model and transport, the bare median."""
     arrays, parameters = _arrays(case), {"score_threshold": case.settings.score_threshold}
     want = _bare(case)
     bare: list[float] = []
-    with _shared(client, arrays) as shared:
+    with _shared(client, arrays, admin) as shared:
         transports = {"grpc": _sent(arrays), "shared memory": shared}
         keys = [(model, transport) for model in (STEP, NOTHING) for transport in transports]
         for model, transport in keys:
@@ -204,7 +204,7 @@ def _sent(arrays: Arrays) -> list[Any]:
 
 
 @contextmanager
-def _shared(client: Any, arrays: Arrays) -> Iterator[list[Any]]:
+def _shared(client: Any, arrays: Arrays, admin: dict[str, str]) -> Iterator[list[Any]]:
     """Put the inputs into a system shared-memory region that the server maps."""
     total = sum(array.nbytes for array in arrays.values())
     key = f"/{REGION}_{os.getpid()}"
@@ -218,9 +218,9 @@ def _shared(client: Any, arrays: Arrays) -> Iterator[list[Any]]:
         offset += array.nbytes
 
     try:
-        client.register_system_shared_memory(REGION, key, total)
+        client.register_system_shared_memory(REGION, key, total, headers=admin)
         yield _inputs(arrays, place)
-        client.unregister_system_shared_memory(REGION)
+        client.unregister_system_shared_memory(REGION, headers=admin)
     finally:
         shared_memory.destroy_shared_memory_region(region)
 
