@@ -43,11 +43,12 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from m2f_server.glue import respond
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.step = Step(args)
         self.outputs = {
             output["name"]: np.zeros(
                 [1, *(max(0, side) for side in output["dims"])], pb_utils.triton_string_to_numpy(output["data_type"])
@@ -56,7 +57,7 @@ class TritonPythonModel:
         }
 
     def execute(self, requests):
-        return [respond(request, lambda arrays, parameters: self.outputs) for request in requests]
+        return [self.step.respond(request, lambda arrays, parameters: self.outputs) for request in requests]
 '''
 
 

@@ -6,6 +6,8 @@ Importable only inside Triton's Python backend, which provides `triton_python_ba
 from __future__ import annotations
 
 import json
+import os
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,48 +17,95 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from m2f.contract import InputError
+from m2f.record import recorded
+from m2f_server.logfmt import logfmt
+from m2f_server.metrics import FAULT, StepMetrics
 
+LOG_REQUESTS = "M2F_LOG_REQUESTS"  # environment: 1 logs every request, not only those that fail
 Arrays = dict[str, npt.NDArray[Any]]
 Infer = Callable[[Arrays, Mapping[str, Any]], Arrays]
 
 
-def repository_parameters(args: Mapping[str, str]) -> dict[str, str]:
-    """Return the `parameters` block of the model's configuration, from `initialize`'s args."""
-    parameters = json.loads(args["model_config"])["parameters"]
-    return {name: value["string_value"] for name, value in parameters.items()}
+class Step:
+    """An instance of a model: its configuration, metrics and log.
 
+    Args:
+        args: those of the model's `initialize`.
 
-def log(line: str) -> None:
-    """Write a line to the server's log."""
-    pb_utils.Logger.log_info(line)
-
-
-def respond(request: Any, infer: Infer) -> Any:
-    """Answer one request with `infer(input arrays, request parameters)`.
-
-    An `InputError` becomes INVALID_ARGUMENT with its message; anything else is a fault of ours: it is logged
-    with its trace and answered as INTERNAL. Neither touches the other requests.
+    Attributes:
+        parameters: the `parameters` block of the model's configuration.
     """
-    try:
-        return _answer(infer(_inputs(request), json.loads(request.parameters() or "{}")))
-    except Exception as error:  # a model must answer; the stub would take every request down with it
-        return _failure(error)
+
+    def __init__(self, args: Mapping[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.parameters: dict[str, str] = {name: value["string_value"] for name, value in parameters.items()}
+        self._model = args["model_name"]
+        self._metrics = StepMetrics(self._model)
+        self._logs_requests = os.environ.get(LOG_REQUESTS) == "1"
+
+    def log(self, event: str, **fields: object) -> None:
+        """Write a line to the server's log."""
+        pb_utils.Logger.log_info(logfmt(event=event, model=self._model, **fields))
+
+    def respond(self, request: Any, infer: Infer) -> Any:
+        """Answer one request with `infer(input arrays, request parameters)`.
+
+        An `InputError` becomes INVALID_ARGUMENT with its message; anything else is a fault of ours: it is logged
+        with its trace and answered as INTERNAL. Neither touches the other requests.
+        """
+        started = time.perf_counter()
+        try:
+            with recorded() as record:
+                response = _answer(infer(_inputs(request), json.loads(request.parameters() or "{}")))
+            self._metrics.work(record)
+        except Exception as error:  # a model must answer; the stub would take every request down with it
+            return self._failure([request], error, started)[0]
+        self._done([request], started)
+        return response
+
+    def respond_together(self, requests: Sequence[Any], infer: Callable[[Arrays], Arrays]) -> list[Any]:
+        """Answer what the dynamic batcher collected with one `infer` over all of it.
+
+        The batcher brings together only requests whose tensors agree in all but the batch dimension.
+        """
+        started = time.perf_counter()
+        try:
+            inputs = [_inputs(request) for request in requests]
+            sizes = [len(next(iter(arrays.values()))) for arrays in inputs]
+            outputs = infer({name: np.concatenate([arrays[name] for arrays in inputs]) for name in inputs[0]})
+            edges = np.cumsum(sizes)[:-1]
+            parts = {name: np.split(array, edges) for name, array in outputs.items()}
+            responses = [_answer({name: part[i] for name, part in parts.items()}) for i in range(len(requests))]
+        except Exception as error:
+            return self._failure(requests, error, started)
+        self._done(requests, started)
+        return responses
+
+    def _done(self, requests: Sequence[Any], started: float) -> None:
+        if self._logs_requests:
+            for request in requests:
+                self.log("answered", request_id=request.request_id(), ms=_milliseconds(started))
+
+    def _failure(self, requests: Sequence[Any], error: Exception, started: float) -> list[Any]:
+        """Count and log an error for each of its requests, and answer them with it."""
+        kind: str
+        message, more = str(error), {}
+        if isinstance(error, InputError):
+            kind, code, write = error.kind, pb_utils.TritonError.INVALID_ARG, pb_utils.Logger.log_info
+        else:
+            kind, code, write = FAULT, pb_utils.TritonError.INTERNAL, pb_utils.Logger.log_error
+            message = f"{type(error).__name__}: {error}"
+            more = {"trace": "".join(traceback.format_exception(error))}
+        fields = {"model": self._model, "kind": kind, "ms": _milliseconds(started), "message": message, **more}
+        for request in requests:
+            self._metrics.error(kind)
+            write(logfmt(event="error", request_id=request.request_id(), **fields))
+        answer = pb_utils.TritonError(message, code)
+        return [pb_utils.InferenceResponse(output_tensors=[], error=answer) for _ in requests]
 
 
-def respond_together(requests: Sequence[Any], infer: Callable[[Arrays], Arrays]) -> list[Any]:
-    """Answer what the dynamic batcher collected with one `infer` over all of it.
-
-    The batcher brings together only requests whose tensors agree in all but the batch dimension.
-    """
-    try:
-        inputs = [_inputs(request) for request in requests]
-        sizes = [len(next(iter(arrays.values()))) for arrays in inputs]
-        outputs = infer({name: np.concatenate([arrays[name] for arrays in inputs]) for name in inputs[0]})
-        edges = np.cumsum(sizes)[:-1]
-        parts = {name: np.split(array, edges) for name, array in outputs.items()}
-        return [_answer({name: part[i] for name, part in parts.items()}) for i in range(len(requests))]
-    except Exception as error:
-        return [_failure(error) for _ in requests]
+def _milliseconds(started: float) -> str:
+    return f"{(time.perf_counter() - started) * 1e3:.1f}"
 
 
 def _inputs(request: Any) -> Arrays:
@@ -66,14 +115,3 @@ def _inputs(request: Any) -> Arrays:
 def _answer(outputs: Arrays) -> Any:
     tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()]
     return pb_utils.InferenceResponse(output_tensors=tensors)
-
-
-def _failure(error: Exception) -> Any:
-    if isinstance(error, InputError):
-        return _error_response(str(error), pb_utils.TritonError.INVALID_ARG)
-    pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
-    return _error_response(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
-
-
-def _error_response(message: str, code: int) -> Any:
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

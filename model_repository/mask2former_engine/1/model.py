@@ -6,20 +6,21 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.contract import InputError
-from m2f_server.glue import repository_parameters, respond_together
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
     """input -> cls_logits, mask_logits."""
 
     def initialize(self, args):
+        self.step = Step(args)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = int(repository_parameters(args).get("intra_op_num_threads", 0))
+        options.intra_op_num_threads = int(self.step.parameters.get("intra_op_num_threads", 0))
         model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def execute(self, requests):
-        return respond_together(requests, self.infer)
+        return self.step.respond_together(requests, self.infer)
 
     def infer(self, arrays):
         try:

@@ -1,14 +1,17 @@
 """RLE -> masks of a bit a pixel."""
 
 from m2f.batch import dense_masks
-from m2f_server.glue import respond
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
     """rle BYTES [N, K], size [N, 2] -> packed_masks UINT8 [N, K, H, ceil(W / 8)]."""
 
+    def initialize(self, args):
+        self.step = Step(args)
+
     def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, _parameters):
         return {"packed_masks": dense_masks(arrays["rle"], arrays["size"], packed=True)}

@@ -9,7 +9,7 @@ from m2f.batch import images
 from m2f.label_maps import check_size, stack_maps
 from m2f.panoptic import VOID, panoptic
 from m2f.settings import Settings, model_facts
-from m2f_server.glue import repository_parameters, respond
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
@@ -17,12 +17,12 @@ class TritonPythonModel:
 
     def initialize(self, args):
         threadpool_limits(1)  # concurrency comes from Triton's instances
-        parameters = repository_parameters(args)
-        self.settings = Settings.from_repository(parameters)
-        self.facts = model_facts(parameters)
+        self.step = Step(args)
+        self.settings = Settings.from_repository(self.step.parameters)
+        self.facts = model_facts(self.step.parameters)
 
     def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
         settings = self.settings.override(parameters)

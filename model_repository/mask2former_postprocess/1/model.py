@@ -1,27 +1,33 @@
 """Logits -> scored instances."""
 
+from importlib.metadata import version
+
 from m2f import native
 from m2f.batch import images, stack_instances
 from m2f.postprocess import postprocess
 from m2f.settings import Settings, model_facts, whole_number
-from m2f_server.glue import log, repository_parameters, respond
+from m2f_server.glue import Step
+from m2f_server.metrics import InstanceMetrics, set_info
 
 
 class TritonPythonModel:
     """cls_logits [N, Q, C+1], mask_logits [N, Q, h, w], img_shape, ori_shape [N, 2] -> structured outputs."""
 
     def initialize(self, args):
-        parameters = repository_parameters(args)
-        self.settings = Settings.from_repository(parameters)
-        self.facts = model_facts(parameters)
-        self.threads = whole_number(parameters, "threads", 1)
-        log(f"post-processing on {native.kernels()[0]}, threads: {self.threads}")
+        self.step = Step(args)
+        self.settings = Settings.from_repository(self.step.parameters)
+        self.facts = model_facts(self.step.parameters)
+        self.threads = whole_number(self.step.parameters, "threads", 1)
+        self.instances = InstanceMetrics()
+        set_info(version=version("m2f"), kernel=native.kernels()[0])
+        self.step.log("loaded", kernel=native.kernels()[0], threads=self.threads)
 
     def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), **self.facts, "threads": self.threads}
         outputs = stack_instances([postprocess(*logits, **sizes, **own) for logits, sizes in images(arrays)])
+        self.instances.add(outputs["num_instances"].reshape(-1).tolist())
         # an ensemble's output may feed no other step, so the masks step gets its own copy
         return {**outputs, "inner_rle": outputs["rle"], "inner_size": outputs["size"]}

@@ -4,7 +4,7 @@ import cv2
 
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
-from m2f_server.glue import repository_parameters, respond
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
@@ -12,10 +12,11 @@ class TritonPythonModel:
 
     def initialize(self, args):
         cv2.setNumThreads(1)  # concurrency comes from Triton's instances
-        self.preprocessing = Preprocessing.from_repository(repository_parameters(args))
+        self.step = Step(args)
+        self.preprocessing = Preprocessing.from_repository(self.step.parameters)
 
     def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
         Settings().override(parameters)  # a wrong parameter fails here, before the engine has worked for it

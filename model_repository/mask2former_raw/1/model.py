@@ -1,14 +1,17 @@
 """The engine's outputs, unchanged."""
 
 from m2f.settings import Settings
-from m2f_server.glue import respond
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
     """inner_cls_logits, inner_mask_logits -> cls_logits, mask_logits."""
 
+    def initialize(self, args):
+        self.step = Step(args)
+
     def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
         Settings().override(parameters)  # a wrong parameter is an error whatever was asked for

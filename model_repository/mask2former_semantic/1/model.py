@@ -6,7 +6,7 @@ from m2f.batch import images
 from m2f.label_maps import check_size, stack_maps
 from m2f.semantic import NO_CLASS, semantic
 from m2f.settings import Settings, whole_number
-from m2f_server.glue import repository_parameters, respond
+from m2f_server.glue import Step
 
 
 class TritonPythonModel:
@@ -14,12 +14,12 @@ class TritonPythonModel:
 
     def initialize(self, args):
         threadpool_limits(1)  # concurrency comes from Triton's instances
-        parameters = repository_parameters(args)
-        self.settings = Settings.from_repository(parameters)
-        self.mask_stride = whole_number(parameters, "mask_stride", 4)
+        self.step = Step(args)
+        self.settings = Settings.from_repository(self.step.parameters)
+        self.mask_stride = whole_number(self.step.parameters, "mask_stride", 4)
 
     def execute(self, requests):
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), "mask_stride": self.mask_stride}

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.contract import MAX_MASK_BYTES, InputError
-from m2f_server.glue import Arrays, repository_parameters, respond
+from m2f_server.glue import Arrays, Step
 
 
 class TritonPythonModel:
@@ -18,8 +18,9 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the graph."""
+        self.step = Step(args)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = int(repository_parameters(args).get("intra_op_num_threads", 0))
+        options.intra_op_num_threads = int(self.step.parameters.get("intra_op_num_threads", 0))
         model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
@@ -27,13 +28,14 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests one by one."""
-        return [respond(request, self.infer) for request in requests]
+        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays: Arrays, parameters: Mapping[str, Any]) -> Arrays:
         """Run the graph."""
         if parameters:
             raise InputError(
-                f"request parameter '{min(parameters)}': the thresholds of mask2former_head are in its graph"
+                f"request parameter '{min(parameters)}': the thresholds of mask2former_head are in its graph",
+                kind="parameter",
             )
         self.check_size(arrays["ori_shape"])
         try:
@@ -47,5 +49,6 @@ class TritonPythonModel:
         if (num_bytes := len(ori_shape) * self.rows * height * width) > MAX_MASK_BYTES:
             raise InputError(
                 f"the masks would take {num_bytes} bytes ({len(ori_shape)} x {self.rows} x {height} x {width}); "
-                f"allowed are {MAX_MASK_BYTES}: ask mask2former instead"
+                f"allowed are {MAX_MASK_BYTES}: ask mask2former instead",
+                kind="output_too_large",
             )
