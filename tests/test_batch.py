@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2f.batch import dense_masks, images, stack_instances
-from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS, InputError
+from m2f.batch import dense_masks, of_each_image, stack_instances
+from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
 from m2f.postprocess import Instances
 from m2f.rle import encode_mask
 
@@ -79,14 +79,49 @@ def a_request():
 
 def test_a_request_comes_apart_image_by_image():
     arrays = a_request()
-    for i, ((cls_logits, mask_logits), sizes) in enumerate(images(arrays)):
+    seen = of_each_image(arrays, lambda *logits, **sizes: (logits, sizes))
+    assert len(seen) == 2
+    for i, ((cls_logits, mask_logits), sizes) in enumerate(seen):
         np.testing.assert_array_equal(cls_logits, arrays["cls_logits"][i])
         np.testing.assert_array_equal(mask_logits, arrays["mask_logits"][i])
         assert sizes == {name: tuple(arrays[name][i].tolist()) for name in ("img_shape", "ori_shape")}
-    assert i == 1
 
 
 @pytest.mark.parametrize("name", ["img_shape", "ori_shape"])
 def test_sizes_of_a_wrong_shape_are_refused(name):
     with pytest.raises(InputError, match=rf"{name} must have shape \[N, 2\]"):
-        images({**a_request(), name: np.zeros((2, 3), np.int32)})
+        of_each_image({**a_request(), name: np.zeros((2, 3), np.int32)}, work=None)
+
+
+def test_an_image_with_an_error_is_named_where_there_are_several():
+    def refuse(*_logits, ori_shape, **_img_shape):
+        if ori_shape == (9, 10):
+            raise InputError("no", kind="parameter")
+
+    with pytest.raises(InputError, match=r"^image 1 of 2: no$") as error:
+        of_each_image(a_request(), refuse)
+    assert error.value.kind == "parameter"
+    with pytest.raises(InputError, match=r"^no$"):
+        of_each_image({name: array[1:] for name, array in a_request().items()}, refuse)
+
+
+def test_an_original_image_larger_than_allowed_is_refused():
+    with pytest.raises(InputError, match=r"image 1 of 2: ori_shape \(9, 10\) is too large; allowed are 89 pixels"):
+        of_each_image(a_request(), lambda *_logits, **_sizes: None, max_pixels=89)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_class_logits_that_have_no_softmax_are_the_engines_fault(wrong):
+    arrays = {**a_request(), "cls_logits": np.zeros((2, 3, 4), np.float32)}
+    arrays["cls_logits"][1, 0] = -np.inf, 1, 2, 3  # a class that never is
+    assert of_each_image(arrays, lambda *_logits, **_sizes: 1) == [1, 1]
+    arrays["cls_logits"][1, 2, 1] = wrong
+    with pytest.raises(EngineError, match="cls_logits are not finite"):
+        of_each_image(arrays, work=None)
+
+
+def test_more_instances_than_allowed_are_refused():
+    instances = [an_image(np.random.default_rng(0), k, 4, 5)[0] for k in (2, 5)]
+    assert stack_instances(instances, max_instances=5)["scores"].shape == (2, 5)
+    with pytest.raises(InputError, match="an image has 5 instances; allowed are 4: raise 'score_threshold', or set"):
+        stack_instances(instances, max_instances=4)

@@ -137,7 +137,7 @@ def preprocessing_parameters(preprocessing: Preprocessing) -> dict[str, str | No
     defaults = {field.name: field.default for field in fields(Preprocessing)}
     values = {name: getattr(preprocessing, name) for name in defaults}
     return {
-        name: _value(value) if name in ("scale", "max_pixels") or value != defaults[name] else None
+        name: _value(value) if name in ("scale", "max_pixels", "max_bytes") or value != defaults[name] else None
         for name, value in values.items()
     }
 

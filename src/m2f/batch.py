@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_MASK_BYTES, InputError
+from m2f.contract import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, EngineError, InputError, of_image
 from m2f.geometry import Floats
 from m2f.postprocess import Instances
 from m2f.rle import decode_into, packed_width
 
 NO_LABEL = -1
 
+T = TypeVar("T")
 
-def stack_instances(images: Sequence[Instances]) -> dict[str, npt.NDArray[Any]]:
+
+def stack_instances(images: Sequence[Instances], *, max_instances: int = MAX_INSTANCES) -> dict[str, npt.NDArray[Any]]:
     """Stack N images' instances into the structured outputs of the contract, batch dimension first.
 
     Rows beyond an image's own are score 0, label -1, empty RLE; `num_instances` says how many count.
+
+    Raises:
+        InputError: an image has more than `max_instances`.
     """
     rows = max(len(image.scores) for image in images)
+    if rows > max_instances:
+        raise InputError(
+            f"an image has {rows} instances; allowed are {max_instances}: raise 'score_threshold', or set 'keep_top_k'",
+            kind="output_too_large",
+        )
     return {
         "num_instances": np.array([[len(image.scores)] for image in images], np.int32),
         "scores": _padded([image.scores for image in images], rows, 0),
@@ -36,7 +46,11 @@ def stack_instances(images: Sequence[Instances]) -> dict[str, npt.NDArray[Any]]:
 
 
 def dense_masks(
-    rle: npt.NDArray[np.object_], size: npt.NDArray[np.int32], *, packed: bool = False
+    rle: npt.NDArray[np.object_],
+    size: npt.NDArray[np.int32],
+    *,
+    packed: bool = False,
+    max_bytes: int = MAX_MASK_BYTES,
 ) -> npt.NDArray[np.uint8]:
     """Decode the RLE [N, K] of N images of size [N, 2] to masks of the largest H and W.
 
@@ -44,23 +58,24 @@ def dense_masks(
         rle: COCO `counts`; empty strings (padded rows) stay empty masks, and where no mask was exported at all, K is 0.
         size: height and width of each image.
         packed: a bit a pixel, in place of a byte: see `rle.decode`.
+        max_bytes: of all masks together.
 
     Returns:
         0/1 uint8 [N, K, H, W]; packed: uint8 [N, K, H, ceil(W / 8)].
 
     Raises:
-        InputError: the masks would take more than `MAX_MASK_BYTES`.
+        InputError: the masks would take more than `max_bytes`.
     """
     images, rows = rle.shape
     if not any(counts for counts in rle.flat):
         rows = 0
     height, width = size.max(axis=0).tolist()
     shape = (images, rows, height, packed_width(width) if packed else width)
-    if (num_bytes := math.prod(shape)) > MAX_MASK_BYTES:
+    if (num_bytes := math.prod(shape)) > max_bytes:
         name, other = ("packed_masks", "") if packed else ("masks", "'packed_masks', or ")
         raise InputError(
             f"'{name}' would take {num_bytes} bytes ({' x '.join(map(str, shape))}); allowed are "
-            f"{MAX_MASK_BYTES}: ask for {other}'rle' instead, or for fewer instances",
+            f"{max_bytes}: ask for {other}'rle' instead, or for fewer instances",
             kind="output_too_large",
         )
     masks = np.zeros(shape, np.uint8)
@@ -71,27 +86,42 @@ def dense_masks(
     return masks
 
 
-def images(arrays: Mapping[str, npt.NDArray[Any]]) -> list[tuple[list[Floats], dict[str, tuple[int, int]]]]:
-    """Take a request's logits and sizes apart, image by image.
+def of_each_image(
+    arrays: Mapping[str, npt.NDArray[Any]], work: Callable[..., T], *, max_pixels: int = MAX_PIXELS
+) -> list[T]:
+    """Return what `work` makes of each image of a request.
 
     Args:
         arrays: `cls_logits` [N, Q, C+1], `mask_logits` [N, Q, h, w], `img_shape` and `ori_shape` [N, 2].
-
-    Returns:
-        For each image its two logits, and its `img_shape` and `ori_shape` as (height, width).
+        work: called with an image's two logits, and `img_shape` and `ori_shape` as (height, width).
+        max_pixels: of an original image.
 
     Raises:
-        InputError: a shape tensor of another shape.
+        InputError: shapes that do not fit, or a larger image; the message says which image where there are several.
+        EngineError: class logits that no scores can be made of.
     """
-    sizes = [[(name, size) for size in _sizes(name, arrays[name])] for name in ("img_shape", "ori_shape")]
-    logits = zip(arrays["cls_logits"], arrays["mask_logits"], strict=True)
-    return [(list(pair), dict(each)) for pair, *each in zip(logits, *sizes, strict=True)]
+    for name in ("img_shape", "ori_shape"):
+        if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
+            raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(arrays[name].shape)}")
+    _check_scores(arrays["cls_logits"])
+    results = []
+    names = ("cls_logits", "mask_logits", "img_shape", "ori_shape")
+    for index, (*logits, valid, original) in enumerate(zip(*(arrays[name] for name in names), strict=True)):
+        img_shape, ori_shape = tuple(valid.tolist()), tuple(original.tolist())
+        with of_image(index, len(arrays["ori_shape"])):
+            if math.prod(ori_shape) > max_pixels and min(ori_shape) > 0:
+                raise InputError(f"ori_shape {ori_shape} is too large; allowed are {max_pixels} pixels")
+            results.append(work(*logits, img_shape=img_shape, ori_shape=ori_shape))
+    return results
 
 
-def _sizes(name: str, shapes: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
-    if shapes.ndim != 2 or shapes.shape[1] != 2:
-        raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(shapes.shape)}")
-    return [(height, width) for height, width in shapes.tolist()]
+def _check_scores(cls_logits: Floats) -> None:
+    """Refuse what a softmax makes NaN of: NaN, infinity, and a query that is minus infinity throughout."""
+    if not np.isfinite(cls_logits.max(axis=-1)).all():
+        raise EngineError(
+            "cls_logits are not finite, so there are no scores: the input was not, or the engine overflows (an FP16 "
+            "engine: export it with more of it in FP32)"
+        )
 
 
 def _objects(values: Sequence[bytes]) -> npt.NDArray[np.object_]:

@@ -4,6 +4,9 @@ Everything that crosses Triton is named here once; the configurations under `mod
 these names and a test holds the two together. Shapes are without the batch dimension, `-1` is free.
 """
 
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,6 +15,11 @@ PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
 MAX_BATCH_SIZE = 8
 MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JPEG can have
+
+# limits that a repository may set otherwise: docs/limits.md
+MAX_IMAGE_BYTES = 1 << 26  # of an encoded image
+MAX_PIXELS = 1 << 26  # of an original image
+MAX_INSTANCES = 1000  # of an image
 MAX_MASK_BYTES = 1 << 30  # dense `masks`, and each label map, of one response; RLE has no such limit
 
 
@@ -36,6 +44,30 @@ class InputError(ValueError):
     def __init__(self, message: str, *, kind: ErrorKind = "tensor") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+@contextmanager
+def of_image(index: int, count: int) -> Iterator[None]:
+    """Let an `InputError` say which image of a request it is about, where there are several."""
+    try:
+        yield
+    except InputError as error:
+        if count == 1:
+            raise
+        raise InputError(f"image {index} of {count}: {error}", kind=error.kind) from error
+
+
+class EngineError(RuntimeError):
+    """What the engine made of a good input cannot be used."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """Return a value for an error message, its middle left out where it is long: gRPC carries 8 kB of them."""
+    return _SHORT.repr(value)
 
 
 @dataclass(frozen=True)

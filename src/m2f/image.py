@@ -30,8 +30,24 @@ except ImportError:  # no wheel for this machine: Pillow decodes JPEG as well, a
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _STRIP_ROWS = 64
+_MAX_READS = 1 << 18  # Pillow reads a file part by part; libpng's parts are 8 KiB, so those of 64 MiB are 1 << 13
+_MAX_SCANS = 64  # of a progressive JPEG: encoders make about ten, and each is a pass over all its pixels
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class _File(io.BytesIO):
+    """A file in memory that ends a search through millions of tiny parts, which would take minutes."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _MAX_READS:
+            raise InputError(
+                f"the image takes too long to decode: more than {_MAX_READS} parts", kind="image_too_large"
+            )
+        return super().read(size)
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
@@ -45,7 +61,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
         max_pixels: larger images are refused by their header, before any pixel is decoded.
 
     Raises:
-        InputError: not an image, another format, damaged or truncated, too large.
+        InputError: not an image, another format, damaged or truncated, too large or made to take long.
     """
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
@@ -57,12 +73,16 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read and check the header."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(_File(data), formats=FORMATS)
     if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
         raise InputError(
             f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels "
             f"and {MAX_SIDE} along a side",
             kind="image_too_large",
+        )
+    if image.info.get("progressive") and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
+        raise InputError(
+            f"the image takes too long to decode: {scans} scans; allowed are {_MAX_SCANS}", kind="image_too_large"
         )
     return image
 

@@ -106,22 +106,23 @@ def sigmoid(logits: Floats) -> Floats:
     return np.reciprocal(logits, out=logits)
 
 
-def check_size(name: str, ori_shapes: Sequence[tuple[int, int]]) -> None:
-    """Refuse label maps of one response that would take more than `MAX_MASK_BYTES`.
+def check_size(name: str, ori_shapes: Sequence[Sequence[int]], *, max_bytes: int = MAX_MASK_BYTES) -> None:
+    """Refuse label maps of one response that would take more than `max_bytes`.
 
     Args:
         name: of the output.
         ori_shapes: height and width of each image of the request.
+        max_bytes: of all maps together.
 
     Raises:
         InputError: they would.
     """
     height, width = (max(sides) for sides in zip(*ori_shapes, strict=True))
     images, pixel = len(ori_shapes), np.dtype(np.int32).itemsize
-    if (num_bytes := images * height * width * pixel) > MAX_MASK_BYTES:
+    if (num_bytes := images * height * width * pixel) > max_bytes:
         raise InputError(
             f"'{name}' would take {num_bytes} bytes ({images} x {height} x {width} x {pixel}); allowed are "
-            f"{MAX_MASK_BYTES}: ask for 'rle' instead, or for fewer images",
+            f"{max_bytes}: ask for 'rle' instead, or for fewer images",
             kind="output_too_large",
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from m2f.contract import InputError
+from m2f.contract import MAX_IMAGE_BYTES, MAX_PIXELS, InputError, of_image, shown
 from m2f.image import Pixels, decode_image
 from m2f.record import phase
 
@@ -48,6 +48,7 @@ class Preprocessing:
         layout: `uint8_hwc` (normalisation is in the graph) or `float32_chw` (normalised here).
         mean, std: RGB normalisation of `float32_chw`.
         max_pixels: larger images are refused by their header.
+        max_bytes: larger files are refused unread.
     """
 
     scale: tuple[int, int]
@@ -60,13 +61,18 @@ class Preprocessing:
     layout: str = "uint8_hwc"
     mean: Vector = (0.0, 0.0, 0.0)
     std: Vector = (1.0, 1.0, 1.0)
-    max_pixels: int = 1 << 26
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = MAX_IMAGE_BYTES
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise InputError(f"parameter '{name}' must be one of: {', '.join(allowed)}; got {value!r}")
+                raise InputError(f"parameter '{name}' must be one of: {', '.join(allowed)}; got {shown(value)}")
+        for name in ("max_pixels", "max_bytes"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"parameter '{name}' must be a whole number >= 1; got {shown(value)}")
         if not self.keep_ratio and self.input_size is None:
             raise InputError("parameter 'keep_ratio' false needs 'input_size'")
 
@@ -112,8 +118,8 @@ class Preprocessing:
 
         Only here the full-size pixels exist, so those of one image at a time.
         """
-        with phase("decode"):
-            image = self._decode(data, index, count)
+        with phase("decode"), of_image(index, count):
+            image = self._decode(data)
         height, width = self.target_size(*image.shape[:2])
         row = self._empty(1, *(self.input_size or self._round_up(height, width)))[0]
         with phase("resize"):
@@ -130,12 +136,11 @@ class Preprocessing:
             self._normalise(resized, out=row[:height, :width])
         self._pad(row, height, width)
 
-    def _decode(self, data: bytes, index: int, count: int) -> Pixels:
-        try:
-            return decode_image(data, max_pixels=self.max_pixels)
-        except InputError as error:
-            message = f"image {index} of {count}: {error}" if count > 1 else str(error)
-            raise InputError(message, kind=error.kind) from error
+    def _decode(self, data: bytes) -> Pixels:
+        if len(data) > self.max_bytes:
+            message = f"the image is too large: {len(data)} bytes encoded; allowed are {self.max_bytes}"
+            raise InputError(message, kind="image_too_large")
+        return decode_image(data, max_pixels=self.max_pixels)
 
     def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[Size]) -> npt.NDArray[Any]:
         """Return rows [H, W, 3] of several sizes as one array [N, H, W, 3] as large as the largest."""
@@ -216,5 +221,7 @@ def _parse(name: str, text: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
-        raise InputError(f"parameter '{name}' must be JSON, such as 32, true or [256, 256]; got {text!r}") from None
+        raise InputError(
+            f"parameter '{name}' must be JSON, such as 32, true or [256, 256]; got {shown(text)}"
+        ) from None
     return tuple(value) if isinstance(value, list) else value

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import InputError
+from m2f.contract import InputError, shown
 from m2f.semantics import PROFILES
 
 NO_LIMIT = -1
+_NAMES_SHOWN = 100  # of a model's classes, in an error message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,9 @@ class Settings:
         """
         for name in parameters:
             if name not in KEYS:
-                raise InputError(f"unknown request parameter '{name}'; allowed: {', '.join(KEYS)}", kind="parameter")
+                raise InputError(
+                    f"unknown request parameter {shown(name)}; allowed: {', '.join(KEYS)}", kind="parameter"
+                )
         return replace(self, **parameters) if parameters else self
 
     def class_indices(self, class_names: tuple[str, ...], num_classes: int) -> frozenset[int] | None:
@@ -190,7 +193,7 @@ def thing_classes(parameters: Mapping[str, str]) -> frozenset[int] | None:
         indices = None
     if not isinstance(indices, list) or not all(_is_int(index) and index >= 0 for index in indices):
         raise InputError(
-            f"parameter 'thing_classes' must be a JSON list of class indices; got {text!r}", kind="parameter"
+            f"parameter 'thing_classes' must be a JSON list of class indices; got {shown(text)}", kind="parameter"
         )
     return frozenset(indices)
 
@@ -203,14 +206,14 @@ def whole_number(parameters: Mapping[str, str], name: str, default: int) -> int:
     """
     text = parameters.get(name, str(default)).strip()
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"parameter '{name}' must be a whole number >= 1; got {text!r}", kind="parameter")
+        raise InputError(f"parameter '{name}' must be a whole number >= 1; got {shown(text)}", kind="parameter")
     return int(text)
 
 
 def _check(name: str, value: object) -> None:
     allowed, accepts = _ALLOWED[name]
     if not accepts(value):
-        raise InputError(f"parameter '{name}' must be {allowed}; got {value!r}", kind="parameter")
+        raise InputError(f"parameter '{name}' must be {allowed}; got {shown(value)}", kind="parameter")
 
 
 def _parse(name: str, text: str) -> Any:
@@ -219,15 +222,18 @@ def _parse(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        raise InputError(f"parameter '{name}' must be {_ALLOWED[name][0]}; got {text!r}", kind="parameter") from None
+        raise InputError(
+            f"parameter '{name}' must be {_ALLOWED[name][0]}; got {shown(text)}", kind="parameter"
+        ) from None
 
 
 def _class_index(key: str, word: str, class_names: tuple[str, ...], num_classes: int) -> int:
     if word in class_names:
         return class_names.index(word)
-    if word.isdecimal() and int(word) < num_classes:
+    if word.isdecimal() and len(word) <= len(str(num_classes)) and int(word) < num_classes:
         return int(word)
-    known = f"; names: {', '.join(class_names)}" if class_names else ""
+    more = f" and {len(class_names) - _NAMES_SHOWN} more" if len(class_names) > _NAMES_SHOWN else ""
+    known = f"; names: {', '.join(class_names[:_NAMES_SHOWN])}{more}" if class_names else ""
     raise InputError(
-        f"parameter '{key}' has no class {word!r}; allowed: 0 to {num_classes - 1}{known}", kind="parameter"
+        f"parameter '{key}' has no class {shown(word)}; allowed: 0 to {num_classes - 1}{known}", kind="parameter"
     )

@@ -23,6 +23,7 @@ from m2f_export.doctor.server import check_server
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
 PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
 MAX_INPUT_SIDE = 8192  # larger inputs are taken for a slip of the pen, and not tried
+_LIMITS = ("max_pixels", "max_output_bytes")
 # The parameters that each step reads.
 _KEYS = {
     POSTPROCESS: (
@@ -31,9 +32,11 @@ _KEYS = {
         "thing_classes",
         "mask_stride",
         "threads",
+        "max_pixels",
+        "max_instances",
     ),
-    PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", "class_names", "thing_classes", "mask_stride"),
-    SEMANTIC: ("background_label_id", "mask_stride"),
+    PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", "class_names", "thing_classes", "mask_stride", *_LIMITS),
+    SEMANTIC: ("background_label_id", "mask_stride", *_LIMITS),
 }
 
 

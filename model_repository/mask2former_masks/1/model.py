@@ -1,6 +1,8 @@
 """RLE -> dense masks."""
 
 from m2f.batch import dense_masks
+from m2f.contract import MAX_MASK_BYTES
+from m2f.settings import whole_number
 from m2f_server.glue import Step
 
 
@@ -9,9 +11,10 @@ class TritonPythonModel:
 
     def initialize(self, args):
         self.step = Step(args)
+        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
 
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, _parameters):
-        return {"masks": dense_masks(arrays["rle"], arrays["size"])}
+        return {"masks": dense_masks(arrays["rle"], arrays["size"], max_bytes=self.max_bytes)}

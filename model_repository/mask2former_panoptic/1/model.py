@@ -1,14 +1,16 @@
 """Logits -> panoptic segmentation."""
 
 import json
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from m2f.batch import images
+from m2f.batch import of_each_image
+from m2f.contract import MAX_MASK_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
 from m2f.panoptic import VOID, panoptic
-from m2f.settings import Settings, model_facts
+from m2f.settings import Settings, model_facts, whole_number
 from m2f_server.glue import Step
 
 
@@ -20,15 +22,16 @@ class TritonPythonModel:
         self.step = Step(args)
         self.settings = Settings.from_repository(self.step.parameters)
         self.facts = model_facts(self.step.parameters)
+        self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
+        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
 
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
-        settings = self.settings.override(parameters)
-        given = images(arrays)
-        check_size("panoptic", [sizes["ori_shape"] for _, sizes in given])
-        found = [panoptic(*logits, **sizes, settings=settings, **self.facts) for logits, sizes in given]
+        own = {"settings": self.settings.override(parameters), **self.facts}
+        check_size("panoptic", arrays["ori_shape"].tolist(), max_bytes=self.max_bytes)
+        found = of_each_image(arrays, partial(panoptic, **own), max_pixels=self.max_pixels)
         segments = [[json.dumps(image.segments).encode()] for image in found]
         return {
             "panoptic": stack_maps([image.ids for image in found], VOID),

@@ -1,9 +1,11 @@
 """Logits -> scored instances."""
 
+from functools import partial
 from importlib.metadata import version
 
 from m2f import native
-from m2f.batch import images, stack_instances
+from m2f.batch import of_each_image, stack_instances
+from m2f.contract import MAX_INSTANCES, MAX_PIXELS
 from m2f.postprocess import postprocess
 from m2f.settings import Settings, model_facts, whole_number
 from m2f_server.glue import Step
@@ -18,6 +20,8 @@ class TritonPythonModel:
         self.settings = Settings.from_repository(self.step.parameters)
         self.facts = model_facts(self.step.parameters)
         self.threads = whole_number(self.step.parameters, "threads", 1)
+        self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
+        self.max_instances = whole_number(self.step.parameters, "max_instances", MAX_INSTANCES)
         self.instances = InstanceMetrics()
         set_info(version=version("m2f"), kernel=native.kernels()[0])
         self.step.log("loaded", kernel=native.kernels()[0], threads=self.threads)
@@ -27,7 +31,8 @@ class TritonPythonModel:
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), **self.facts, "threads": self.threads}
-        outputs = stack_instances([postprocess(*logits, **sizes, **own) for logits, sizes in images(arrays)])
+        found = of_each_image(arrays, partial(postprocess, **own), max_pixels=self.max_pixels)
+        outputs = stack_instances(found, max_instances=self.max_instances)
         self.instances.add(outputs["num_instances"].reshape(-1).tolist())
         # an ensemble's output may feed no other step, so the masks step gets its own copy
         return {**outputs, "inner_rle": outputs["rle"], "inner_size": outputs["size"]}

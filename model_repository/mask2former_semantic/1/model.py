@@ -1,8 +1,11 @@
 """Logits -> a class for each pixel."""
 
+from functools import partial
+
 from threadpoolctl import threadpool_limits
 
-from m2f.batch import images
+from m2f.batch import of_each_image
+from m2f.contract import MAX_MASK_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
 from m2f.semantic import NO_CLASS, semantic
 from m2f.settings import Settings, whole_number
@@ -17,12 +20,14 @@ class TritonPythonModel:
         self.step = Step(args)
         self.settings = Settings.from_repository(self.step.parameters)
         self.mask_stride = whole_number(self.step.parameters, "mask_stride", 4)
+        self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
+        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
 
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), "mask_stride": self.mask_stride}
-        given = images(arrays)
-        check_size("semantic", [sizes["ori_shape"] for _, sizes in given])
-        return {"semantic": stack_maps([semantic(*logits, **sizes, **own) for logits, sizes in given], NO_CLASS)}
+        check_size("semantic", arrays["ori_shape"].tolist(), max_bytes=self.max_bytes)
+        found = of_each_image(arrays, partial(semantic, **own), max_pixels=self.max_pixels)
+        return {"semantic": stack_maps(found, NO_CLASS)}
