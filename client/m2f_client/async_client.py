@@ -17,6 +17,7 @@ from m2f_client.request import (
     checked_timeout,
     class_names_of,
     effective_timeout,
+    identified,
     read_answer,
 )
 from m2f_client.result import Result
@@ -87,7 +88,9 @@ class AsyncClient:
         request = await asyncio.to_thread(  # it reads files and compresses pixels
             build_request, images, model=self._model, outputs=outputs, timeout=seconds, parameters=parameters
         )
-        return read_answer(await self._transport.infer(request), len(images))
+        with identified(request):
+            answer = await self._transport.infer(request)
+        return read_answer(answer, len(images))
 
     @property
     def class_names(self) -> Awaitable[tuple[str, ...] | None]:

@@ -16,6 +16,7 @@ from m2f_client.request import (
     checked_timeout,
     class_names_of,
     effective_timeout,
+    identified,
     read_answer,
 )
 from m2f_client.result import Result
@@ -110,7 +111,9 @@ class Client:
         """
         seconds = effective_timeout(timeout, self._timeout)
         request = build_request(images, model=self._model, outputs=outputs, timeout=seconds, parameters=parameters)
-        return read_answer(self._transport.infer(request), len(images))
+        with identified(request):
+            answer = self._transport.infer(request)
+        return read_answer(answer, len(images))
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:

@@ -17,7 +17,13 @@ The error of the transport, where there is one, stays at `__cause__`.
 
 
 class M2FError(Exception):
-    """Base of every error this package raises."""
+    """Base of every error this package raises.
+
+    Attributes:
+        request_id: of the request it is about, which the server's log has, too; None where there was none.
+    """
+
+    request_id: str | None = None
 
 
 class InvalidAddress(M2FError):
@@ -41,12 +47,23 @@ class InvalidRequest(M2FError):
 
 
 class Timeout(M2FError):
-    """The answer did not come within the timeout of the request."""
+    """The answer did not come within the timeout of the request; the message ends with its id."""
+
+    def __str__(self) -> str:
+        return _with_request_id(self)
 
 
 class ServerError(M2FError):
-    """The server failed while it worked on a valid request."""
+    """The server failed while it worked on a valid request; the message ends with the id of the request."""
+
+    def __str__(self) -> str:
+        return _with_request_id(self)
 
 
 class OutputNotRequested(M2FError):
     """The request that made this result did not ask for the output that is read now."""
+
+
+def _with_request_id(error: M2FError) -> str:
+    message = " ".join(map(str, error.args))
+    return f"{message} (request id {error.request_id})" if error.request_id else message

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from m2f_client.errors import InvalidRequest, ServerError
+from m2f_client.errors import InvalidRequest, M2FError, ServerError
 from m2f_client.images import ImageSource, image_tensor
 from m2f_client.result import LABEL_MAPS, ROW_OUTPUTS, Result
 from m2f_client.transport import Array, Parameter, Request
@@ -44,6 +45,16 @@ def build_request(
         parameters=checked_parameters(parameters),
         timeout=timeout,
     )
+
+
+@contextmanager
+def identified(request: Request) -> Iterator[None]:
+    """Let an error of the block say which request it is about."""
+    try:
+        yield
+    except M2FError as error:
+        error.request_id = request.id
+        raise
 
 
 def read_answer(answer: Mapping[str, Array], count: int) -> list[Result]:

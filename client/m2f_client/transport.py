@@ -5,10 +5,11 @@ A test gives `Client` an object of its own with the same four members; `fake` ha
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -31,6 +32,7 @@ class Request:
         outputs: the outputs wanted.
         parameters: request parameters, sent as they are.
         timeout: seconds from the call to the answer; None waits for ever.
+        id: what the server's log and traces call the request.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Request:
     outputs: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     timeout: float | None
+    id: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
 
 class Transport(Protocol):
@@ -125,6 +128,7 @@ def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -
         tensors[-1].set_data_from_numpy(array)
     return {
         "model_name": request.model,
+        "request_id": request.id,
         "inputs": tensors,
         "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
         "parameters": dict(request.parameters),
