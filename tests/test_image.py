@@ -4,7 +4,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from pictures import encode, encode_cv2, oriented, photo, png_header_only
+from pictures import chunk, encode, encode_cv2, oriented, photo, png_header_only
 from PIL import Image, ImageOps
 
 from m2f import image
@@ -159,6 +159,34 @@ def test_webp_is_turned_as_its_exif_says_too(orientation):
 def test_a_bad_file_is_told_what_is_wrong_with_it(data, message):
     with pytest.raises(InputError, match=message):
         decode(data)
+
+
+def many_parts(name, part, count):
+    """A file with a part that readers skip, `count` times in front of its pixels."""
+    data = FILES[name]
+    at = 33 if name == "png" else 2
+    return data[:at] + part * count + data[at:]
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("png", chunk(b"prVt", b"")), ("jpeg 4:2:0", b"\xff\xe5\0\2"), ("jpeg 4:2:0", b"\xff")],
+    ids=["chunks", "segments", "fill bytes"],
+)
+def test_a_file_of_very_many_parts_is_refused(name, part):
+    np.testing.assert_array_equal(decode(many_parts(name, part, 10_000)), decode(FILES[name]))
+    with pytest.raises(InputError, match="takes too long to decode: more than 262144 parts"):
+        decode(many_parts(name, part, 300_000))
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+def test_a_progressive_jpeg_of_very_many_scans_is_refused():
+    data = FILES["jpeg progressive"]
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode(data[:-2] + scan * 50 + data[-2:]).shape == (61, 83, 3)
+    with pytest.raises(InputError, match="takes too long to decode: 110 scans; allowed are 64"):
+        decode(data[:-2] + scan * 100 + data[-2:])
 
 
 def test_the_limit_is_on_pixels_and_inclusive():

@@ -178,6 +178,14 @@ def test_a_bad_image_among_several_is_named():
         SHAPES([encode(photo()), b"nonsense", encode(photo())])
 
 
+def test_a_file_larger_than_allowed_is_refused_unread():
+    good = encode(photo())
+    limited = Preprocessing(scale=(256, 256), input_size=(256, 256), max_bytes=len(good))
+    limited([good])
+    with pytest.raises(InputError, match=f"image 1 of 2: the image is too large: {len(good) + 1} bytes .* {len(good)}"):
+        limited([good, bytes(len(good) + 1)])
+
+
 def test_repository_parameters_are_json():
     parameters = {
         "scale": "[1333, 800]", "pad_divisor": "64", "keep_ratio": "true", "layout": "float32_chw",
@@ -205,6 +213,8 @@ def test_repository_parameters_are_json():
         ),
         ({"scale": "[1, 1]", "size_rule": "hf"}, "'size_rule' must be one of: mmdetection, huggingface; got 'hf'"),
         ({"scale": "[1, 1]", "keep_ratio": "false"}, "needs 'input_size'"),
+        ({"scale": "[1, 1]", "max_pixels": "0"}, "'max_pixels' must be a whole number >= 1; got 0"),
+        ({"scale": "[1, 1]", "max_bytes": "1e9"}, "'max_bytes' must be a whole number >= 1; got 1000000000.0"),
     ],
 )
 def test_wrong_repository_parameters_are_named(parameters, message):

@@ -98,6 +98,20 @@ def test_a_class_that_does_not_exist_is_named(classes):
         Settings(classes=classes).class_indices(("bird", "a dog", "cat", "fish"), 4)
 
 
+def test_a_message_is_short_however_much_was_sent():
+    names = tuple(f"a class of number {i}" for i in range(5000))
+    for attempt in (
+        lambda: Settings().override({"x" * 1_000_000: 1}),
+        lambda: Settings().override({"semantics": "x" * 1_000_000}),
+        lambda: Settings(classes="x" * 1_000_000).class_indices(names, 5000),
+        lambda: Settings(classes="9" * 5000).class_indices(names, 5000),  # too many digits for int()
+        lambda: Settings(class_score_thresholds="x" * 1_000_000 + "=1").thresholds(names, 5000),
+    ):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert len(str(error.value)) < 4096
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
