@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo clean
+.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -76,5 +76,14 @@ export-demo: setup-dev  ## export the embedded checkpoint to ONNX, checked again
 	$(BIN)/m2f export examples/shapes/mask2former_shapes.py examples/shapes/mask2former_shapes.pth \
 	  --onnx model_repository/mask2former_engine/1/model.onnx --size 256 256
 
+docs: setup-dev  ## build the documentation into site/; any warning is an error
+	$(BIN)/mkdocs build
+
+docs-serve: setup-dev  ## show the documentation at http://127.0.0.1:8010, built anew at every change
+	$(BIN)/mkdocs serve --no-strict --dev-addr 127.0.0.1:8010
+
+docs-links: docs  ## check the links to other sites, too (needs the network)
+	$(BIN)/linkchecker --check-extern site/index.html
+
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) demo_output data work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_output data site work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
