@@ -5,8 +5,9 @@ their high byte, CMYK is converted, and the EXIF orientation is applied.
 
 Pillow reads every header, before any pixel is decoded. The pixels come from the fastest decoder that gives the
 same ones (`benchmarks/preprocess.py`): JPEG from simplejpeg, still WebP from OpenCV, the rest from Pillow, which
-also gets what those two refuse and says what is wrong with it. PNG never goes to OpenCV: the last release for
-NumPy 1, 4.11, crashes on damaged animations (as opencv/opencv#27744).
+also gets what those two refuse and says what is wrong with it; but a JPEG with too few pixels, which Pillow would
+fill up with grey, is refused. PNG never goes to OpenCV: the last release for NumPy 1, 4.11, crashes on damaged
+animations (as opencv/opencv#27744).
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def _decode_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
         return None
     try:  # into memory of the size that the header was checked for; a warning is an error here, but not to Pillow
         return decode_jpeg(data, "RGB", buffer=np.empty((image.height, image.width, 3), np.uint8))
-    except ValueError:
+    except ValueError as error:
+        if "premature end of data segment" in str(error):  # Pillow would make the rest of the picture grey
+            raise InputError("the image is damaged: truncated, it has too few pixels", kind="image_damaged") from None
         return None
 
 
