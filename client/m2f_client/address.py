@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from m2f_client.errors import InvalidAddress
 from m2f_client.tls import Tls
-from m2f_client.transport import AsyncTransport, Transport
+from m2f_client.transport import AsyncSharingTransport, AsyncTransport, SharingTransport, Transport
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 _DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
@@ -97,8 +97,26 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
-def open_transport(endpoint: Endpoint) -> Transport:
-    """Return the transport of `Client` for an endpoint."""
+def open_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> Transport:
+    """Return the transport of `Client` for an endpoint; `shared_memory` as for `Client`."""
+    if not shared_memory:
+        return connect(endpoint)
+    from m2f_client.shared_memory import SharedMemoryTransport  # noqa: PLC0415
+
+    return SharedMemoryTransport(connect(endpoint), endpoint)
+
+
+def open_async_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> AsyncTransport:
+    """Return the transport of `AsyncClient` for an endpoint; `shared_memory` as for `Client`."""
+    if not shared_memory:
+        return connect_async(endpoint)
+    from m2f_client.shared_memory import AsyncSharedMemoryTransport  # noqa: PLC0415
+
+    return AsyncSharedMemoryTransport(connect_async(endpoint), endpoint)
+
+
+def connect(endpoint: Endpoint) -> SharingTransport:
+    """Return the connection of an endpoint's protocol."""
     if endpoint.scheme in ("grpc", "grpcs"):
         from m2f_client.transport_grpc import GrpcTransport  # noqa: PLC0415
 
@@ -108,8 +126,8 @@ def open_transport(endpoint: Endpoint) -> Transport:
     return HttpTransport(endpoint)
 
 
-def open_async_transport(endpoint: Endpoint) -> AsyncTransport:
-    """Return the transport of `AsyncClient` for an endpoint."""
+def connect_async(endpoint: Endpoint) -> AsyncSharingTransport:
+    """`connect` for an event loop."""
     if endpoint.scheme in ("grpc", "grpcs"):
         from m2f_client.transport_grpc import AsyncGrpcTransport  # noqa: PLC0415
 

@@ -41,10 +41,13 @@ class AsyncClient:
         model: str = PUBLIC_MODEL,
         headers: Mapping[str, str] | None = None,
         tls: Tls | None = None,
+        shared_memory: bool = False,
         transport: AsyncTransport | None = None,
     ) -> None:
         self._timeout = checked_timeout(timeout)
-        self._transport = transport or open_async_transport(Endpoint.parse(url, headers, tls))
+        if transport is None:
+            transport = open_async_transport(Endpoint.parse(url, headers, tls), shared_memory=shared_memory)
+        self._transport = transport
         self._model = model
         self._class_names: tuple[str, ...] | None = None
         self._knows_class_names = False

@@ -36,10 +36,13 @@ class Client:
         model: the public ensemble.
         headers: sent with every request, e.g. `{"authorization": "Bearer ..."}`; gRPC calls them metadata.
         tls: certificates, where the defaults do not do.
+        shared_memory: large outputs (dense masks, label maps, logits) come through memory that this process shares
+            with the server, which must run on the same host. For one server, not several.
         transport: what carries the requests instead of `url`; for tests and special connections.
 
     Raises:
-        InvalidAddress: `url`, `headers` or `tls` cannot be used. Nothing is sent before the first request.
+        InvalidAddress: `url`, `headers`, `tls` or `shared_memory` cannot be used. Nothing is sent before the first
+            request.
         ServerUnavailable: none of several gRPC host names is known; they are looked up once, here.
     """
 
@@ -51,10 +54,13 @@ class Client:
         model: str = PUBLIC_MODEL,
         headers: Mapping[str, str] | None = None,
         tls: Tls | None = None,
+        shared_memory: bool = False,
         transport: Transport | None = None,
     ) -> None:
         self._timeout = checked_timeout(timeout)
-        self._transport = transport if transport is not None else open_transport(Endpoint.parse(url, headers, tls))
+        if transport is None:
+            transport = open_transport(Endpoint.parse(url, headers, tls), shared_memory=shared_memory)
+        self._transport = transport
         self._model = model
 
     def __enter__(self) -> Client:
@@ -92,7 +98,7 @@ class Client:
         Raises:
             UnreadableImage: the file cannot be read.
             InvalidRequest: the server (or the client, for it) refuses image, outputs or parameters, and says why.
-            ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.errors`.
+            ServerUnavailable, ModelNotFound, Timeout, ServerError, NoSharedMemory: see `m2f_client.errors`.
         """
         return self.predict_batch([image], outputs=outputs, timeout=timeout, **parameters)[0]
 

@@ -8,6 +8,7 @@
   * InvalidRequest      the server (or the client, for it) refuses what was sent
   * Timeout             no answer in time
   * ServerError         the server failed
+  * NoSharedMemory      client and server cannot share memory, as `shared_memory=True` asks for
   * OutputNotRequested  a result was asked for an output that the request did not name
   * InvalidDataset      `m2f eval` cannot use the data set (stands in `m2f_client.evaluation.dataset`)
 
@@ -58,6 +59,10 @@ class ServerError(M2FError):
 
     def __str__(self) -> str:
         return _with_request_id(self)
+
+
+class NoSharedMemory(M2FError):
+    """Memory cannot be shared with the server: another host, another user, no permission, or no room."""
 
 
 class OutputNotRequested(M2FError):

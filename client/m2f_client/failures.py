@@ -12,7 +12,15 @@ from contextlib import contextmanager
 
 from tritonclient.utils import InferenceServerException
 
-from m2f_client.errors import InvalidRequest, M2FError, ModelNotFound, ServerError, ServerUnavailable, Timeout
+from m2f_client.errors import (
+    InvalidRequest,
+    M2FError,
+    ModelNotFound,
+    NoSharedMemory,
+    ServerError,
+    ServerUnavailable,
+    Timeout,
+)
 
 _BY_STATUS: dict[str | None, type[M2FError]] = {
     None: InvalidRequest,  # tritonclient refused it before sending
@@ -36,6 +44,8 @@ _TLS_ERROR = re.compile(r"SSL|Certificate")  # names of exceptions
 _LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
 _HUNG_UP = re.compile(r"closed|disconnected|not completed|reset|broken pipe", re.IGNORECASE)
 _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # one from Python 3.11 on
+_RESTRICTED = re.compile(r"restricted, expecting header '([^']+)'")  # UNAVAILABLE to gRPC
+_SHARED_MEMORY = re.compile(r"shared memory size specified|shared memory region:? '/?m2f-client-")  # a client's region
 _UNLOADED = "no available versions"  # of a model that the server had: it is stopping, or drained
 _PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
 _FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
@@ -72,7 +82,7 @@ def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
     if isinstance(error, InferenceServerException):
         return _from_server(error, url, timeout)
     if isinstance(error, _TIMEOUTS):
-        return _timed_out(url, timeout)
+        return timed_out(url, timeout)
     if isinstance(error, ssl.SSLError | ssl.CertificateError) or _TLS_ERROR.search(type(error).__name__):
         return _no_tls(url, str(error))
     if _HUNG_UP.search(str(error)):
@@ -85,6 +95,10 @@ def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
 
 def _from_server(error: InferenceServerException, url: str, timeout: float | None) -> M2FError:
     status, raw = error.status(), error.message() or ""
+    if restricted := _RESTRICTED.search(raw):
+        return InvalidRequest(f"the server wants a secret for this: headers={{{restricted[1]!r}: ...}}")
+    if _SHARED_MEMORY.search(raw):
+        return NoSharedMemory(clean(raw))
     kind = _BY_STATUS.get(status, ServerError)
     foreign = kind is ModelNotFound and "model" not in raw  # some other server's 404
     if foreign or raw.startswith("an exception occurred in the client while decoding"):
@@ -92,7 +106,7 @@ def _from_server(error: InferenceServerException, url: str, timeout: float | Non
     if kind is ModelNotFound and _UNLOADED in raw:
         kind = ServerUnavailable
     if kind is Timeout:
-        return _timed_out(url, timeout)
+        return timed_out(url, timeout)
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
         reason = raw.rsplit(": ", 1)[-1].rstrip("]")
         return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)
@@ -104,7 +118,8 @@ def _from_server(error: InferenceServerException, url: str, timeout: float | Non
     return kind(message or f"the server at {url} gave no reason ({status})")
 
 
-def _timed_out(url: str, timeout: float | None) -> Timeout:
+def timed_out(url: str, timeout: float | None) -> Timeout:
+    """Return the error of a call that was given `timeout` seconds."""
     given = f" within {timeout:g} s" if timeout is not None else ""
     return Timeout(f"no answer from {url}{given}; a longer timeout may help")
 

@@ -5,6 +5,8 @@ A test gives `Client` an object of its own with the same four members; `fake` ha
 
 from __future__ import annotations
 
+import math
+import mmap
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from m2f_client.errors import ServerUnavailable
@@ -20,6 +23,27 @@ S = TypeVar("S")
 T = TypeVar("T")
 Array = npt.NDArray[Any]
 Parameter = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an output goes, in place of the wire.
+
+    Attributes:
+        region: the name that the server knows the shared memory by.
+        memory: the same memory on this side.
+        offset: where the output begins.
+        byte_size: how much there is for it.
+    """
+
+    region: str
+    memory: mmap.mmap
+    offset: int
+    byte_size: int
+
+    def read(self, dtype: npt.DTypeLike, shape: Sequence[int]) -> Array:
+        """Return a copy of the output."""
+        return np.frombuffer(self.memory, dtype, math.prod(shape), self.offset).reshape(shape).copy()
 
 
 @dataclass(frozen=True)
@@ -32,6 +56,7 @@ class Request:
         outputs: the outputs wanted.
         parameters: request parameters, sent as they are.
         timeout: seconds from the call to the answer; None waits for ever.
+        places: outputs that go to shared memory, by name.
         id: what the server's log and traces call the request.
     """
 
@@ -40,6 +65,7 @@ class Request:
     outputs: tuple[str, ...]
     parameters: Mapping[str, Parameter]
     timeout: float | None
+    places: Mapping[str, Place] = field(default_factory=dict)
     id: str = field(default_factory=lambda: secrets.token_hex(8), compare=False)
 
 
@@ -71,6 +97,31 @@ class AsyncTransport(Protocol):
 
     async def close(self) -> None:
         """Close the connection."""
+
+
+class SharingTransport(Transport, Protocol):
+    """A `Transport` to a server that may write outputs to shared memory; see `Request.places`."""
+
+    def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """Let the server map the file of this name in /dev/shm.
+
+        Raises:
+            NoSharedMemory: it cannot open the file.
+        """
+
+    def unregister_memory(self, name: str, timeout: float | None) -> None:
+        """Let the server unmap it; nothing happens if it does not know the name.
+
+        Raises:
+            NoSharedMemory: a request uses it.
+        """
+
+
+class AsyncSharingTransport(AsyncTransport, Protocol):
+    """A `SharingTransport`, awaited; letting go is for `shared_memory_guard`."""
+
+    async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """As `SharingTransport.register_memory`."""
 
 
 class Deadline:
@@ -126,11 +177,14 @@ def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -
     for name, array in request.inputs.items():
         tensors.append(triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         tensors[-1].set_data_from_numpy(array)
+    outputs = {name: triton.InferRequestedOutput(name) for name in request.outputs}
+    for name, place in request.places.items():
+        outputs[name].set_shared_memory(place.region, place.byte_size, place.offset)
     return {
         "model_name": request.model,
         "request_id": request.id,
         "inputs": tensors,
-        "outputs": [triton.InferRequestedOutput(name) for name in request.outputs],
+        "outputs": list(outputs.values()),
         "parameters": dict(request.parameters),
         "headers": dict(headers),  # tritonclient writes into it
     }
@@ -138,4 +192,22 @@ def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -
 
 def arrays(answer: Any, request: Request) -> dict[str, Array]:
     """Return the outputs that `request` asked for out of tritonclient's `InferResult`."""
-    return {name: answer.as_numpy(name) for name in request.outputs}
+    return {
+        name: _placed(answer.get_output(name), request.places[name])
+        if name in request.places
+        else answer.as_numpy(name)
+        for name in request.outputs
+    }
+
+
+def _placed(output: Any, place: Place) -> Array:
+    """Read an output out of shared memory.
+
+    Args:
+        output: what the answer says of it: JSON over HTTP, a message over gRPC.
+        place: where it was to go.
+    """
+    from tritonclient.utils import triton_to_np_dtype  # noqa: PLC0415
+
+    datatype, shape = (output[k] if isinstance(output, dict) else getattr(output, k) for k in ("datatype", "shape"))
+    return place.read(triton_to_np_dtype(datatype), shape)

@@ -75,6 +75,23 @@ class GrpcTransport:
 
         return self._call(call, timeout)
 
+    def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """Let the server map memory; see `SharingTransport.register_memory`."""
+
+        def call(client: Any, seconds: float | None) -> None:
+            headers = dict(self._headers)
+            client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers, client_timeout=seconds)
+
+        self._call(call, timeout)
+
+    def unregister_memory(self, name: str, timeout: float | None) -> None:
+        """Let the server unmap memory; see `SharingTransport.unregister_memory`."""
+
+        def call(client: Any, seconds: float | None) -> None:
+            client.unregister_system_shared_memory(name, headers=dict(self._headers), client_timeout=seconds)
+
+        self._call(call, timeout)
+
     def close(self) -> None:
         """Close the channels."""
         for client in self._clients:
@@ -118,6 +135,16 @@ class AsyncGrpcTransport:
             return config
 
         return await self._call(call, timeout)
+
+    async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """Let the server map memory; see `SharingTransport.register_memory`."""
+
+        async def call(client: Any, seconds: float | None) -> None:
+            headers = dict(self._headers)
+            key = f"/{name}"
+            await client.register_system_shared_memory(name, key, byte_size, headers=headers, client_timeout=seconds)
+
+        await self._call(call, timeout)
 
     async def close(self) -> None:
         """Close the channels."""

@@ -86,6 +86,18 @@ class HttpTransport:
         headers = dict(self._endpoint.headers)
         return self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
 
+    def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """Let the server map memory; see `SharingTransport.register_memory`."""
+        headers = dict(self._endpoint.headers)
+        self._call(
+            lambda client: client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers), timeout
+        )
+
+    def unregister_memory(self, name: str, timeout: float | None) -> None:
+        """Let the server unmap memory; see `SharingTransport.unregister_memory`."""
+        headers = dict(self._endpoint.headers)
+        self._call(lambda client: client.unregister_system_shared_memory(name, headers=headers), timeout)
+
     def close(self) -> None:
         """Close the connections; calls that other threads are still in finish first, in the background."""
         self._main = None

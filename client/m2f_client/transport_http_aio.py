@@ -46,6 +46,13 @@ class AsyncHttpTransport:
         headers = dict(self._endpoint.headers)
         return await self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
 
+    async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """Let the server map memory; see `SharingTransport.register_memory`."""
+        headers = dict(self._endpoint.headers)
+        await self._call(
+            lambda client: client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers), timeout
+        )
+
     async def close(self) -> None:
         """Close the connections."""
         while self._clients:

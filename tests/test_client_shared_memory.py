@@ -1,0 +1,395 @@
+"""Outputs through shared memory: what goes where, what happens when it does not fit, and that nothing stays."""
+
+import asyncio
+import contextlib
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.http
+from conftest import IMAGES, ROOT
+from PIL import Image
+
+from m2f_client import (
+    AsyncClient,
+    Client,
+    InvalidAddress,
+    InvalidRequest,
+    NoSharedMemory,
+    ServerError,
+    ServerUnavailable,
+    Timeout,
+)
+from m2f_client.address import Endpoint
+from m2f_client.shared_memory import AsyncSharedMemoryTransport, SharedMemoryTransport
+from m2f_client.shared_memory_guard import FOLDER, PREFIX, release
+from m2f_client.transport import Request
+from m2f_server import serve
+
+NOBODY = Endpoint.parse("http://127.0.0.1:1")  # the guard finds no server, and has nothing to do
+LARGE = 2 << 20  # bytes of an output
+LARGEST = max(IMAGES, key=lambda path: np.prod(Image.open(path).size))  # its masks have more than 1 MiB
+MASKS = ("num_instances", "masks")
+SCHEMES = pytest.mark.parametrize("scheme", ["grpc", "http"])
+
+
+class FakeServer:
+    """Writes to shared memory as Triton does."""
+
+    url = "fake://server"
+
+    def __init__(self):
+        self.regions, self.log, self.size, self.failures = {}, [], LARGE, []
+
+    def register_memory(self, name, byte_size, timeout):  # noqa: ARG002
+        if self.failures:
+            raise self.failures.pop()
+        with (FOLDER / name).open("r+b") as file:
+            self.regions[name] = mmap.mmap(file.fileno(), byte_size)
+        self.log.append(("register", byte_size))
+
+    def infer(self, request):
+        self.log.append(("infer", {name: place.byte_size for name, place in request.places.items()}))
+        if self.failures:
+            raise self.failures.pop()
+        seed = int(request.parameters["seed"])
+        answer = {name: np.full((1, self.size // 4), seed, np.int32) for name in request.outputs}
+        for name, place in request.places.items():
+            if place.region not in self.regions:
+                raise NoSharedMemory(f"Unable to find shared memory region: '{place.region}'")
+            if answer[name].nbytes > place.byte_size:
+                raise NoSharedMemory("shared memory size specified with the request")
+            data = answer[name].tobytes()
+            self.regions[place.region][place.offset : place.offset + len(data)] = data
+            answer[name] = place.read(np.int32, answer[name].shape)
+        return answer
+
+    def close(self):
+        pass
+
+    @property
+    def wired(self):
+        """How many requests had nothing in shared memory."""
+        return self.log.count(("infer", {}))
+
+
+class AsyncFakeServer:
+    def __init__(self, server):
+        self.url, self._server = server.url, server
+
+    async def register_memory(self, *arguments):
+        self._server.register_memory(*arguments)
+
+    async def infer(self, request):
+        answer = self._server.infer(request)
+        await asyncio.sleep(0.05)
+        return answer
+
+    async def close(self):
+        pass
+
+
+@pytest.fixture
+def fake():
+    return FakeServer()
+
+
+@pytest.fixture
+def transport(fake):
+    transport = SharedMemoryTransport(fake, NOBODY)
+    yield transport
+    transport.close()
+
+
+def request(seed=1, *outputs, timeout=60.0):
+    return Request("m", {}, outputs or ("masks",), {"seed": seed}, timeout)
+
+
+def values(answer):
+    return {name: set(array.flat) for name, array in answer.items()}
+
+
+def left_over():
+    return [path.name for path in FOLDER.iterdir() if path.name.startswith(PREFIX)]
+
+
+def test_the_first_answer_comes_by_wire_and_the_next_through_memory(fake, transport):
+    for seed in range(4):
+        assert values(transport.infer(request(seed, "masks", "panoptic"))) == {"masks": {seed}, "panoptic": {seed}}
+    room = LARGE * 3 // 2
+    assert fake.log == [
+        ("register", mmap.PAGESIZE),
+        ("infer", {}),
+        ("register", 2 * room),
+        *[("infer", {"masks": room, "panoptic": room})] * 3,
+    ]
+
+
+def test_answers_are_copies(transport):
+    transport.infer(request())
+    first, second = transport.infer(request(5)), transport.infer(request(6))
+    assert values(first) == {"masks": {5}}
+    assert values(second) == {"masks": {6}}
+    first["masks"][:] = 7
+    assert values(second) == {"masks": {6}}
+
+
+def test_small_outputs_stay_on_the_wire(fake, transport):
+    fake.size = 1 << 20
+    for seed in range(3):
+        transport.infer(request(seed))
+    assert fake.wired == 3
+
+
+def test_what_does_not_fit_comes_by_wire_and_fits_the_next_time(fake, transport):
+    transport.infer(request())
+    fake.size = 2 * LARGE
+    assert values(transport.infer(request(8))) == {"masks": {8}}
+    assert fake.wired == 2
+    assert values(transport.infer(request(9))) == {"masks": {9}}
+    fake.size = LARGE  # a smaller one fits where a larger one did
+    assert transport.infer(request(10))["masks"].nbytes == LARGE
+    assert fake.wired == 2
+
+
+def test_a_server_that_was_started_anew(fake, transport):
+    for _ in range(2):
+        transport.infer(request())
+    fake.regions.clear()
+    assert values(transport.infer(request(3))) == {"masks": {3}}
+    assert values(transport.infer(request(4))) == {"masks": {4}}
+    assert fake.wired == 2
+    assert len(fake.regions) == 1
+
+
+@pytest.mark.parametrize("error", [Timeout, ServerUnavailable, InvalidRequest, ServerError])
+def test_a_region_is_used_again_only_after_a_whole_answer(fake, transport, error):
+    """After anything else the server may still write to it."""
+    for _ in range(2):
+        transport.infer(request())
+    before = set(fake.regions)
+    fake.failures.append(error("no"))
+    with pytest.raises(error):
+        transport.infer(request())
+    assert values(transport.infer(request(3))) == {"masks": {3}}
+    assert len(set(fake.regions) - before) == 1
+
+
+def test_a_timeout_says_how_much_the_request_had(fake, transport):
+    transport.infer(request())
+    fake.failures.append(Timeout("no answer within 0.4997 s"))
+    with pytest.raises(Timeout, match=r"within 0\.5 s"):
+        transport.infer(request(timeout=0.5))
+
+
+def test_each_request_in_flight_has_a_region_of_its_own(fake):
+    async def run():
+        transport = AsyncSharedMemoryTransport(AsyncFakeServer(fake), NOBODY)
+        await transport.infer(request())
+        answers = await asyncio.gather(*(transport.infer(request(seed)) for seed in range(5)))
+        assert [values(answer) for answer in answers] == [{"masks": {seed}} for seed in range(5)]
+        count = len(fake.regions)
+        await asyncio.gather(*(transport.infer(request(seed)) for seed in range(5)))
+        assert len(fake.regions) == count  # used again
+        await transport.close()
+
+    asyncio.run(run())
+
+
+def test_the_region_of_a_cancelled_request_is_not_used_again(fake):
+    async def run():
+        transport = AsyncSharedMemoryTransport(AsyncFakeServer(fake), NOBODY)
+        for _ in range(2):
+            await transport.infer(request())
+        before = set(fake.regions)
+        task = asyncio.create_task(transport.infer(request()))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await transport.infer(request())
+        assert len(set(fake.regions) - before) == 1
+        await transport.close()
+
+    asyncio.run(run())
+
+
+def test_no_room(transport):
+    """Pages are reserved when a region is made: a full /dev/shm would end the server at its first write."""
+    transport.infer(request())
+    transport._memory._room["masks"] = 1 << 50
+    with pytest.raises(NoSharedMemory, match=r"/dev/shm gives no 1073741824 MiB \(.*\); a container's is set by"):
+        transport.infer(request())
+    assert not left_over()
+
+
+def test_a_refusal_comes_with_the_first_request(fake, transport):
+    fake.failures.append(InvalidRequest("the server wants a secret for this: headers={'x': ...}"))
+    with pytest.raises(NoSharedMemory, match=r"shares no memory: the server wants a secret .* headers={'x'"):
+        transport.infer(request())
+    assert not left_over()
+
+
+def test_several_servers():
+    with pytest.raises(InvalidAddress, match=r"one server; 'grpc://\S+' are 2"):
+        Client("grpc://127.0.0.1:1,127.0.0.1:2", shared_memory=True)
+
+
+def test_a_region_in_use_is_asked_for_again():
+    class Busy:
+        calls = 0
+
+        def unregister_memory(self, *_):
+            self.calls += 1
+            if self.calls < 4:
+                raise NoSharedMemory("it is currently in use")
+
+    busy = Busy()
+    release(busy, PREFIX + "none")
+    assert busy.calls == 4
+
+
+def test_a_guard_that_somebody_killed(transport):
+    transport.infer(request())
+    transport._memory._guard._process.kill()
+    transport._memory._guard._process.wait()
+    with pytest.raises(NoSharedMemory, match="open another client"):
+        transport.infer(request())
+
+
+# Against the real server
+
+
+def client_of(server, scheme, kind=Client, **options):
+    address = {"http": server.http_url, "grpc": server.grpc_url}[scheme]
+    return kind(f"{scheme}://{address}", shared_memory=True, **{"headers": server.access.headers, **options})
+
+
+def regions(server):
+    """The clients' regions that a server holds: name -> bytes."""
+    triton = tritonclient.http.InferenceServerClient(server.http_url)
+    status = triton.get_system_shared_memory_status(headers=dict(server.access.headers))
+    return {one["name"]: one["byte_size"] for one in status if one["name"].startswith(PREFIX)}
+
+
+def wait_until(true, seconds=30):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.server
+@SCHEMES
+def test_masks_come_through_memory_and_nothing_stays(server, scheme):
+    with client_of(server, scheme) as client, Client(client.url) as wire:
+        expected = wire.predict(LARGEST, outputs=MASKS).masks
+        for _ in range(3):
+            assert np.array_equal(client.predict(LARGEST, outputs=MASKS).masks, expected)
+        assert max(regions(server).values()) > expected.nbytes
+        assert not left_over()
+        assert client.predict(LARGEST, outputs=MASKS, score_threshold=1.0).masks.size == 0  # nothing to write
+    wait_until(lambda: not regions(server))
+
+
+@pytest.mark.server
+@SCHEMES
+def test_threads(server, scheme):
+    with client_of(server, scheme) as client, ThreadPoolExecutor(4) as pool:
+        alone = [client.predict(image, outputs=MASKS).masks for image in IMAGES]
+        for _ in range(2):
+            together = pool.map(lambda image: client.predict(image, outputs=MASKS).masks, IMAGES)
+            assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.server
+@SCHEMES
+def test_without_the_secret(server, scheme):
+    with (
+        client_of(server, scheme, headers=None) as client,
+        pytest.raises(NoSharedMemory, match=r"shares no memory: .* headers={'triton-grpc-protocol-\S+': \.\.\.}"),
+    ):
+        client.predict(IMAGES[0])
+    assert not left_over()
+
+
+@pytest.mark.server
+@SCHEMES
+def test_a_server_that_cannot_see_the_memory(server, scheme, monkeypatch, tmp_path):
+    """As on another host: what the client makes is not where the server looks."""
+    monkeypatch.setattr("m2f_client.shared_memory.FOLDER", tmp_path)
+    with client_of(server, scheme) as client, pytest.raises(NoSharedMemory, match="Unable to open shared memory"):
+        client.predict(IMAGES[0])
+
+
+ENDLESS = textwrap.dedent("""
+    import json, sys
+    from concurrent.futures import ThreadPoolExecutor
+    from m2f_client import Client
+
+    url, headers, image = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+    client = Client(url, headers=headers, shared_memory=True)
+
+    def work(_):
+        while True:
+            client.predict(image, outputs=("num_instances", "masks"))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+""")
+
+
+@pytest.mark.server
+@SCHEMES
+def test_kill_9_leaves_nothing(server, scheme):
+    """The client is killed, with its process group, while requests are in flight; the server lives on."""
+    url = f"{scheme}://{ {'http': server.http_url, 'grpc': server.grpc_url}[scheme] }"
+    command = [sys.executable, "-c", ENDLESS, url, json.dumps(server.access.headers), str(LARGEST)]
+    with subprocess.Popen(command, start_new_session=True) as running:
+        wait_until(lambda: sum(size > mmap.PAGESIZE for size in regions(server).values()) >= 3)
+        os.killpg(running.pid, signal.SIGKILL)
+    wait_until(lambda: not regions(server))
+    assert not left_over()
+    with Client(f"http://{server.http_url}") as client:
+        assert len(client.predict(IMAGES[0])) > 0
+
+
+@pytest.mark.server
+def test_a_real_server_that_is_started_anew(tmp_path):
+    (tmp_path / "token").write_text("a-secret-for-both-servers")
+    options = {"config_name": "cpu", "admin_token_file": tmp_path / "token"}
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with contextlib.ExitStack() as stack:
+        with serve(model_repository=ROOT / "model_repository", **options, **ports) as first:
+            ports = {f"{name}_port": port for name, port in first.ports.items()}
+            client = stack.enter_context(client_of(first, "grpc"))
+            expected = [client.predict(LARGEST, outputs=MASKS).masks for _ in range(2)][1]
+        with serve(model_repository=ROOT / "model_repository", **options, **ports) as second:
+            for _ in range(2):
+                assert np.array_equal(client.predict(LARGEST, outputs=MASKS).masks, expected)
+            assert max(regions(second).values()) > expected.nbytes
+
+
+@pytest.mark.server
+@SCHEMES
+def test_async(server, scheme):
+    async def run():
+        async with client_of(server, scheme, AsyncClient) as client:
+            for _ in range(2):
+                results = await asyncio.gather(*(client.predict(image, outputs=MASKS) for image in IMAGES))
+            assert not left_over()
+            assert regions(server)
+            return results
+
+    with Client(f"http://{server.http_url}") as wire:
+        for image, result in zip(IMAGES, asyncio.run(run()), strict=True):
+            assert np.array_equal(wire.predict(image, outputs=MASKS).masks, result.masks)
+    wait_until(lambda: not regions(server))
