@@ -1,0 +1,151 @@
+"""deploy/: what tools say of its files, and m2f serve under the restrictions that they put on it."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import tomllib
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def load(path):
+    return yaml.safe_load((DEPLOY / path).read_text())
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_kubernetes_takes_the_manifest(path):
+    for version in ("1.33", "1.37"):
+        kubernetes_validate.validate(yaml.safe_load(path.read_text()), version, strict=True)
+
+
+def test_hadolint_has_nothing_to_say():
+    hadolint = Path(sys.executable).parent / "hadolint"
+    run = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+def test_the_image_starts_from_no_triton_with_known_holes():
+    (line,) = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("ARG TRITON=")]
+    assert Version(line.partition("=")[2]) >= Version("26.07")
+
+
+def test_the_image_pins_all_that_it_installs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    queue = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["models"]]]
+    wanted = {}
+    while queue:
+        requirement = queue.pop()
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            wanted.setdefault(canonicalize_name(requirement.name), []).append(requirement.specifier)
+            queue += map(Requirement, importlib.metadata.requires(requirement.name) or [])
+    lines = [line for line in (DEPLOY / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    assert set(pinned) == set(wanted)
+    assert all(version in specifier for name, version in pinned.items() for specifier in wanted[name])
+
+
+def containers():
+    pod = load("kubernetes/deployment.yaml")["spec"]["template"]["spec"]
+    return pod, {container["name"]: container for container in [*pod["initContainers"], *pod["containers"]]}
+
+
+def test_the_pod_has_no_rights():
+    pod, named = containers()
+    assert {name: container["securityContext"] for name, container in named.items()} == dict.fromkeys(named, LOCKED)
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    namespace = load("kubernetes/namespace.yaml")["metadata"]["labels"]
+    assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_only_the_front_is_reached():
+    assert load("kubernetes/service.yaml")["spec"]["ports"] == [{"name": "tls", "port": 443, "targetPort": "tls"}]
+    policy = load("kubernetes/network-policy.yaml")["spec"]
+    assert [rule["ports"] for rule in policy["ingress"] if "from" not in rule] == [[{"port": "tls"}]]
+    assert policy["egress"] == []
+    _, named = containers()
+    assert "--host" not in named["m2f"]["args"]
+    services = load("compose.yaml")["services"]
+    assert services["front"]["network_mode"] == "service:m2f"
+    assert services["m2f"]["ports"] == ["8443:8443"]
+    assert "--host" not in services["m2f"]["command"]
+
+
+def test_compose_is_as_strict():
+    services = load("compose.yaml")["services"]
+    for service in services.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not {"privileged", "user", "cap_add"} & set(service)
+        assert all(volume.endswith(":ro") for volume in service["volumes"])
+    _, named = containers()
+    assert {name: named[name]["image"] for name in named} == {name: services[name]["image"] for name in services}
+
+
+def test_the_front_gets_its_whole_configuration():
+    files = {path.name for path in (DEPLOY / "nginx").iterdir()} - {"mtls.conf"}  # which a site adds
+    (generator,) = load("kustomization.yaml")["configMapGenerator"]
+    assert set(generator["files"]) == {f"nginx/{name}" for name in files}
+    _, named = containers()
+    mounts = [mount for mount in named["front"]["volumeMounts"] if "subPath" in mount]
+    assert {mount["mountPath"]: mount["subPath"] for mount in mounts} == {f"/etc/nginx/{name}": name for name in files}
+    volumes = load("compose.yaml")["services"]["front"]["volumes"]
+    assert set(volumes[:-1]) == {f"./nginx/{name}:/etc/nginx/{name}:ro" for name in files}
+    assert set(load("kustomization.yaml")["resources"]) == {f"kubernetes/{path.name}" for path in MANIFESTS}
+
+
+def locked_down(*command):
+    """Run a command as the image does: user 1000 without capabilities, on a read-only disk, with /tmp and /dev/shm."""
+    setup = "mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm"
+    setup += " && mount -t proc proc /proc && cd /tmp"
+    user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--", *command]
+    own = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--"]
+    return [*own, "sh", "-c", f'{setup} && exec "$@"', "sh", *user]
+
+
+def can_lock_down():
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run(locked_down("true"), capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not can_lock_down(), reason="no user namespaces here")
+def test_serve_without_rights_on_a_read_only_disk():
+    check = "import os, pathlib, sys; assert os.getuid() == 1000; assert not os.access(sys.argv[1], os.W_OK); "
+    check += "assert 'CapEff:\\t0000000000000000' in pathlib.Path('/proc/self/status').read_text()"
+    subprocess.run(locked_down(sys.executable, "-c", check, str(ROOT / "model_repository")), check=True)
+
+    run = "import os; from m2f_server.command import serve; serve()"
+    options = ["--config-name=cpu", "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--json"]
+    command = [sys.executable, "-c", run, "--model-repository", str(ROOT / "model_repository"), *options]
+    process = subprocess.Popen(locked_down(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        ready = json.loads(process.stdout.readline())
+        with urllib.request.urlopen(f"http://{ready['http']}/v2/health/ready", timeout=10) as response:
+            assert response.status == 200
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)  # m2f serve is process 1 in there
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
