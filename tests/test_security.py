@@ -1,0 +1,59 @@
+"""What ruff's rules of bandit (pyproject.toml) do not see: nothing shipped runs what it reads."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = [path for folder in ("src", "client", "export", "model_repository") for path in (ROOT / folder).rglob("*.py")]
+FORBIDDEN = {
+    "allow_pickle": {True},  # numpy.load
+    "weights_only": {False, None},  # torch.load
+    "trust_remote_code": {True},  # Hugging Face: a checkpoint brings code along
+    "shell": {True},
+}
+
+
+def findings(source):
+    """Line and reason of each call that could run what it reads."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        for name, bad in FORBIDDEN.items():
+            value = given.get(name)
+            if isinstance(value, ast.Constant) and value.value in bad:
+                yield node.lineno, f"{name}={value.value}"
+        called = ast.unparse(node.func)
+        if called == "torch.load" and "weights_only" not in given:
+            yield node.lineno, "torch.load without weights_only"
+        if called in {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "os.system"}:
+            yield node.lineno, called
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_runs_what_it_reads(path):
+    assert list(findings(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "np.load(f, allow_pickle=True)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "AutoModel.from_pretrained(f, trust_remote_code=True)",
+        "subprocess.run(command, shell=True)",
+        "exec(text)",
+        "yaml.load(text, Loader)",
+    ],
+)
+def test_it_would_be_seen(source):
+    assert list(findings(source))
+
+
+def test_the_rules_of_bandit_are_on():
+    configuration = (ROOT / "pyproject.toml").read_text()
+    (selected,) = [line for line in configuration.splitlines() if line.startswith("select = ")]
+    assert '"S"' in selected
