@@ -59,7 +59,7 @@ def included(path):
     def section(match):
         name, _, part = match[1].partition(":")
         text = (ROOT / name).read_text()
-        return text if not part else text.split(f"[start:{part}] -->")[1].split(f"<!-- --8<-- [end:{part}]")[0]
+        return text if not part else text.partition(f"[start:{part}] -->")[2].partition(f"<!-- --8<-- [end:{part}]")[0]
 
     return re.sub(r'^--8<-- "(.+)"$', section, path.read_text(), flags=re.MULTILINE)
 
