@@ -56,6 +56,9 @@ class TritonPythonModel:
             for output in json.loads(args["model_config"])["output"]
         }
 
+    def finalize(self):
+        self.step.close()
+
     def execute(self, requests):
         return [self.step.respond(request, lambda arrays, parameters: self.outputs) for request in requests]
 '''

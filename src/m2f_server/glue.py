@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils
 from m2f.contract import InputError
 from m2f.record import recorded
 from m2f_server.logfmt import logfmt
-from m2f_server.metrics import FAULT, StepMetrics
+from m2f_server.metrics import FAULT, Metrics
 
 LOG_REQUESTS = "M2F_LOG_REQUESTS"  # environment: 1 logs every request, not only those that fail
 Arrays = dict[str, npt.NDArray[Any]]
@@ -34,14 +34,19 @@ class Step:
 
     Attributes:
         parameters: the `parameters` block of the model's configuration.
+        metrics: what it counts.
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         self.parameters: dict[str, str] = {name: value["string_value"] for name, value in parameters.items()}
         self._model = args["model_name"]
-        self._metrics = StepMetrics(self._model)
+        self.metrics = Metrics(self._model)
         self._logs_requests = os.environ.get(LOG_REQUESTS) == "1"
+
+    def close(self) -> None:
+        """Send what is left to send; to be called in the model's `finalize`."""
+        self.metrics.send()
 
     def log(self, event: str, **fields: object) -> None:
         """Write a line to the server's log."""
@@ -57,7 +62,7 @@ class Step:
         try:
             with recorded() as record:
                 response = _answer(infer(_inputs(request), json.loads(request.parameters() or "{}")))
-            self._metrics.work(record)
+            self.metrics.work(record)
         except Exception as error:  # a model must answer; the stub would take every request down with it
             return self._failure([request], error, started)[0]
         self._done([request], started)
@@ -66,7 +71,8 @@ class Step:
     def respond_together(self, requests: Sequence[Any], infer: Callable[[Arrays], Arrays]) -> list[Any]:
         """Answer what the dynamic batcher collected with one `infer` over all of it.
 
-        The batcher brings together only requests whose tensors agree in all but the batch dimension.
+        The batcher brings together only requests whose tensors agree in all but the batch dimension. Where it fails,
+        each is tried alone, so that one bad request fails alone.
         """
         started = time.perf_counter()
         try:
@@ -77,6 +83,8 @@ class Step:
             parts = {name: np.split(array, edges) for name, array in outputs.items()}
             responses = [_answer({name: part[i] for name, part in parts.items()}) for i in range(len(requests))]
         except Exception as error:
+            if len(requests) > 1:
+                return [self.respond_together([request], infer)[0] for request in requests]
             return self._failure(requests, error, started)
         self._done(requests, started)
         return responses
@@ -98,7 +106,7 @@ class Step:
             more = {"trace": "".join(traceback.format_exception(error))}
         fields = {"model": self._model, "kind": kind, "ms": _milliseconds(started), "message": message, **more}
         for request in requests:
-            self._metrics.error(kind)
+            self.metrics.error(kind)
             write(logfmt(event="error", request_id=request.request_id(), **fields))
         answer = pb_utils.TritonError(message, code)
         return [pb_utils.InferenceResponse(output_tensors=[], error=answer) for _ in requests]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
@@ -19,10 +20,15 @@ class TritonPythonModel:
         model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
         self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
+    def finalize(self):
+        self.step.close()
+
     def execute(self, requests):
         return self.step.respond_together(requests, self.infer)
 
     def infer(self, arrays):
+        if arrays["input"].dtype == np.float32 and not np.isfinite(arrays["input"]).all():
+            raise InputError("input must be finite; it holds NaN or infinity")
         try:
             cls_logits, mask_logits = self.session.run(["cls_logits", "mask_logits"], {"input": arrays["input"]})
         except InvalidArgument as error:  # an input size that the graph does not take

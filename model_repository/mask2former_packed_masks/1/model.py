@@ -13,6 +13,9 @@ class TritonPythonModel:
         self.step = Step(args)
         self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
 
+    def finalize(self):
+        self.step.close()
+
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
 

@@ -9,7 +9,7 @@ from m2f.contract import MAX_INSTANCES, MAX_PIXELS
 from m2f.postprocess import postprocess
 from m2f.settings import Settings, model_facts, whole_number
 from m2f_server.glue import Step
-from m2f_server.metrics import InstanceMetrics, set_info
+from m2f_server.metrics import set_info
 
 
 class TritonPythonModel:
@@ -22,9 +22,11 @@ class TritonPythonModel:
         self.threads = whole_number(self.step.parameters, "threads", 1)
         self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
         self.max_instances = whole_number(self.step.parameters, "max_instances", MAX_INSTANCES)
-        self.instances = InstanceMetrics()
         set_info(version=version("m2f"), kernel=native.kernels()[0])
         self.step.log("loaded", kernel=native.kernels()[0], threads=self.threads)
+
+    def finalize(self):
+        self.step.close()
 
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
@@ -33,6 +35,6 @@ class TritonPythonModel:
         own = {"settings": self.settings.override(parameters), **self.facts, "threads": self.threads}
         found = of_each_image(arrays, partial(postprocess, **own), max_pixels=self.max_pixels)
         outputs = stack_instances(found, max_instances=self.max_instances)
-        self.instances.add(outputs["num_instances"].reshape(-1).tolist())
+        self.step.metrics.instances(outputs["num_instances"].reshape(-1).tolist())
         # an ensemble's output may feed no other step, so the masks step gets its own copy
         return {**outputs, "inner_rle": outputs["rle"], "inner_size": outputs["size"]}

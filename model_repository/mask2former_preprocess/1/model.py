@@ -15,6 +15,9 @@ class TritonPythonModel:
         self.step = Step(args)
         self.preprocessing = Preprocessing.from_repository(self.step.parameters)
 
+    def finalize(self):
+        self.step.close()
+
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
 

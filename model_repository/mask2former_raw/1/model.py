@@ -10,6 +10,9 @@ class TritonPythonModel:
     def initialize(self, args):
         self.step = Step(args)
 
+    def finalize(self):
+        self.step.close()
+
     def execute(self, requests):
         return [self.step.respond(request, self.infer) for request in requests]
 

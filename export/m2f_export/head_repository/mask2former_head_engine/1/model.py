@@ -26,6 +26,10 @@ class TritonPythonModel:
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         self.names, self.rows = list(outputs), outputs["scores"][1]
 
+    def finalize(self) -> None:
+        """Send what is left to send."""
+        self.step.close()
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer the requests one by one."""
         return [self.step.respond(request, self.infer) for request in requests]
