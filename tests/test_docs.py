@@ -156,6 +156,13 @@ def test_code_names_documents_that_are_there():
     assert [(path, found) for path, found in sorted(named) if not (ROOT / found).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_files_named_in_text_are_there(page):
+    file = re.compile(r"(src|client|export|model_repository|tests|benchmarks|examples|deploy|docs)/[\w./-]*")
+    named = {token.content for token in tokens(page) if token.type == "code_inline" and file.fullmatch(token.content)}
+    assert [name for name in sorted(named) if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
+
+
 # Commands
 
 
