@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-$(VENV)/.serve: pyproject.toml hatch_build.py src/m2f/kernel.c
+$(VENV)/.serve: pyproject.toml hatch_build.py $(wildcard src/m2f/kernel/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,client]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Compile `src/m2f/kernel.c` on the way into a wheel or an editable install.
+"""Compile `src/m2f/kernel` on the way into a wheel or an editable install.
 
 It is a plain shared library, so one wheel serves every Python version. Without a C compiler the package installs all
 the same and runs on numpy; its wheel is then tagged `any`.
@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "src/m2f/kernel.c", "src/m2f/_kernel.so"
+SOURCES, LIBRARY = "src/m2f/kernel", "src/m2f/_kernel.so"
 
 # Contraction to FMA would make other masks on other processors. The two last flags let comparisons become SIMD; none
 # of them changes a result, and none is linked with, which could change the whole process's floating point.
@@ -23,8 +23,8 @@ FLAGS = (
 )
 
 
-def compile_kernel(source: Path, library: Path, *flags: str) -> None:
-    """Compile the kernel with the compiler that `CC` names, `cc` otherwise.
+def compile_kernel(sources: Path, library: Path, *flags: str) -> None:
+    """Compile the folder's C files to one library, with the compiler that `CC` names, `cc` otherwise.
 
     Raises:
         OSError: there is no such compiler.
@@ -32,7 +32,7 @@ def compile_kernel(source: Path, library: Path, *flags: str) -> None:
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
     draft = library.with_suffix(f".{os.getpid()}")  # a process may be running the old one
-    subprocess.run([*compiler, *FLAGS, *flags, str(source), "-o", str(draft)], check=True)
+    subprocess.run([*compiler, *FLAGS, *flags, *map(str, sorted(sources.glob("*.c"))), "-o", str(draft)], check=True)
     draft.replace(library)
 
 
@@ -44,7 +44,7 @@ class KernelBuildHook(BuildHookInterface):
         del version
         library = Path(self.root, LIBRARY)
         try:
-            compile_kernel(Path(self.root, SOURCE), library)
+            compile_kernel(Path(self.root, SOURCES), library)
         except (OSError, subprocess.CalledProcessError) as error:
             library.unlink(missing_ok=True)
             self.app.display_warning(f"m2f: no native kernel, post-processing will run on numpy ({error})")

@@ -55,7 +55,7 @@ def build(library):
     sys.path.insert(0, str(ROOT))
     from hatch_build import compile_kernel
 
-    compile_kernel(ROOT / "src/m2f/kernel.c", library, *SANITIZERS)
+    compile_kernel(ROOT / "src/m2f/kernel", library, *SANITIZERS)
 
 
 def runtime():

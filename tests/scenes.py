@@ -41,6 +41,12 @@ def empty_and_full(rng, cells):
     return np.broadcast_to(levels[:, None, None], (QUERIES, *cells))
 
 
+def halves(rng, cells):
+    """What an engine in half precision answers: few values, many of them the same, and some too large for it."""
+    with np.errstate(over="ignore"):
+        return (smooth(rng, cells) * rng.choice([1, 1, 20000])).astype(np.float16)
+
+
 def not_finite(rng, cells):
     logits = smooth(rng, cells)
     for value in (np.nan, np.inf, -np.inf):
@@ -48,7 +54,7 @@ def not_finite(rng, cells):
     return logits
 
 
-KINDS = (smooth, smooth, smooth, noise, checkered, lonely, ties, empty_and_full, not_finite)
+KINDS = (smooth, smooth, smooth, noise, checkered, lonely, ties, empty_and_full, halves, not_finite)
 
 
 def sizes(rng):

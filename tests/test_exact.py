@@ -4,18 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from reference import full_size_logits
 from scenes import QUERIES, STRIDE, scenes
 
-from m2f.geometry import bilinear_taps
 from m2f.native import kernels
 from m2f.postprocess import postprocess
 from m2f.rle import decode
 from m2f.settings import Settings
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-
-ROUNDING = 1e-6  # of the largest logit near by: what float32 may make of a 0
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +21,9 @@ def mmdet_masks():
 
     ensure_mmcv_ops()
     import torch
+
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("PyTorch rounds in another order on this processor: see m2f.interpolate")
     from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
     from mmdet.structures import DetDataSample
     from mmengine.config import ConfigDict
@@ -72,38 +71,15 @@ def compare(mmdet_masks, count, seed):
                 wrong = decode(rle, *ori_shape).astype(bool) != masks[query]
                 if wrong.any():
                     differing[kernel, kind] += int(wrong.sum())
-                    explained(wrong, mask_logits[query], img_shape, ori_shape)
                 elif np.isfinite(scores[query]):
                     assert score == pytest.approx(scores[query], abs=1e-5)
     return pixels, differing
 
 
-def explained(wrong, mask_logits, img_shape, ori_shape):
-    """The pixels that differ are 0 but for rounding, or read a logit that is not a number or infinite."""
-    bad = ~np.isfinite(mask_logits)
-    logits = full_size_logits(np.where(bad, 0, mask_logits)[None], img_shape, ori_shape)[0]
-    largest = np.abs(mask_logits[~bad]).max()
-    assert (np.abs(logits[wrong & ~reading(bad, img_shape, ori_shape)]) <= ROUNDING * largest).all()
-
-
-def reading(cells, img_shape, ori_shape):
-    """Pixels [H, W] with a tap, be its weight 0, on one of these cells [h, w]."""
-    for axis, (valid, original) in enumerate(zip(img_shape, ori_shape, strict=True)):
-        upsample = bilinear_taps(cells.shape[axis], STRIDE * cells.shape[axis]).source
-        resize = bilinear_taps(valid, original).source
-        cells = np.any([np.take(cells, upsample[i][resize[j]], axis) for i in (0, 1) for j in (0, 1)], axis=0)
-    return cells
-
-
 def check(pixels, differing):
-    """Nothing differs but ties, that are 0 but for rounding, and what reads a logit that is not finite."""
     report = f"of {pixels} pixels differ, by kernel and kind: {dict(differing)}"
     print(report)
-    usual = sum(count for (_, kind), count in differing.items() if kind not in {"ties", "not_finite"})
-    assert usual <= max(len(kernels()), 1e-7 * pixels * len(kernels())), report
-    ties = sum(count for (_, kind), count in differing.items() if kind == "ties")
-    assert ties <= 1e-5 * pixels * len(kernels()), report
-    assert len({count for (_, kind), count in differing.items() if kind == "ties"}) <= 1, "the kernels disagree"
+    assert not differing, report
 
 
 def test_some_scenes(mmdet_masks):

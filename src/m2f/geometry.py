@@ -31,14 +31,15 @@ class Taps(NamedTuple):
 def bilinear_taps(size_in: int, size_out: int) -> Taps:
     """Return the two taps a row of `align_corners=False` bilinear interpolation, size_in -> size_out.
 
-    Rounds as torch does in float32 (`area_pixel_compute_source_index` in ATen/native/UpSample.h), so that
-    masks agree to the pixel.
+    Rounds as torch does in float32 (`area_pixel_compute_source_index` in ATen/native/UpSample.h, where a product
+    and a difference are one FMA), so that masks agree to the pixel. Where nothing is resized, both taps are the
+    output's own input.
     """
     scale = np.float32(size_in) / np.float32(size_out)
-    centre = (np.arange(size_out, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    centre = ((np.arange(size_out) + 0.5) * np.float64(scale) - 0.5).astype(np.float32)  # exact until it is rounded
     centre = np.maximum(centre, np.float32(0))
     low = np.minimum(centre.astype(np.int64), size_in - 1)
-    high = np.minimum(low + 1, size_in - 1)
+    high = np.minimum(low + (size_in != size_out), size_in - 1)
     fraction = np.clip(centre - low.astype(np.float32), np.float32(0), np.float32(1))
     return Taps(np.stack([low, high]), np.stack([np.float32(1) - fraction, fraction]))
 

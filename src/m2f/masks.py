@@ -1,8 +1,8 @@
 """Queries' masks, straight from their logits to runs of pixels: area, box, sigmoid sum and RLE.
 
 The dense mask is never made. Only the region that can be positive is evaluated, in strips of whole columns
-small enough for the cache, because COCO's runs go down the columns. What is here is numpy; `kernel.c` does the same,
-faster, and the same masks come out bit for bit.
+small enough for the cache, because COCO's runs go down the columns. What is here is numpy; `kernel/masks.c` does the
+same, faster, and the same masks come out bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from m2f import native
 from m2f.contract import InputError
 from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps, outputs_reading
+from m2f.interpolate import Stages, doubtful, pixels, rounding
 from m2f.native import Edges, Records
 from m2f.rle import encode_edges
 
@@ -34,7 +35,8 @@ class Masks:
     Attributes:
         areas: int64 [N], pixels inside.
         boxes: int32 [N, 4], x1, y1, x2, y2, half-open; zeros when empty.
-        scores: float64 [N], mean sigmoid(logit) over the mask's pixels, with mmdetection's epsilon.
+        scores: float64 [N], mean sigmoid(logit) over the mask's pixels, with mmdetection's epsilon. Finite, also where
+            a pixel outside makes mmdetection's NaN: that is neither sorted nor served.
         height, width: of the image.
         kernel: what made them, and encodes and compares them.
     """
@@ -112,7 +114,8 @@ class MaskSampler:
             for c, p, v, o in zip(cells, padded, valid, original, strict=True)
         ]
         if kernel == native.NUMPY:
-            sample = _in_numpy(*(mask_taps(**axis) for axis in axes))
+            rows, columns = (mask_taps(**axis) for axis in axes)
+            sample = _in_numpy(rows, columns, (Stages.of(**axes[0]), Stages.of(**axes[1])))
         else:
             sample = _natively(kernel, *(native.mask_axis(**axis) for axis in axes))
         return cls(sample, cells=cells, original=original, kernel=kernel, threads=threads)
@@ -165,13 +168,17 @@ class MaskSampler:
         )
 
 
-def sample_query(logits: Floats, rows: Taps, columns: Taps) -> tuple[Edges, float]:
+def sample_query(
+    logits: Floats, rows: Taps, columns: Taps, stages: tuple[Stages, Stages] | None = None
+) -> tuple[Edges, float]:
     """Sample one query's mask in numpy.
 
     Args:
         logits: float32 [h, w].
         rows: the operator along the height.
         columns: the operator along the width.
+        stages: the interpolations that both operators were composed of, which decide where rounding leaves a doubt.
+            None: of others, which stand as they are.
 
     Returns:
         The mask's edges, and the sum of sigmoid(logit) over its pixels.
@@ -182,6 +189,7 @@ def sample_query(logits: Floats, rows: Taps, columns: Taps) -> tuple[Edges, floa
     (row_begin, row_end), (column_begin, column_end) = window
     height = rows.source.shape[1]
     rows = _narrow(rows, row_begin, row_end)
+    reach = rounding(logits)
     strip_width = max(1, _STRIP_PIXELS // (row_end - row_begin))
     edges, sigmoid_sum = [], 0.0
     for begin in range(column_begin, column_end, strip_width):
@@ -190,26 +198,31 @@ def sample_query(logits: Floats, rows: Taps, columns: Taps) -> tuple[Edges, floa
         tall = apply_rows(logits[:, cells], rows).T  # [cells, rows]
         taps = Taps(strip_columns.source - cells.start, strip_columns.weight)
         strip = apply_rows(np.ascontiguousarray(tall), taps)
+        if stages is not None:
+            x, y = np.nonzero(doubtful(strip, reach))
+            strip[x, y] = pixels(logits, *stages, y + row_begin, x + begin)
         inside = strip > 0  # [columns, rows]
         edges.append(_column_edges(inside, begin * height + row_begin, height))
         sigmoid_sum += float(_sigmoid(strip[inside]).sum(dtype=np.float64))
     return _joined(np.concatenate(edges)).astype(np.uint32), sigmoid_sum
 
 
-def _in_numpy(rows: Taps, columns: Taps) -> _Sample:
-    return partial(_sample_queries, rows=rows, columns=columns)
+def _in_numpy(rows: Taps, columns: Taps, stages: tuple[Stages, Stages] | None = None) -> _Sample:
+    return partial(_sample_queries, rows=rows, columns=columns, stages=stages)
 
 
 def _natively(kernel: str, rows: native.Axis, columns: native.Axis) -> _Sample:
     return partial(native.sample, kernel=kernel, rows=rows, columns=columns)
 
 
-def _sample_queries(mask_logits: Floats, queries: Ints, *, rows: Taps, columns: Taps) -> tuple[Records, Edges]:
+def _sample_queries(
+    mask_logits: Floats, queries: Ints, *, rows: Taps, columns: Taps, stages: tuple[Stages, Stages] | None
+) -> tuple[Records, Edges]:
     """`native.sample` in numpy."""
     records = np.zeros(len(queries), native.RECORD)
     edges = [np.zeros(0, np.uint32)]
     for i, query in enumerate(queries.tolist()):
-        found, sigmoid_sum = sample_query(mask_logits[query], rows, columns)
+        found, sigmoid_sum = sample_query(mask_logits[query], rows, columns, stages)
         area = int((found[1::2] - found[0::2]).sum(dtype=np.int64))
         records[i] = (area, len(found), sigmoid_sum, _box(found, rows.source.shape[1]))
         edges.append(found)

@@ -1,7 +1,7 @@
-"""The compiled kernel, `kernel.c`, through ctypes: found, loaded and called with the GIL released.
+"""The compiled kernel, `kernel/*.c`, through ctypes: found, loaded and called with the GIL released.
 
-Every function here has a twin in numpy, in `masks`, `geometry` or `rle`, that gives the same answer and runs where
-the package was installed without a C compiler. `kernels` says which there are.
+Every function here has a twin in numpy, in `masks`, `label_maps`, `panoptic`, `geometry` or `rle`, that gives the same
+answer and runs where the package was installed without a C compiler. `kernels` says which there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Edges = npt.NDArray[np.uint32]
 Records = npt.NDArray[np.void]
 RECORD = np.dtype([("area", np.int64), ("num_edges", np.int64), ("sigmoid_sum", np.float64), ("box", np.int32, 4)])
 
-_LEVELS = ("baseline", "avx2", "avx512")  # in the order of kernel.c
+_LEVELS = ("baseline", "avx2", "avx512")  # in the order of kernel.h
 _USUAL_EDGES = 1 << 18  # of all the masks of a call; memory that is not touched costs nothing
 _CHARACTERS = 7  # of RLE at most, for each count
 _pointer = ctypes.c_void_p
@@ -31,7 +31,7 @@ _int = ctypes.c_int64
 
 
 class Axis(ctypes.Structure):
-    """`Axis` of kernel.c: the operator from mask cells to pixels along one axis."""
+    """`Axis` of kernel.h: the operator from mask cells to pixels along one axis."""
 
     _fields_ = (
         ("size_in", _int),
@@ -41,6 +41,8 @@ class Axis(ctypes.Structure):
         ("weight", _pointer),
         ("begin", _pointer),
         ("end", _pointer),
+        ("padded", _int),
+        ("valid", _int),
     )
 
 
