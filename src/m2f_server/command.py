@@ -3,17 +3,20 @@
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
 import click
 
-from m2f_server import launch
 from m2f_server.errors import ServeError
 from m2f_server.launch import LOOPBACK
-from m2f_server.server import STOP_TIMEOUT_S, Server
+from m2f_server.logfmt import logfmt
+from m2f_server.server import Server
+from m2f_server.supervisor import Supervisor
 from m2f_server.tls import ServerTls
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -21,12 +24,8 @@ _PORT = click.IntRange(0, 65535)
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Stopped(BaseException):
-    """A signal asked us to stop."""
-
-
 @click.command(
-    epilog=f"Ctrl-C (or SIGTERM) stops the server, within {STOP_TIMEOUT_S} s at most. "
+    epilog="Ctrl-C (or SIGTERM) takes no new requests, answers those in flight and stops; a second one does not wait. "
     "Options for tritonserver itself go after a double dash: m2f serve -- --rate-limit=off"
 )
 @click.option(
@@ -43,10 +42,11 @@ class _Stopped(BaseException):
     help="Use configs/NAME.pbtxt where a model has one: cpu for ONNX Runtime. Default: the TensorRT configuration.",
 )
 @click.option("--host", default=LOOPBACK, show_default=True, help="Address of HTTP and gRPC; 0.0.0.0 is everywhere.")
-@click.option("--monitor-host", default=LOOPBACK, show_default=True, help="Address of the metrics.")
+@click.option("--monitor-host", default=LOOPBACK, show_default=True, help="Address of metrics and probes.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port; 0 picks a free one.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Metrics port; 0 picks a free one.")
+@click.option("--health-port", type=_PORT, default=8003, show_default=True, help="Port of /live and /ready; 0: free.")
 @click.option("--admin-token-file", type=_FILE, help="Holds the secret of the restricted APIs. Default: a random one.")
 @click.option(
     "--tls-cert", type=_FILE, help="gRPC's certificate (PEM); HTTP, which has no TLS, is then on loopback only."
@@ -54,7 +54,14 @@ class _Stopped(BaseException):
 @click.option("--tls-key", type=_FILE, help="Its private key.")
 @click.option("--tls-client-ca", type=_FILE, help="Let in only clients with a certificate of this authority (mTLS).")
 @click.option("--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to get ready.")
-@click.option("--log-file", type=_FILE, help="Keep the server's log in this file.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    help="Seconds for requests in flight, when told to stop.",
+)
+@click.option("--log-file", type=_FILE, help="Add the server's log to this file.")
 @click.option("--log-verbose", is_flag=True, help="Show the server's log, at its verbose level.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
@@ -67,46 +74,63 @@ def serve(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    health_port: int,
     admin_token_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
     timeout: float,
+    drain_timeout: float,
     log_file: Path | None,
     log_verbose: bool,
     as_json: bool,
     extra_args: tuple[str, ...],
 ) -> None:
     """Run Triton on a model repository until it is told to stop."""
-    fixed = [port for port in (http_port, grpc_port, metrics_port) if port]
+    fixed = [port for port in (http_port, grpc_port, metrics_port, health_port) if port]
     if len(set(fixed)) < len(fixed):
-        raise click.UsageError("--http-port, --grpc-port and --metrics-port must differ")
+        raise click.UsageError("--http-port, --grpc-port, --metrics-port and --health-port must differ")
+    options = {
+        "model_repository": model_repository,
+        "config_name": config_name,
+        "host": host,
+        "monitor_host": monitor_host,
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "timeout": timeout,
+        "log_file": log_file,
+        "log_verbose": log_verbose,
+        "admin_token_file": admin_token_file,
+        "tls": _tls(tls_cert, tls_key, tls_client_ca),
+        "extra_args": extra_args,
+    }
     try:
-        with (
-            _stop_on_signal(),
-            launch.serve(
-                model_repository=model_repository,
-                config_name=config_name,
-                host=host,
-                monitor_host=monitor_host,
-                http_port=http_port,
-                grpc_port=grpc_port,
-                metrics_port=metrics_port,
-                timeout=timeout,
-                log_file=log_file,
-                log_verbose=log_verbose,
-                admin_token_file=admin_token_file,
-                tls=_tls(tls_cert, tls_key, tls_client_ca),
-                extra_args=extra_args,
-            ) as server,
-        ):
-            click.echo(_as_json(server) if as_json else _ready_line(server))
-            server.wait()
-    except _Stopped:
-        return
+        with _signals() as (stop, hasten):
+            Supervisor(
+                options=options,
+                health_host=monitor_host,
+                health_port=health_port,
+                drain_timeout=drain_timeout,
+                announce=lambda server, health_url: click.echo(
+                    (_as_json if as_json else _ready_line)(server, health_url)
+                ),
+                event=_log,
+                stop=stop,
+                hasten=hasten,
+            ).run()
     except ServeError as error:
         click.echo(f"m2f serve: {error}", err=True)
         sys.exit(1)
+
+
+def _log(event: str, **circumstances: object) -> None:
+    """Write a line to standard error."""
+    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    click.echo(
+        logfmt(time=time, event=event, **{name: value for name, value in circumstances.items() if value != ""}),
+        err=True,
+    )
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
@@ -117,20 +141,22 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerT
     return None
 
 
-def _ready_line(server: Server) -> str:
+def _ready_line(server: Server, health_url: str) -> str:
     grpc = "grpcs" if server.tls else "grpc"
     return (
         f"m2f: ready  http://{server.http_url}  {grpc}://{server.grpc_url}  metrics {server.metrics_url}"
+        f"  health {health_url}"
         f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
     )
 
 
-def _as_json(server: Server) -> str:
+def _as_json(server: Server, health_url: str) -> str:
     return json.dumps(
         {
             "http": server.http_url,
             "grpc": server.grpc_url,
             "metrics": server.metrics_url,
+            "health": health_url,
             "tls": server.tls,
             "models": server.models,
             "start_seconds": round(server.start_seconds, 2),
@@ -140,17 +166,16 @@ def _as_json(server: Server) -> str:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[None]:
-    """Raise `_Stopped` at the first signal; later ones cannot disturb the clean-up, whose time is bounded."""
+def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Yield what the first and the second signal set; later ones change nothing more, and the end is bounded."""
+    stop, hasten = threading.Event(), threading.Event()
 
-    def stop(_signum: int, _frame: FrameType | None) -> None:
-        for number in _STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        raise _Stopped
+    def on_signal(_signum: int, _frame: FrameType | None) -> None:
+        (hasten if stop.is_set() else stop).set()
 
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
     try:
-        yield
+        yield stop, hasten
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

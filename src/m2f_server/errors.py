@@ -66,3 +66,32 @@ class ServerCrashedError(ServeError):
 
 class StartTimeoutError(ServeError):
     """The models were not ready within the time allowed."""
+
+
+class ServerHungError(ServeError):
+    """The server runs but does not serve, and reloading a model does not help."""
+
+
+class StoppedError(ServeError):
+    """The server was told to stop before it was ready."""
+
+
+class CrashLoopError(ServeError):
+    """The server ended again and again; the message holds the last reason."""
+
+    def __init__(self, *, times: int, within: float, last: ServeError) -> None:
+        super().__init__(
+            f"gave up: {times} times in a row the server served for less than {within:g} s; the last: {last}"
+        )
+
+
+class CallError(ServeError):
+    """A call to the running server did not work.
+
+    Attributes:
+        status: the HTTP status of its answer; None where there was no answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

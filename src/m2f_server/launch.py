@@ -44,6 +44,7 @@ class _Settings:
     log_file: Path | None
     log_verbose: bool
     extra_args: Sequence[str]
+    stop: threading.Event
 
 
 @contextmanager
@@ -62,6 +63,7 @@ def serve(
     admin_token_file: str | Path | None = None,
     tls: ServerTls | None = None,
     extra_args: Sequence[str] = (),
+    stop: threading.Event | None = None,
 ) -> Iterator[Server]:
     """Run a server for the length of the `with` block.
 
@@ -74,11 +76,12 @@ def serve(
         grpc_port: port of the gRPC API.
         metrics_port: port of the Prometheus metrics.
         timeout: seconds until every model must be ready.
-        log_file: where the server's log goes; by default a temporary file that goes with the server.
+        log_file: the server's log is added to it; by default a temporary file that goes with the server.
         log_verbose: let the server say more, and pass its log on to standard error too.
         admin_token_file: holds the secret of the restricted interfaces (`access`); by default a random one.
         tls: certificates of the gRPC port. With them HTTP, which Triton has no TLS for, listens on loopback alone.
         extra_args: further options for `tritonserver`.
+        stop: set from elsewhere, it ends the wait for the models.
 
     Yields:
         The server, every model ready.
@@ -97,6 +100,7 @@ def serve(
         access=read_access(Path(admin_token_file) if admin_token_file else None),
         tls=tls,
         extra_args=extra_args,
+        stop=stop or threading.Event(),
     )
     check_repository(settings.repository, config_name=config_name)
     with ExitStack() as stack:
@@ -126,6 +130,7 @@ def _running(settings: _Settings) -> Iterator[Server]:
         ports = pick_ports(hosts=settings.hosts, ports=settings.ports)
         arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
         log_path = settings.log_file or work_dir / "tritonserver.log"
+        log_start = log_path.stat().st_size if log_path.is_file() else 0
         process = _spawn(installation, arguments, cwd=work_dir, log_path=log_path, echo=settings.log_verbose)
         guard.watch(process.pid)
         server = Server(
@@ -134,11 +139,12 @@ def _running(settings: _Settings) -> Iterator[Server]:
             hosts=settings.hosts,
             ports=ports,
             log_path=log_path,
+            log_start=log_start,
             access=settings.access,
             tls=settings.tls is not None,
         )
         try:
-            server.wait_ready(timeout=settings.timeout)
+            server.wait_ready(timeout=settings.timeout, stop=settings.stop)
             yield server
         finally:
             server.stop()
@@ -151,7 +157,8 @@ def _arguments(settings: _Settings, *, name: str, ports: Mapping[str, int], work
     arguments = [
         f"--id={name}",
         f"--model-repository={_plain_path(settings.repository, work_dir)}",
-        "--model-control-mode=none",
+        "--model-control-mode=explicit",  # so that one model can be reloaded, and the ensembles unloaded at the end
+        "--load-model=*",
         "--disable-auto-complete-config",  # it starts every Python model twice, and the configurations are complete
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={name}-",
@@ -186,7 +193,7 @@ def _spawn(
     It runs in its work folder because Triton's Python models have the current folder on `sys.path`.
     """
     try:
-        with log_path.open("wb") as log:
+        with log_path.open("ab") as log:
             process = subprocess.Popen(
                 [str(installation.binary), *arguments],
                 cwd=cwd,

@@ -1,20 +1,28 @@
 """A running server: its addresses, its readiness, its end."""
 
-import http.client
 import json
+import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from m2f_server.access import Access
+from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
-from m2f_server.errors import StartTimeoutError
+from m2f_server.errors import CallError, StartTimeoutError, StoppedError
 
 EXIT_TIMEOUT_S = 10  # what Triton gives requests in flight after SIGTERM
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # then it is killed
 _POLL_S = 0.05
+
+
+def reachable(host: str) -> str:
+    """Return an address under which this machine reaches a server that listens on `host`."""
+    return "127.0.0.1" if host == "0.0.0.0" else host
 
 
 class Server:
@@ -27,6 +35,7 @@ class Server:
         log_path: the server's log; a temporary file that goes with the server, unless a file was asked for.
         models: names of the models that are ready.
         access: what the restricted interfaces want to see.
+        control: calls to it, with that.
         tls: whether the gRPC port speaks TLS.
         start_seconds: from the start of the process until every model was ready.
     """
@@ -39,6 +48,7 @@ class Server:
         hosts: Mapping[str, str],
         ports: Mapping[str, int],
         log_path: Path,
+        log_start: int = 0,
         access: Access,
         tls: bool,
     ) -> None:
@@ -50,6 +60,8 @@ class Server:
         self.start_seconds = 0.0
         self.access = access
         self.tls = tls
+        self.control = Control(http_url=self.http_url, metrics_url=self._address("metrics"), access=access)
+        self._log_start = log_start
         self._name = name
         self._process = process
 
@@ -72,25 +84,28 @@ class Server:
         return f"{self._client_host(protocol)}:{self.ports[protocol]}"
 
     def _client_host(self, protocol: str) -> str:
-        host = self.hosts[protocol]
-        return "127.0.0.1" if host == "0.0.0.0" else host
+        return reachable(self.hosts[protocol])
 
     def is_running(self) -> bool:
         """Tell whether the server's process lives."""
         return self._process.poll() is None
 
     def read_log(self) -> str:
-        """Return the server's log so far."""
-        return self.log_path.read_text(errors="replace")
+        """Return the server's log so far; not what others wrote to the file before it."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
 
-    def wait_ready(self, *, timeout: float) -> None:
+    def wait_ready(self, *, timeout: float, stop: threading.Event) -> None:
         """Block until this server answers on HTTP and metrics and says that all its models are ready.
 
         Raises:
-            ServeError: the server ended (`diagnose` says why), or `timeout` seconds are over.
+            ServeError: the server ended (`diagnose` says why), `timeout` seconds are over, or `stop` was set.
         """
         started = time.monotonic()
         while self.is_running():
+            if stop.is_set():
+                raise StoppedError("told to stop before the models were ready")
             if models := self._ready_models():
                 self.models = models
                 self.start_seconds = time.monotonic() - started
@@ -109,37 +124,29 @@ class Server:
         returncode = self._process.wait()
         raise diagnose(log=self.read_log(), returncode=returncode)
 
-    def stop(self) -> None:
-        """Ask the server to end, wait at most `STOP_TIMEOUT_S` seconds, then kill it (`serve` sees to its stubs)."""
+    def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> None:
+        """Ask the server to end, wait at most `timeout` seconds, then kill it (`serve` sees to its stubs)."""
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End the server and its stubs at once."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
     def _ready_models(self) -> list[str] | None:
         """Return the names of the models, or None while anything is not ready."""
         try:
-            metadata = self._fetch("http", "GET", "/v2")
-            if self._fetch("http", "GET", "/v2/health/ready") is None or not metadata:
-                return None
-            if json.loads(metadata)["name"] != self._name:  # someone else's server came first on this port
-                return None
-            index = json.loads(self._fetch("http", "POST", "/v2/repository/index") or "[]")
-            if self._fetch("metrics", "GET", "/metrics") is None:  # started last
-                return None
-        except (OSError, http.client.HTTPException):
+            if json.loads(self.control.call("GET", "/v2"))["name"] != self._name:
+                return None  # someone else's server came first on this port
+            self.control.call("GET", "/v2/health/ready")
+            index = self.control.index()
+            self.control.metrics()  # started last
+        except CallError:
             return None
         return sorted(entry["name"] for entry in index) if all(e.get("state") == "READY" for e in index) else None
-
-    def _fetch(self, protocol: str, method: str, path: str) -> bytes | None:
-        """Return the body of a 200 answer, else None."""
-        connection = http.client.HTTPConnection(self._client_host(protocol), self.ports[protocol], timeout=5)
-        try:
-            connection.request(method, path, headers=self.access.headers)
-            response = connection.getresponse()
-            body = response.read()
-            return body if response.status == http.client.OK else None
-        finally:
-            connection.close()

@@ -1,0 +1,176 @@
+"""A real inference through the public ensembles: the only sign that a server serves.
+
+Triton calls itself ready while every request fails. So a tiny image goes the way of all images, and asks for every
+output but the logits: each step behind them has to work.
+"""
+
+import base64
+import http.client
+import json
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+from urllib.parse import quote
+
+from m2f_server.control import Control
+from m2f_server.errors import CallError
+
+INPUT = "image"  # ensembles that take it are public
+_COSTLY = {"cls_logits", "mask_logits"}  # their step copies tens of MB, for a tiny image as for any
+_IMAGE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAYAQMAAAChnW13AAAABlBMVEWAgIDcKCgLE2G6AAAAMUlEQVR42mNgwAnYPzAwMMj/YWBi"
+    "UGBiYGJgYGBgYnBghLFwEAwM9v9g3Af/YKZgAgBS2QaeTcCqhgAAAABJRU5ErkJggg=="
+)
+_HEIGHT, _WIDTH = 24, 32
+_TIMEOUT_S = 10.0  # at least; ten times what the fastest one took where that is more
+_PATIENCE = 10
+_REJECTED = {http.client.TOO_MANY_REQUESTS, http.client.SERVICE_UNAVAILABLE}  # by a queue's limits
+
+
+class Kind(Enum):
+    """How a server stands."""
+
+    SERVES = "serves"
+    BUSY = "busy"  # it works, but has more to do than it can
+    FAILS = "fails"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a canary found.
+
+    Attributes:
+        kind: how the server stands.
+        reason: why it does not serve.
+        blame: the model that hangs or says that it is not ready, where one is known.
+    """
+
+    kind: Kind
+    reason: str = ""
+    blame: str | None = None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """An ensemble to ask.
+
+    Attributes:
+        name: of the ensemble.
+        outputs: what to ask for.
+        steps: the models that have to work for it, in order.
+    """
+
+    name: str
+    outputs: tuple[str, ...]
+    steps: tuple[str, ...]
+
+
+class Canary:
+    """Asks one server; where it has no ensemble that takes an image, its models' own readiness has to do.
+
+    Args:
+        control: the server.
+        models: all models that it has loaded.
+    """
+
+    def __init__(self, control: Control, models: Iterable[str]) -> None:
+        self._control = control
+        self._models = tuple(models)
+        self._targets = [target for model in self._models if (target := _target(control.config(model)))]
+        self._fastest = float("inf")
+        self.seconds = 0.0  # that the last one took
+
+    def ask(self) -> Verdict:
+        """Ask every public ensemble, and return the first verdict that is not good."""
+        started = time.monotonic()
+        try:
+            for target in self._targets:
+                verdict = self._ask(target)
+                if verdict.kind is not Kind.SERVES:
+                    return verdict
+            if not self._targets and (unready := self._unready()):
+                return Verdict(Kind.FAILS, f"model {unready} is not ready", unready)
+        except CallError as error:
+            return Verdict(Kind.FAILS, str(error))
+        finally:
+            self.seconds = time.monotonic() - started
+        self._fastest = min(self._fastest, self.seconds)
+        return Verdict(Kind.SERVES)
+
+    def _ask(self, target: _Target) -> Verdict:
+        before = self._control.answered()
+        patience = _PATIENCE * self._fastest if self._fastest < float("inf") else 0.0
+        timeout = max(_TIMEOUT_S, patience)
+        try:
+            size = _infer(self._control, target, timeout=timeout)
+        except CallError as error:
+            return self._explain(target, error, before, timeout)
+        if size not in (None, [_HEIGHT, _WIDTH]):
+            return Verdict(Kind.FAILS, f"{target.name} answered wrong: size {size}, not {[_HEIGHT, _WIDTH]}")
+        return Verdict(Kind.SERVES)
+
+    def _explain(self, target: _Target, error: CallError, before: Mapping[str, int], timeout: float) -> Verdict:
+        """Tell a busy server from a broken one, and find the model to blame."""
+        if error.status is None:  # no answer in time
+            after, waiting = self._control.answered(), self._control.pending()
+            stuck = next((step for step in target.steps if after.get(step, 0) == before.get(step, 0)), None)
+            if stuck is None or any(waiting.get(step) for step in target.steps if step != stuck):  # may be in a queue
+                return Verdict(Kind.BUSY, f"no answer within {timeout:g} s, but every step goes on")
+            return Verdict(Kind.FAILS, f"{target.name} does not answer within {timeout:g} s: {stuck} hangs", stuck)
+        if error.status in _REJECTED:
+            return Verdict(Kind.BUSY, str(error))
+        if error.status == http.client.BAD_REQUEST:  # somebody's own ensemble that does not like our image: it answers
+            return Verdict(Kind.SERVES)
+        return Verdict(Kind.FAILS, str(error), self._unready())
+
+    def _unready(self) -> str | None:
+        return next((model for model in self._models if not self._control.is_ready(model)), None)
+
+
+def _target(config: Mapping[str, Any]) -> _Target | None:
+    """Return how to ask a model with this configuration; None where it is no ensemble that takes an image."""
+    takes = {entry["name"]: entry["data_type"] for entry in config.get("input", [])}
+    if "ensemble_scheduling" not in config or takes != {INPUT: "TYPE_STRING"}:
+        return None
+    outputs = tuple(entry["name"] for entry in config["output"] if entry["name"] not in _COSTLY)
+    return _Target(config["name"], outputs, _steps_behind(outputs, config["ensemble_scheduling"]["step"]))
+
+
+def _steps_behind(outputs: Iterable[str], steps: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the models that make these outputs, directly or not."""
+    tensors, needed = set(outputs), set()
+    for _ in steps:  # as often as the longest chain may be
+        for step in steps:
+            if tensors & set(step["output_map"].values()):
+                needed.add(step["model_name"])
+                tensors |= set(step["input_map"].values())
+    return tuple(step["model_name"] for step in steps if step["model_name"] in needed)
+
+
+def _infer(control: Control, target: _Target, *, timeout: float) -> list[int] | None:
+    """Send the image, and return the `size` that the server found, where the ensemble has that output.
+
+    The image travels in the protocol's binary form; answers do, too, but for `size`, which can then be read as JSON.
+    """
+    image = struct.pack("<I", len(_IMAGE)) + _IMAGE
+    head = json.dumps(
+        {
+            "id": "canary",
+            "inputs": [
+                {"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(image)}}
+            ],
+            "outputs": [{"name": name, "parameters": {"binary_data": name != "size"}} for name in target.outputs],
+        }
+    ).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    path = f"/v2/models/{quote(target.name)}/infer"
+    content = control.call("POST", path, head + image, headers=headers, timeout=timeout)
+    try:
+        answer, _ = json.JSONDecoder().raw_decode(content.decode(errors="replace"))
+        sizes = [output["data"] for output in answer["outputs"] if output["name"] == "size"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise CallError(f"{target.name} answered what cannot be read: {error}", status=http.client.OK) from error
+    return sizes[0] if sizes else None

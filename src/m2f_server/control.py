@@ -1,0 +1,135 @@
+"""Calls to a running server over its HTTP port, with its secret."""
+
+import http.client
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from m2f_server.access import Access
+from m2f_server.errors import CallError
+
+_TIMEOUT_S = 5.0
+_LOAD_TIMEOUT_S = 300.0  # a large engine
+_PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)".*\} (\S+)$', re.MULTILINE)
+
+
+class Control:
+    """One server, as those see it who look after it.
+
+    Every method raises `CallError` where the server does not answer in time or refuses.
+
+    Args:
+        http_url: `host:port` of its HTTP port.
+        metrics_url: `host:port` of its metrics.
+        access: its secret.
+    """
+
+    def __init__(self, *, http_url: str, metrics_url: str, access: Access) -> None:
+        self._http_url = http_url
+        self._metrics_url = metrics_url
+        self._access = access
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = _TIMEOUT_S,
+    ) -> bytes:
+        """Return the body of a 200 answer; `timeout` seconds bound each wait for the server."""
+        headers = {**self._access.headers, **(headers or {})}
+        return _fetch(self._http_url, method, path, body=body, headers=headers, timeout=timeout)
+
+    def metrics(self) -> str:
+        """Return the Prometheus metrics."""
+        return _fetch(self._metrics_url, "GET", "/metrics").decode()
+
+    def index(self) -> list[dict[str, str]]:
+        """Return `name`, `version`, `state` and `reason` of every model, as Triton has them."""
+        return json.loads(self.call("POST", "/v2/repository/index"))
+
+    def loaded(self) -> set[tuple[str, str]]:
+        """Return name and version of every model that Triton takes for ready."""
+        return {(entry["name"], entry.get("version", "")) for entry in self.index() if entry.get("state") == "READY"}
+
+    def config(self, model: str) -> dict[str, Any]:
+        """Return a model's configuration."""
+        return json.loads(self.call("GET", f"/v2/models/{quote(model)}/config"))
+
+    def is_ready(self, model: str) -> bool:
+        """Tell whether a model says that it is ready; Triton from 26.01 on notices a dead stub here."""
+        try:
+            self.call("GET", f"/v2/models/{quote(model)}/ready")
+        except CallError as error:
+            if error.status is None:
+                raise
+            return False
+        return True
+
+    def answered(self) -> dict[str, int]:
+        """Return how many requests each model has answered so far, well or not."""
+        counts: dict[str, int] = {}
+        for entry in json.loads(self.call("GET", "/v2/models/stats"))["model_stats"]:
+            totals = entry["inference_stats"]
+            done = int(totals["success"].get("count", 0)) + int(totals["fail"].get("count", 0))
+            counts[entry["name"]] = counts.get(entry["name"], 0) + done
+        return counts
+
+    def pending(self) -> dict[str, int]:
+        """Return how many requests wait for each model, those that it is at work on not counted."""
+        return {model: int(float(count)) for model, count in _PENDING.findall(self.metrics())}
+
+    def reload(self, model: str) -> None:
+        """Load a model anew beside the old one, which is then let go: nobody finds it missing meanwhile.
+
+        Triton 2.51 leaves a model alone whose files and configuration have not changed, whether its stub lives or
+        not. So one entry is new each time, in a field that names engine files by GPU and means nothing to a Python
+        model. To unload and load instead would take every ensemble away that has this model as a step.
+        """
+        config = self.config(model)
+        config.setdefault("cc_model_filenames", {})["m2f-reload"] = secrets.token_hex(4)
+        self._load(model, {"config": json.dumps(config)})
+
+    def unload(self, model: str) -> None:
+        """Take no new requests for a model; those in flight go on, and `index` says UNLOADING until they are done."""
+        self.call("POST", f"/v2/repository/models/{quote(model)}/unload", b"{}")
+
+    def _load(self, model: str, parameters: Mapping[str, str]) -> None:
+        body = json.dumps({"parameters": parameters}).encode()
+        self.call("POST", f"/v2/repository/models/{quote(model)}/load", body, timeout=_LOAD_TIMEOUT_S)
+
+
+def _fetch(
+    url: str,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = _TIMEOUT_S,
+) -> bytes:
+    connection = http.client.HTTPConnection(url, timeout=timeout)
+    try:
+        connection.request(method, path, body, dict(headers or {}))
+        response = connection.getresponse()
+        content = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise CallError(f"{method} {path}: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise CallError(f"{method} {path}: {response.status} {_message(content)}", status=response.status)
+    return content
+
+
+def _message(content: bytes) -> str:
+    """Return what an error answer says."""
+    try:
+        return str(json.loads(content)["error"])
+    except (ValueError, LookupError, TypeError):
+        return content.decode(errors="replace")[:200]

@@ -1,0 +1,111 @@
+"""The processes that Triton's Python models run in, as the operating system sees them.
+
+Triton 2.51 neither notices nor restarts a stub that has died; its requests fail, one second each. The process table
+says it at once.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_EXECUTABLE = "triton_python_backend_stub"
+_ENDED = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+
+
+@dataclass(frozen=True)
+class Stub:
+    """One process.
+
+    Attributes:
+        pid: its number.
+        model: the model that it runs.
+        version: the version of it, a folder's name.
+        instance: which of the model's instances, as Triton calls it.
+    """
+
+    pid: int
+    model: str
+    version: str
+    instance: str
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """What a stub that takes over has in common with this one."""
+        return self.model, self.version, self.instance
+
+    def kill(self) -> None:
+        """End it, stopped or not."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Stubs:
+    """All stubs of one server, which has just become ready."""
+
+    def __init__(self, server_pid: int) -> None:
+        self._server_pid = server_pid
+        self._known: dict[psutil.Process, Stub] = {}
+        self._look()  # while all of them live: a zombie does not say what it was
+
+    def lost(self) -> dict[Stub, str]:
+        """Return the stubs that run no more, and why; not those whose place another one has taken since."""
+        self._look()
+        ends = {stub: why for process, stub in self._known.items() if (why := _end(process))}
+        taken = {stub.place for stub in self._known.values() if stub not in ends}
+        lost = {stub: why for stub, why in ends.items() if stub.place not in taken}
+        self._known = {process: stub for process, stub in self._known.items() if stub not in ends or stub in lost}
+        return lost
+
+    def of(self, model: str) -> list[Stub]:
+        """Return a model's stubs that are known to live."""
+        self._look()
+        return [stub for process, stub in self._known.items() if stub.model == model and not _end(process)]
+
+    def forget(self, gone: Stub) -> None:
+        """Speak of a stub no more: it was meant to end."""
+        self._known = {process: stub for process, stub in self._known.items() if stub != gone}
+
+    def _look(self) -> None:
+        """Find the stubs that are new."""
+        try:
+            children = psutil.Process(self._server_pid).children()
+        except psutil.NoSuchProcess:  # the server has ended, which is for others to see
+            children = []
+        for process in children:
+            if process not in self._known and (stub := _read(process)):
+                self._known[process] = stub
+
+
+def _read(process: psutil.Process) -> Stub | None:
+    """Read a stub's command line: executable, .../<model>/<version>/model.py, six values, the instance's name."""
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # a zombie has none
+        return None
+    if len(command) < 9 or Path(command[0]).name != _EXECUTABLE:
+        return None
+    folder = Path(command[1]).parent
+    return Stub(pid=process.pid, model=folder.parent.name, version=folder.name, instance=command[8])
+
+
+def _end(process: psutil.Process) -> str:
+    """Return why a process runs no more, or nothing."""
+    try:
+        status = process.status() if process.is_running() else psutil.STATUS_DEAD
+    except psutil.NoSuchProcess:
+        status = psutil.STATUS_DEAD
+    if status == psutil.STATUS_STOPPED:
+        return "stopped"
+    return _cause(process.pid) if status in _ENDED else ""
+
+
+def _cause(pid: int) -> str:
+    """Say what ended a process: the kernel keeps it until the parent has asked."""
+    with suppress(OSError, ValueError):
+        code = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").split()[-1])
+        return f"killed by {signal.Signals(code & 0x7F).name}" if code & 0x7F else f"exit code {code >> 8}"
+    return "ended"

@@ -1,0 +1,186 @@
+"""Look after one running server: lost stubs, a canary, the drain at its end."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+from m2f_server.canary import Canary, Kind, Verdict
+from m2f_server.errors import CallError, ServerHungError
+from m2f_server.server import Server
+from m2f_server.stubs import Stub, Stubs
+
+TICK_S = 0.25  # how often the process table is looked at
+_CANARY_PERIOD_S = 5.0
+_CANARY_SHARE = 5  # it rests at least as many times as long as it took: a slow engine is there for others
+_RELOAD_ATTEMPTS = 3
+_FAILURES = 3  # of the canary in a row, with nothing to reload, until the server is restarted
+_SETTLE_S = 0.2  # answers are on their way when the model that gave them is gone
+
+Event = Callable[..., None]
+
+
+class Watch:
+    """One server, from ready to stopped.
+
+    Args:
+        server: it.
+        event: called with what happened and its circumstances, for the log.
+    """
+
+    def __init__(self, server: Server, event: Event) -> None:
+        self._server = server
+        self._control = server.control
+        self._event = event
+        self._stubs = Stubs(server.pid)
+        self._canary = Canary(server.control, server.models)
+        self._verdict = Verdict(Kind.FAILS, "the first canary is under way")
+        self._healing: set[str] = set()
+        self._reloads = 0
+        self._failures = 0
+        self._beyond_help = ""
+        self._ask_now = threading.Event()
+        self._ended = threading.Event()
+
+    @property
+    def trouble(self) -> str:
+        """Why no requests should be sent to the server; empty when it serves."""
+        if self._healing:
+            return f"reloading {', '.join(sorted(self._healing))}"
+        return self._verdict.reason if self._verdict.kind is Kind.FAILS else ""
+
+    def run(self, stop: threading.Event, tick: Callable[[], None]) -> None:
+        """Watch until told to stop, calling `tick` each time round.
+
+        Raises:
+            ServeError: the server has ended, or is beyond help and has been killed.
+        """
+        thread = threading.Thread(target=self._ask_for_ever, daemon=True)
+        thread.start()
+        try:
+            while not stop.wait(TICK_S):
+                self._look()
+                tick()
+        finally:
+            self._ended.set()
+            self._ask_now.set()
+
+    def drain(self, *, timeout: float, hasten: threading.Event) -> bool:
+        """Take no new requests and wait for those in flight; return whether all were answered.
+
+        Args:
+            timeout: seconds to wait at most.
+            hasten: set to wait no longer.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            entrances = self._entrances()
+            for model in entrances:
+                self._control.unload(model)
+            while self._unloading(entrances):
+                if time.monotonic() > deadline or hasten.wait(0.05):
+                    return False
+        except CallError as error:
+            self._event("drain_failed", why=error)
+            return False
+        time.sleep(_SETTLE_S)
+        return True
+
+    def _look(self) -> None:
+        """See whether all processes run."""
+        if not self._server.is_running():
+            self._server.wait()
+        if self._beyond_help or self._server_is_stopped():
+            self._server.kill()
+            raise ServerHungError(self._beyond_help or "tritonserver was stopped (SIGSTOP)")
+        healing = set(self._healing)  # before the processes: one healed after this moment is seen to live
+        lost = {stub: why for stub, why in self._stubs.lost().items() if stub.model not in healing}
+        if lost:
+            with suppress(CallError):  # the next round will see what is wrong with the server
+                self._heal_loaded(lost)
+
+    def _heal_loaded(self, lost: dict[Stub, str]) -> None:
+        """Reload the models that miss a stub, unless somebody has unloaded them."""
+        loaded = self._control.loaded()
+        for stub, why in lost.items():
+            if (stub.model, stub.version) in loaded:
+                self._heal(stub.model, [stub], why)
+            else:
+                self._stubs.forget(stub)
+
+    def _heal(self, model: str, stubs: list[Stub], why: str) -> None:
+        """Kill what is left of some stubs of a model, and reload it beside all that goes on."""
+        self._event("stub_lost", model=model, pid=",".join(str(stub.pid) for stub in stubs), why=why)
+        for stub in stubs:
+            stub.kill()
+        if model not in self._healing:
+            self._healing.add(model)
+            threading.Thread(target=self._reload, args=(model,), daemon=True).start()
+
+    def _reload(self, model: str) -> None:
+        started = time.monotonic()
+        for attempt in range(1, _RELOAD_ATTEMPTS + 1):
+            try:
+                self._control.reload(model)
+                self._event("reloaded", model=model, seconds=f"{time.monotonic() - started:.1f}")
+                break
+            except CallError as error:
+                self._event("reload_failed", model=model, attempt=attempt, why=error)
+                if self._ended.wait(1.0):
+                    return
+                if attempt == _RELOAD_ATTEMPTS:
+                    self._beyond_help = f"{model} cannot be reloaded: {error}"
+        self._reloads += 1
+        self._verdict = Verdict(Kind.FAILS, f"the canary after the reload of {model} is under way")
+        self._healing.discard(model)
+        self._ask_now.set()
+
+    def _ask_for_ever(self) -> None:
+        """Ask the canary again and again, sooner after a reload."""
+        while not self._ended.is_set():
+            self._ask_now.clear()
+            reloads, healing = self._reloads, bool(self._healing)
+            verdict = self._canary.ask()
+            if self._ended.is_set():
+                return
+            disturbed = healing or self._healing or self._reloads != reloads
+            if verdict.kind is not Kind.FAILS or not disturbed:
+                self._judge(verdict)
+            self._ask_now.wait(max(_CANARY_PERIOD_S, _CANARY_SHARE * self._canary.seconds))
+
+    def _judge(self, verdict: Verdict) -> None:
+        """Remember a verdict; reload the model to blame, or have the server restarted when that does not help."""
+        was, self._verdict = self._verdict, verdict
+        if verdict.kind is not Kind.FAILS:
+            self._failures = 0
+            if was.kind is not verdict.kind:
+                self._event("ready" if verdict.kind is Kind.SERVES else "busy", why=verdict.reason)
+            return
+        self._failures += 1
+        self._event("canary_failed", why=verdict.reason, times=self._failures)
+        stubs = self._stubs.of(verdict.blame) if verdict.blame else []
+        if self._failures >= _FAILURES:
+            self._beyond_help = f"{self._failures} canaries in a row failed; the last: {verdict.reason}"
+        elif verdict.blame and stubs:
+            self._heal(verdict.blame, stubs, verdict.reason)
+
+    def _server_is_stopped(self) -> bool:
+        try:
+            return psutil.Process(self._server.pid).status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return False
+
+    def _entrances(self) -> list[str]:
+        """Return the models that requests come in by: those that are no step of another."""
+        models = sorted({name for name, _ in self._control.loaded()})
+        configs = [self._control.config(model) for model in models]
+        schedules = [config["ensemble_scheduling"] for config in configs if "ensemble_scheduling" in config]
+        steps = {step["model_name"] for schedule in schedules for step in schedule["step"]}
+        return [model for model in models if model not in steps]
+
+    def _unloading(self, models: list[str]) -> bool:
+        return any(
+            entry["name"] in models and entry.get("state") in ("READY", "UNLOADING") for entry in self._control.index()
+        )
