@@ -10,6 +10,7 @@ import click
 COMMANDS = {  # name: (module, attribute, extra that its requirements are in)
     "predict": ("m2f_client.predict", "predict", "client"),
     "eval": ("m2f_client.evaluation.command", "evaluate", "eval"),
+    "demo": ("m2f_client.demo.command", "demo", "demo"),
     "export": ("m2f_export.command", "export", "export"),
     "doctor": ("m2f_export.doctor", "doctor", "export"),
     "serve": ("m2f_server.command", "serve", "server"),

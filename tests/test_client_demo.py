@@ -1,0 +1,303 @@
+"""The page of `m2f demo`: what it asks and shows, how it starts and stops; tests/test_demo_page.py has the browser."""
+
+import importlib
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from m2f_client import Client
+from m2f_client.address import Endpoint
+from m2f_client.cli import main
+from m2f_client.demo.page import answer, served
+from m2f_client.demo.server import Answer, Server, Step, connect, spent, steps_between
+from m2f_client.demo.tables import instances_table, latency_table, notice
+from m2f_client.errors import ServerUnavailable
+from m2f_client.fake import FakeTransport, result_of, stacked
+
+IMAGES = Path(__file__).parents[1] / "examples/images"
+SCENE = IMAGES / "scene_1.jpg"
+STEPS = ("mask2former_preprocess", "mask2former_engine", "mask2former_postprocess")
+COUNTERS = {
+    "success": {"count": 2, "ns": 90},
+    "queue": {"count": 2, "ns": 5},
+    "compute_input": {"count": 2, "ns": 1},
+    "compute_infer": {"count": 2, "ns": 20},
+    "compute_output": {"count": 2, "ns": 300},
+}
+
+
+@pytest.fixture(scope="module", params=["grpc", "http"])
+def page_server(server, request):
+    """The real server as the page sees it, over both protocols."""
+    url = f"{request.param}://{server.grpc_url if request.param == 'grpc' else server.http_url}"
+    with closing(Server(connect(Endpoint.parse(url)), timeout=60)) as page_server:
+        yield page_server
+
+
+@pytest.fixture(scope="module")
+def truth(server):
+    with Client(f"grpc://{server.grpc_url}") as client:
+        return client.predict(SCENE, score_threshold=0.95), client.class_names
+
+
+def cells(table):
+    """The texts of a table's body, a list a row."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table.partition("<tbody>")[2])
+    return [re.findall(r"<td[^>]*>([^<]*)", row) for row in rows]
+
+
+def rows_of(result, class_names):
+    boxes = [" ".join(f"{side:.0f}" for side in box) for box in result.boxes]
+    rows = zip(result.names(class_names), result.scores, boxes, result.areas, strict=True)
+    return [[name, f"{score:.3f}", box, str(area)] for name, score, box, area in rows]
+
+
+@pytest.mark.server
+class TestServer:
+    def test_names_and_threshold_are_the_servers(self, page_server, truth):
+        assert page_server.class_names == truth[1]
+        assert page_server.score_threshold == 0.5
+
+    def test_an_answer_is_that_of_the_client_with_the_time_of_each_step(self, page_server, truth):
+        found = page_server.ask(SCENE, score_threshold=0.95, classes=())
+        for name, array in truth[0].outputs.items():
+            assert np.array_equal(found.result.outputs[name], array), name
+        assert tuple(step.name for step in found.steps) == STEPS
+        assert all(step.work_ms > 0 and step.wait_ms >= 0 for step in found.steps)
+        assert max(step.work_ms for step in found.steps) < found.total_ms
+
+    def test_classes_are_chosen_by_index(self, page_server, truth):
+        wanted = truth[0].labels[-1]
+        found = page_server.ask(SCENE, score_threshold=0.95, classes=[int(wanted)])
+        assert found.result.labels.tolist() == [label for label in truth[0].labels if label == wanted]
+
+
+class Told(FakeTransport):
+    """A server without ensemble and names whose statistics cannot be read."""
+
+    def __init__(self):
+        masks = np.ones((1, 4, 4), bool)
+        super().__init__(lambda _request: stacked([result_of(masks)]))
+
+    def statistics(self, _timeout):
+        raise ServerUnavailable("not for you")
+
+
+def test_a_server_that_keeps_its_statistics_to_itself_is_no_obstacle():
+    server = Server(Told(), timeout=1)
+    assert (server.class_names, server.score_threshold) == (None, 0)
+    assert server.ask(SCENE, score_threshold=0, classes=()).steps == ()
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        [{"name": "a", "version": "1", "inference_stats": COUNTERS}],
+        [{"name": "a", "version": "1"}, {"name": "a", "version": "2", "inference_stats": COUNTERS}],  # two versions
+        [  # gRPC's JSON: 64-bit numbers are text, zeros are left out
+            {
+                "name": "a",
+                "inference_stats": {k: {m: str(n) for m, n in v.items()} for k, v in COUNTERS.items()} | {"fail": {}},
+            }
+        ],
+    ],
+)
+def test_statistics_of_both_protocols_are_read(statistics):
+    assert spent(statistics) == {"a": (2, 321, 5)}
+
+
+def test_steps_are_means_of_the_requests_in_between():
+    before = {"a": (10, 5_000_000, 0), "b": (3, 0, 0)}
+    after = {"a": (12, 9_000_000, 1_000_000), "b": (3, 0, 0), "c": (1, 7_000_000, 0)}
+    assert steps_between(before, after, ["c", "b", "a"]) == (Step("c", 7, 0), Step("a", 2, 0.5))  # b had no request
+
+
+class TestTables:
+    result = result_of(np.ones((2, 4, 6), bool), labels=[1, 0], scores=[0.9, 0.5])
+
+    def test_a_row_an_instance(self):
+        table = instances_table(self.result, ["dog", "<b>cat"])
+        assert cells(table) == [["&lt;b&gt;cat", "0.900", "0 0 6 4", "24"], ["dog", "0.500", "0 0 6 4", "24"]]
+        assert "2 instances" in table
+        assert "in 6 x 4 pixels" in table
+
+    def test_nothing_found(self):
+        table = instances_table(result_of(np.zeros((0, 4, 6), bool)), None)
+        assert "0 instances" in table
+        assert cells(table) == []
+
+    def test_what_no_step_has_spent_is_the_rest(self):
+        steps = (Step("mask2former_engine", 30.0, 1.0), Step("other", 10.0, 0.5))
+        assert cells(latency_table(Answer(self.result, 50.0, steps))) == [
+            ["engine", "30.0", ""],
+            ["other", "10.0", ""],
+            ["waiting for a step", "1.5", ""],
+            ["network and the rest", "8.5", ""],
+            ["total", "50.0", ""],
+        ]
+
+    def test_without_statistics_there_is_the_total(self):
+        assert cells(latency_table(Answer(self.result, 50.0, ()))) == [["total", "50.0", ""]]
+
+    def test_a_notice_is_text(self):
+        assert "&lt;script&gt;" in notice("<script>")
+
+
+@pytest.fixture(scope="module")
+def address(server):
+    """The page at work. It tells nobody but the server and itself anything."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        closing(Server(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), timeout=60)) as page_server,
+    ):
+        for variable in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+            patch.setenv(variable, "")  # restored at the end
+        asked = watch_connections(patch)
+        with served(page_server, [SCENE], host="127.0.0.1", port=free_port()) as address:
+            yield address
+        assert asked == {"127.0.0.1"}
+
+
+@pytest.mark.server
+@pytest.mark.filterwarnings("ignore")  # gradio's, of pandas
+class TestPage:
+    def test_an_image_comes_back_with_its_rows(self, address, truth):
+        with SCENE.open("rb") as file:
+            path = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()[0]
+        problem, picture, found, latency = asked_of(address, path, 0.95, [])
+        assert problem["visible"] is False
+        with Image.open(io.BytesIO(httpx.get(picture["url"]).content)) as shown:
+            assert shown.size == tuple(truth[0].size[::-1])
+        assert cells(found) == rows_of(*truth)
+        assert [row[0] for row in cells(latency)][:3] == ["preprocess", "engine", "postprocess"]
+
+    def test_a_file_of_this_machine_is_none_of_the_page(self, address):
+        assert "was not uploaded" in asked_of(address, str(SCENE), 0.5, [])["error"]
+
+    def test_the_document_loads_nothing_from_elsewhere(self, address):
+        document = httpx.get(address).text
+        loaded = re.findall(r"<(?:script|link|img)[^>]*?(?:src|href)=[\"']?(https?:)?//([^/\"']+)", document)
+        assert not [host for _, host in loaded if not host.startswith("127.0.0.1")]
+
+
+def asked_of(address, path, *controls):
+    """What the page answers to a file with its controls so: Gradio's values, or its error."""
+    file = {"path": path, "orig_name": "a.jpg", "meta": {"_type": "gradio.FileData"}}
+    call = httpx.post(f"{address}gradio_api/call/ask", json={"data": [file, *controls]}, timeout=60).json()["event_id"]
+    events = httpx.get(f"{address}gradio_api/call/ask/{call}", timeout=60).text
+    return json.loads(events.strip().rpartition("data: ")[2])
+
+
+def watch_connections(patch):
+    """Return the set of hosts that this process connects to or looks up from now on."""
+    hosts = set()
+    connect_, lookup = socket.socket.connect, socket.getaddrinfo
+
+    def connecting(self, address):
+        if self.family != socket.AF_UNIX:
+            hosts.add(address[0])
+        return connect_(self, address)
+
+    def looking_up(host, *arguments, **named):
+        hosts.add(host.decode() if isinstance(host, bytes) else host)
+        return lookup(host, *arguments, **named)
+
+    patch.setattr(socket.socket, "connect", connecting)
+    patch.setattr(socket, "getaddrinfo", looking_up)
+    return hosts
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"not a picture", "allowed formats: JPEG, PNG, WebP"), (SCENE.read_bytes()[:20000], "damaged")],
+)
+@pytest.mark.server
+def test_what_is_no_picture_gives_a_notice(page_server, tmp_path, content, said):
+    (tmp_path / "file.jpg").write_bytes(content)
+    problem, picture, found, latency = answer(page_server, tmp_path / "file.jpg", 0.5, [])
+    assert problem.visible
+    assert said in problem.value
+    assert (picture, found, latency) == (None, "", "")
+
+
+def test_a_server_that_has_gone_gives_a_notice():
+    class Gone(Told):
+        def infer(self, _request):
+            raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
+
+    problem, *_ = answer(Server(Gone(), timeout=1), SCENE, 0.5, [])
+    assert "no gRPC server at grpc://127.0.0.1:1" in problem.value
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return CliRunner().invoke(main, ["demo", *arguments])
+
+    def test_a_server_that_is_not_there(self):
+        done = self.run("--url", f"grpc://127.0.0.1:{free_port()}", "--port", "0", "--timeout", "2")
+        assert done.exit_code == 1
+        assert "start one with: m2f serve" in done.output
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--url", "grpc://a,b"), "one server"),
+            (("--url", "a:8001"), "is not an address"),
+            (("--examples", str(IMAGES.parents[1] / "src")), "no .jpg"),
+            (("--port", "70000"), "70000"),
+        ],
+    )
+    def test_wrong_usage(self, arguments, said):
+        done = self.run(*arguments)
+        assert done.exit_code == 2
+        assert said in done.output
+
+    def test_without_gradio_it_says_what_to_install(self, monkeypatch):
+        monkeypatch.delitem(sys.modules, "m2f_client.demo.command")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+        done = self.run()
+        assert done.exit_code == 1
+        assert "pip install 'm2f[demo]'" in done.output
+
+    @pytest.mark.server
+    def test_a_port_that_is_taken(self, server):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = self.run("--url", f"grpc://{server.grpc_url}", "--port", str(port))
+        assert done.exit_code == 1
+        assert f"127.0.0.1:{port} (Address already in use)" in done.output
+
+    @pytest.mark.server
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_it_and_nothing_is_left(self, server, number, tmp_path):
+        code = "from m2f_client.cli import main; main()"
+        command = [sys.executable, "-c", code, "demo", "--url", f"http://{server.http_url}", "--port", "0"]
+        environment = {"TMPDIR": str(tmp_path), "PATH": ""}
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as page:
+            try:
+                line = page.stdout.readline()
+                page.send_signal(number)
+                _, said = page.communicate(timeout=30)
+            finally:
+                page.kill()
+        assert line.startswith("m2f: the page is at http://127.0.0.1:")
+        assert (page.returncode, said) == (0, "")
+        assert list(tmp_path.glob("m2f_demo_*")) == []
