@@ -32,7 +32,7 @@ def found(server):
 
 
 def run(*command):
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240, check=False)
 
 
 def rows_of(output):
@@ -56,6 +56,44 @@ def test_fetch(server, found):
     done = run("node", CLIENTS / "fetch.mjs", PICTURE, f"http://{server.http_url}")
     assert done.returncode == 0, done.stderr
     assert rows_of(done.stdout) == found
+
+
+@needs("go")
+def test_go(server, found):
+    done = run("go", "run", CLIENTS / "nethttp.go", PICTURE, f"http://{server.http_url}")
+    assert done.returncode == 0, done.stderr
+    assert rows_of(done.stdout) == found
+
+
+@pytest.fixture(scope="module")
+def cpp(tmp_path_factory):
+    """The C++ example, compiled."""
+    program = tmp_path_factory.mktemp("cpp") / "sockets"
+    done = run("c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-o", program, CLIENTS / "sockets.cpp")
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@needs("c++")
+def test_cpp(server, found, cpp):
+    done = run(cpp, PICTURE, *server.http_url.split(":"))
+    assert done.returncode == 0, done.stderr
+    assert rows_of(done.stdout) == found
+
+
+@needs("c++")
+def test_cpp_says_what_is_wrong(server, cpp, tmp_path):
+    (tmp_path / "note.jpg").write_text("not a picture")
+    host, port = server.http_url.split(":")
+    for arguments, words in (
+        ((tmp_path / "note.jpg", host, port), "allowed formats: JPEG, PNG, WebP"),
+        ((tmp_path / "none.jpg", host, port), "cannot read"),
+        ((PICTURE, host, "1"), "no server at"),
+        ((), "usage"),
+    ):
+        done = run(cpp, *arguments)
+        assert done.returncode == 1
+        assert words in done.stderr
 
 
 @needs("curl")
