@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links clean
+.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -84,6 +84,26 @@ docs-serve: setup-dev  ## show the documentation at http://127.0.0.1:8010, built
 
 docs-links: docs  ## check the links to other sites, too (needs the network)
 	$(BIN)/linkchecker --check-extern site/index.html
+
+# the tools in an environment of their own, so that only what a user gets is looked at
+$(VENV)/.audit: pyproject.toml
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7' 'pip-audit>=2.9'
+	$(PYTHON) -m venv --clear --without-pip $(VENV)/shipped
+	$(VENV)/audit/bin/pip --python $(VENV)/shipped/bin/python install --quiet --disable-pip-version-check '.[server,client]'
+	@touch $@
+
+sbom: $(VENV)/.audit  ## write what a user installs to dist/m2f.cdx.json (CycloneDX)
+	@mkdir -p dist
+	$(VENV)/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/m2f.cdx.json $(VENV)/shipped/bin/python
+
+audit: $(VENV)/.audit  ## ask PyPI for known vulnerabilities in what the image pins and what a user installs (needs the network)
+	$(VENV)/audit/bin/pip --python $(VENV)/shipped/bin/python freeze --exclude m2f > $(VENV)/shipped.txt
+	@for list in deploy/constraints.txt $(VENV)/shipped.txt; do \
+	  $(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $$list || { \
+	    echo "make audit: $$list has vulnerabilities, or PyPI's advisories are out of reach: see above"; exit 1; }; \
+	done
 
 clean:  ## remove the environment and everything that was made
 	rm -rf $(VENV) demo_output data site work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
