@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-official test-exact fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+.PHONY: help setup setup-dev demo test test-official test-exact chaos fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test-official: setup-dev  ## export every official Mask2Former configuration at 
 
 test-exact: setup-dev  ## every kernel against mmdetection on 10,000 random scenes, pixel by pixel (a minute or two)
 	$(BIN)/python -m pytest -m exact -s
+
+chaos: setup-dev  ## kills, stops, overload and bad inputs in their long forms (bounded, on loopback)
+	$(BIN)/python -m pytest -m chaos -s
 
 fuzz: setup-dev  ## the native kernel under AddressSanitizer and UBSan for ten minutes
 	$(BIN)/python -W ignore tests/fuzz_kernel.py --seconds 600
