@@ -1,9 +1,16 @@
-"""What ruff's rules of bandit (pyproject.toml) do not see: nothing shipped runs what it reads."""
+"""Nothing shipped runs what it reads (what ruff's rules of bandit do not see of it); known holes are out of reach."""
 
 import ast
+import contextlib
+import io
 from pathlib import Path
 
+import cv2
 import pytest
+from PIL import Image
+
+from m2f.contract import InputError
+from m2f.image import decode_image
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [path for folder in ("src", "client", "export", "model_repository") for path in (ROOT / folder).rglob("*.py")]
@@ -57,3 +64,18 @@ def test_the_rules_of_bandit_are_on():
     configuration = (ROOT / "pyproject.toml").read_text()
     (selected,) = [line for line in configuration.splitlines() if line.startswith("select = ")]
     assert '"S"' in selected
+
+
+@pytest.mark.parametrize("disguise", [b"", b"RIFF\xff\xff\xff\xffWEBPVP8 ", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("extension", ["jp2", "j2k"])
+def test_jpeg_2000_does_not_reach_opencv(monkeypatch, extension, disguise):
+    """CVE-2025-53644 of OpenCV 4.11: only WebP is decoded by it (SECURITY.md)."""
+    seen = []
+    original = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: seen.append(bytes(data)) or original(data, flags))
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "JPEG2000", no_jp2=extension == "j2k")
+    with contextlib.suppress(InputError):
+        decode_image(disguise + buffer.getvalue(), max_pixels=1 << 20)
+        pytest.fail("it was decoded")
+    assert all(data[:4] == b"RIFF" and data[8:12] == b"WEBP" for data in seen)
