@@ -1,0 +1,253 @@
+"""Every limit, set low, on the real server, with an engine that takes as long as it is told."""
+
+import shutil
+import threading
+import time
+from contextlib import closing, contextmanager
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from harm import Harm
+from kserve import DTYPES, connect, image_input
+from pictures import encode, photo
+from tritonclient.utils import InferenceServerException
+
+from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f_export.repository import set_parameter
+from m2f_server import serve
+
+pytestmark = pytest.mark.server
+
+QUEUE, WAIT_S = 2, 1.5
+LIMITS = {
+    "preprocess": {"max_bytes": "20000", "max_pixels": "10000", "layout": "float32_chw", "std": "[1e9, 1e9, 1e9]"},
+    "postprocess": {"max_pixels": "10000", "max_instances": "10"},
+    "panoptic": {"max_pixels": "10000", "max_output_bytes": "30000"},
+    "semantic": {"max_pixels": "10000", "max_output_bytes": "30000"},
+    "masks": {"max_output_bytes": "9999"},
+    "packed_masks": {"max_output_bytes": "2000"},
+}
+ENGINE = '''
+import time
+import numpy as np
+from m2f_server.glue import Step
+
+class TritonPythonModel:
+    """The first value of an image is the seconds that it takes; not a number makes logits that are none."""
+
+    def initialize(self, args):
+        self.step = Step(args)
+
+    def execute(self, requests):
+        return self.step.respond_together(requests, self.infer)
+
+    def infer(self, arrays):
+        first = arrays["input"][:, 0, 0, 0]
+        if np.isinf(first).any():
+            raise RuntimeError("infinite")
+        time.sleep(float(np.nan_to_num(first).sum()))
+        cls_logits = np.zeros((len(first), 20, 6), np.float32)
+        cls_logits[:, :, 1] = 20 + first[:, None]  # sure
+        return {"cls_logits": cls_logits, "mask_logits": np.full((len(first), 20, 64, 64), 9, np.float32)}
+'''
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory):
+    """A server whose limits are low; its engine reads floats."""
+    repository = tmp_path_factory.mktemp("limits") / "repository"
+    shutil.copytree(ROOT / "model_repository", repository)
+    for path in repository.rglob("*.pbtxt"):
+        text = path.read_text().replace("TYPE_UINT8 dims: [ -1, -1, 3 ]", "TYPE_FP32 dims: [ 3, -1, -1 ]")
+        text = text.replace("data_type: TYPE_UINT8 dims: [ 256, 256, 3 ]", "data_type: TYPE_FP32 dims: [ 3, 256, 256 ]")
+        for name, value in LIMITS.get(path.parent.name.removeprefix("mask2former_"), {}).items():
+            text = set_parameter(text, name, value)
+        if path.parent.parent.name == "mask2former_engine":
+            text = text.replace("max_queue_size: 64", f"max_queue_size: {QUEUE}")
+            text = text.replace("microseconds: 30000000", f"microseconds: {int(WAIT_S * 1e6)}")
+        path.write_text(text)
+    (repository / "mask2former_engine/1/model.py").write_text(ENGINE)
+    with serve(model_repository=repository, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+STATUS = {
+    "http": {"invalid": "400", "unavailable": "503", "internal": "500"},
+    "grpc": {name: f"StatusCode.{name.upper()}" for name in ("unavailable", "internal")}
+    | {"invalid": "StatusCode.INVALID_ARGUMENT"},
+}
+
+
+@contextmanager
+def connected(server, protocol):
+    """A connection, closed in the end: Triton waits for open ones when it stops."""
+    triton = connect(server, protocol)
+    vars(triton).update(STATUS[protocol])
+    with closing(triton.client):
+        yield triton
+
+
+@pytest.fixture(params=["http", "grpc"])
+def protocol(request):
+    return request.param
+
+
+@pytest.fixture
+def triton(limited, protocol):
+    with connected(limited, protocol) as opened:
+        yield opened
+
+
+def tensors(*first, ori_shape=(50, 60)):
+    """Images for the engine, each with its first value."""
+    inputs = np.zeros((len(first), 3, 256, 256), np.float32)
+    inputs[:, 0, 0, 0] = first
+    shapes = [np.array([shape] * len(first), np.int32) for shape in ((256, 256), ori_shape)]
+    return {"input": inputs, "img_shape": shapes[0], "ori_shape": shapes[1]}
+
+
+def infer(triton, *first, outputs=("num_instances",), ori_shape=(50, 60), **parameters):
+    parameters = {"keep_top_k": 5, **parameters}
+    return triton.infer(PUBLIC_TENSOR_MODEL, tensors(*first, ori_shape=ori_shape), outputs, **parameters)
+
+
+def refused(status, message, call, *args, **kwargs):
+    with pytest.raises(InferenceServerException, match=message) as error:
+        call(*args, **kwargs)
+    assert error.value.status() == status
+
+
+def test_an_image_of_too_many_bytes_or_pixels_is_refused(triton):
+    small = encode(photo())
+    assert triton.infer(PUBLIC_MODEL, image_input(small), ["size"], keep_top_k=1)
+    inputs = image_input(small, bytes(20_001))
+    message = "image 1 of 2: the image is too large: 20001 bytes encoded; allowed are 20000"
+    refused(triton.invalid, message, triton.infer, PUBLIC_MODEL, inputs)
+    inputs = image_input(encode(photo(10, 1001), "jpg"))
+    refused(triton.invalid, "too large: 1001 x 10; allowed are 10000 pixels", triton.infer, PUBLIC_MODEL, inputs)
+
+
+@pytest.mark.parametrize("output", ["scores", "panoptic", "semantic"])
+def test_an_original_size_of_too_many_pixels_is_refused(triton, output):
+    message = r"ori_shape \(10, 1001\) is too large; allowed are 10000|'\w+' would take 40040 bytes"
+    refused(triton.invalid, message, infer, triton, 0, outputs=[output], ori_shape=(10, 1001))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("panoptic", "'panoptic' would take 32000 bytes .*; allowed are 30000"),
+        ("semantic", "'semantic' would take 32000 bytes .*; allowed are 30000"),
+        ("masks", "'masks' would take 40000 bytes .*; allowed are 9999"),
+        ("packed_masks", "'packed_masks' would take 5200 bytes .*; allowed are 2000"),
+    ],
+)
+def test_an_output_of_too_many_bytes_is_refused(triton, output, message):
+    refused(triton.invalid, message, infer, triton, 0, outputs=[output], ori_shape=(80, 100))
+
+
+def test_too_many_instances_are_refused(triton):
+    message = "an image has 20 instances; allowed are 10: raise 'score_threshold', or set 'keep_top_k'"
+    refused(triton.invalid, message, infer, triton, 0, keep_top_k=-1)
+    assert infer(triton, 0, keep_top_k=10)["num_instances"] == 10
+
+
+@pytest.mark.parametrize("output", ["scores", "panoptic", "semantic"])
+def test_logits_that_are_no_numbers_are_an_error_of_the_server(triton, output):
+    refused(triton.internal, "EngineError: cls_logits are not finite", infer, triton, np.nan, outputs=[output])
+    assert np.isnan(infer(triton, np.nan, outputs=["cls_logits"])["cls_logits"]).any()  # raw is raw
+
+
+def at_once(server, protocol, asks):
+    """Ask all, one shortly after the other, over connections of their own; seconds and the error of each, in order."""
+    done = [None] * len(asks)
+
+    def run(i, ask):
+        with connected(server, protocol) as triton:
+            started = time.monotonic()
+            try:
+                error = ask(triton) and None
+            except InferenceServerException as raised:
+                error = raised
+            done[i] = (time.monotonic() - started, error)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(asks)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    return done
+
+
+def asking(*first, **options):
+    return lambda triton: infer(triton, *first, **options)
+
+
+def test_requests_beyond_the_queue_are_refused_at_once_and_leave_nothing(limited, protocol):
+    options = {"outputs": ["scores", "masks"], "ori_shape": (20, 20)}
+    asks = [asking(1.0, **options)] + [asking(0, **options)] * 11
+    at_once(limited, protocol, asks[1:])
+    harm = Harm(limited)
+    for _ in range(2):
+        done = at_once(limited, protocol, asks)
+        errors = [(seconds, error) for seconds, error in done if error]
+        # one works and QUEUE wait; up to two more may be on their way between the queue and the engine
+        assert len(asks) - QUEUE - 3 <= len(errors) <= len(asks) - QUEUE - 1
+        for seconds, error in errors:
+            assert error.status() == STATUS[protocol]["unavailable"]
+            assert "Exceeds maximum queue size" in error.message()
+            assert seconds < 0.7  # before the engine is free
+    assert harm.died() == []
+    assert harm.grown() < 64 << 20
+    assert at_once(limited, protocol, [asking(0)])[0][1] is None
+
+
+def test_a_request_that_waits_too_long_is_refused(limited, protocol):
+    first, second = at_once(limited, protocol, [asking(3.0), asking(0)])
+    assert first[1] is None  # what has begun is finished
+    assert second[1].status() == STATUS[protocol]["unavailable"]
+    assert "Request timeout expired" in second[1].message()
+    assert second[0] < 2.9
+
+
+@pytest.mark.parametrize("wait_us", [200_000, 60_000_000])
+def test_a_client_may_wait_less_but_not_more(limited, wait_us):
+    def ask(triton):
+        inputs = [triton.module.InferInput(n, a.shape, DTYPES[str(a.dtype)]) for n, a in tensors(0).items()]
+        for tensor, array in zip(inputs, tensors(0).values(), strict=True):
+            tensor.set_data_from_numpy(array)
+        triton.client.infer(PUBLIC_TENSOR_MODEL, inputs, parameters={"keep_top_k": 5}, timeout=wait_us)
+
+    first, second = at_once(limited, "grpc", [asking(3.0), ask])
+    assert first[1] is None
+    assert "Request timeout expired" in second[1].message()
+    assert second[0] < 2.9
+
+
+def test_of_requests_that_were_batched_a_bad_one_fails_alone(limited, protocol):
+    first, bad, good = at_once(limited, protocol, [asking(0.6), asking(np.inf), asking(0)])
+    assert first[1] is None
+    assert "RuntimeError: infinite" in bad[1].message()
+    assert good[1] is None
+
+
+def test_images_of_one_request_fail_together_and_the_bad_one_is_named(triton):
+    good = encode(photo(9, 9))
+    message = "image 6 of 8: not an image this server reads"
+    refused(triton.invalid, message, triton.infer, PUBLIC_MODEL, image_input(*[good] * 6, b"bad", good))
+    refused(triton.invalid, "batch-size must be <= 8", triton.infer, PUBLIC_MODEL, image_input(*[good] * 9))
+
+
+def test_of_eight_requests_with_one_image_the_bad_one_fails_alone(limited, protocol):
+    good = encode(photo(9, 9))
+
+    def asking_with(data):
+        return lambda triton: triton.infer(PUBLIC_MODEL, image_input(data), ["num_instances"], keep_top_k=1)
+
+    done = at_once(limited, protocol, [asking_with(b"bad" if i == 5 else good) for i in range(8)])
+    errors = {i: error.message() for i, (_, error) in enumerate(done) if error}
+    assert "not an image" in errors.pop(5)
+    assert all("queue size" in message for message in errors.values())  # a slow machine may fill the short queue
+    assert len(errors) < 7
