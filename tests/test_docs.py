@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -297,6 +298,24 @@ def test_commands_run(page, at_server):
             done = CliRunner().invoke(main, [at_server(word) for word in words] + url)
             assert done.exit_code == 0, done.output
             assert "ring" in done.stdout
+
+
+def shape(line):
+    """A line without its figures."""
+    return re.sub(r"[\d.]+", "0", line).strip()
+
+
+@pytest.mark.server
+def test_serve_says_what_is_shown():
+    shown_line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("m2f: ready"))
+    command = next(words for words in shown(ROOT / "README.md") if words[:2] == ["m2f", "serve"])
+    ports = [f"--{port}-port=0" for port in ("http", "grpc", "metrics", "health")]
+    m2f = Path(sys.executable).with_name("m2f")
+    with subprocess.Popen([m2f, *command[1:], *ports], cwd=ROOT, stdout=subprocess.PIPE, text=True) as serving:
+        line = serving.stdout.readline()
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(timeout=60) == 0
+    assert shape(line) == shape(shown_line)
 
 
 # What must be described
