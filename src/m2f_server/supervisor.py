@@ -122,7 +122,10 @@ class Supervisor:
         self._event("draining", timeout=self._drain_timeout)
         all_answered = self._watch.drain(timeout=self._drain_timeout, hasten=self._hasten)
         self._event("drained", all_answered=all_answered, seconds=f"{time.monotonic() - started:.1f}")
-        server.stop(timeout=_STOP_TIMEOUT_S)
+        if all_answered:
+            server.stop(timeout=_STOP_TIMEOUT_S)
+        else:  # Triton would wait for them, too
+            server.kill()
 
     def _go_round(self, server: Server) -> None:
         self._last_round = time.monotonic()

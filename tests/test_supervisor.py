@@ -1,0 +1,356 @@
+"""The supervisor on throwaway repositories: what it does when a stub or the server dies, hangs, or is told to stop."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+from kserve import connect, image_input
+from supervised import supervised
+from tritonclient.utils import InferenceServerException
+
+from m2f_server import canary, serve, supervisor, watch
+from m2f_server.canary import Canary, Kind
+from m2f_server.errors import CallError, CrashLoopError, ModelLoadError, ServerCrashedError, ServerHungError
+from m2f_server.supervisor import Supervisor
+from m2f_server.watch import Watch
+
+CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [{ name: "image" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "size" data_type: TYPE_INT32 dims: [ 2 ] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+"""
+MODEL = """
+import os
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            word = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[0, 0]
+            if word == b"crash":
+                os._exit(3)
+            while word == b"hang":
+                pass
+            if word.startswith(b"sleep"):
+                time.sleep(float(word.split()[1]))
+            size = pb_utils.Tensor("size", np.array([[24, 32]], np.int32))
+            answers.append(pb_utils.InferenceResponse([size]))
+        return answers
+"""
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 8
+input [{ name: "image" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "size" data_type: TYPE_INT32 dims: [ 2 ] }]
+ensemble_scheduling { step [{
+  model_name: "worker" model_version: -1
+  input_map { key: "image" value: "image" }
+  output_map { key: "size" value: "size" }
+}] }
+"""
+FREE_PORTS = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+
+
+def write(repository, name, config, model=None):
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(config)
+    if model:
+        (repository / name / "1" / "model.py").write_text(model)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """An ensemble `public` of one step, `worker`, which does as it is told; and `alone`, which nobody uses."""
+    write(tmp_path / "models", "worker", CONFIG, MODEL)
+    write(tmp_path / "models", "alone", CONFIG, MODEL)
+    write(tmp_path / "models", "public", ENSEMBLE)
+    return tmp_path / "models"
+
+
+def ask(server, word=b"hello", model="public"):
+    """The model's answer, or what the server says instead."""
+    protocol = connect(server, "grpc")
+    try:
+        return protocol.infer(model, image_input(word))["size"].tolist()
+    except InferenceServerException as error:
+        return error.message()
+    finally:
+        protocol.client.close()
+
+
+class Asked(threading.Thread):
+    """A request under way."""
+
+    def __init__(self, server, word):
+        super().__init__(daemon=True)
+        self.answer = None
+        self._ask = lambda: ask(server, word)
+        self.start()
+        time.sleep(0.3)
+
+    def run(self):
+        self.answer = self._ask()
+
+
+def until(condition, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+@contextmanager
+def watched(repository, monkeypatch):
+    """A server under a `Watch` with little patience; yields it, the watch, its events and what ended it."""
+    monkeypatch.setattr(canary, "_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(watch, "_CANARY_PERIOD_S", 0.2)
+    events, stop, ended = [], threading.Event(), []
+    with serve(model_repository=repository, **FREE_PORTS) as server:
+        own = Watch(server, lambda event, **fields: events.append((event, fields)))
+
+        def run():
+            try:
+                own.run(stop, lambda: None)
+            except Exception as error:
+                ended.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            until(lambda: not own.trouble or ended)
+            yield server, own, events, ended
+        finally:
+            stop.set()
+            thread.join()
+            server.kill()  # Triton takes its time after a lost stub
+
+
+@pytest.mark.server
+def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
+    with supervised(tmp_path, repository=repository, config_name=None) as running:
+        assert running.probe("live") == (200, {"state": "serving", "ready": True, "reason": "", "live": True})
+        assert running.probe("ready")[0] == 200
+        assert running.probe("other")[0] == 404
+        for number, why in ((signal.SIGKILL, "killed by signal 9"), (signal.SIGSTOP, "stopped (SIGSTOP)")):
+            began = time.time()
+            os.kill(running.server.pid, number)
+            ended = running.wait_for("server_ended", since=began)
+            assert why in ended["why"]
+            assert running.probe("live")[0] == 200
+            running.wait_for("ready", since=ended["at"])
+            assert ask(running) == [[24, 32]]  # on the same port
+
+
+@pytest.mark.server
+def test_drain_answers_what_is_in_flight_and_nothing_new(tmp_path, repository):
+    with supervised(tmp_path, repository=repository, config_name=None) as running:
+        request = Asked(running, b"sleep 3")
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_for("draining", since=0)
+        status, health = running.probe("ready")
+        assert (status, health["state"], health["live"]) == (503, "draining", True)
+        until(lambda: "no available versions" in str(ask(running)), timeout=2)
+        running.process.wait(30)
+        request.join()
+        assert request.answer == [[24, 32]]
+        assert running.process.returncode == 0
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("second_signal", [False, True])
+def test_a_drain_ends_in_time_or_at_a_second_signal(tmp_path, repository, second_signal):
+    option = "--drain-timeout=100" if second_signal else "--drain-timeout=0.5"
+    with supervised(tmp_path, option, repository=repository, config_name=None) as running:
+        request = Asked(running, b"sleep 60")
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_for("draining", since=0)
+        started = time.monotonic()
+        if second_signal:
+            running.process.send_signal(signal.SIGTERM)
+        running.process.wait(40)
+        assert time.monotonic() - started < 30
+        assert running.wait_for("drained", since=0)["all_answered"] == "False"
+        request.join(10)
+        assert isinstance(request.answer, str)  # an error
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("word", [b"crash", b"hang"])
+def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_answer(repository, monkeypatch, word):
+    with watched(repository, monkeypatch) as (server, own, events, ended):
+        request = Asked(server, word)
+        request.join(60)
+        assert "not healthy" in request.answer
+        until(lambda: ("reloaded" in [name for name, _ in events]) and not own.trouble)
+        assert ask(server) == [[24, 32]]
+        why = next(fields["why"] for name, fields in events if name == "stub_lost" and fields["model"] == "worker")
+        assert why == "exit code 3" or re.fullmatch(r"public does not answer within \S+ s: worker hangs", why)
+        assert not ended
+
+
+@pytest.mark.server
+def test_a_model_that_someone_unloads_stays_away(repository, monkeypatch):
+    with watched(repository, monkeypatch) as (server, own, events, _):
+        server.control.unload("alone")
+        until(lambda: ("alone", "1") not in server.control.loaded())
+        time.sleep(4 * watch.TICK_S)
+        assert "no available versions" in ask(server, model="alone")
+        assert not own.trouble
+        assert "stub_lost" not in [name for name, _ in events]
+
+
+@pytest.mark.server
+def test_a_repository_without_an_ensemble_is_ready_when_triton_says_so(tmp_path, monkeypatch):
+    write(tmp_path / "models", "alone", CONFIG, MODEL)
+    with watched(tmp_path / "models", monkeypatch) as (server, own, events, _):
+        assert not own.trouble
+        os.kill(own._stubs.of("alone")[0].pid, signal.SIGKILL)
+        until(lambda: "reloaded" in [name for name, _ in events])
+        assert ask(server, model="alone") == [[24, 32]]
+
+
+@pytest.mark.server
+def test_a_model_that_cannot_be_reloaded_takes_the_server_with_it(repository, monkeypatch):
+    with watched(repository, monkeypatch) as (server, _, events, ended):
+        (repository / "worker/1/model.py").write_text("raise ValueError('gone bad')")
+        Asked(server, b"crash").join(30)
+        assert isinstance(until(lambda: ended)[0], ServerHungError)
+        assert "worker cannot be reloaded" in str(ended[0])
+        assert "gone bad" in str(ended[0])
+        assert not server.is_running()
+        assert [fields["attempt"] for name, fields in events if name == "reload_failed"] == [1, 2, 3]
+
+
+def run_supervisor(monkeypatch, runs, stop=None):
+    """Run a supervisor whose servers end as `runs` say, one after the other; return the events."""
+    monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.001)
+    events, stop = [], stop or threading.Event()
+    server = SimpleNamespace(ports={"http": 1, "grpc": 2, "metrics": 3})
+    monkeypatch.setattr(supervisor.launch, "serve", lambda **_: nullcontext(server))
+
+    class Ending:
+        trouble = ""
+
+        def __init__(self, *_):
+            pass
+
+        def run(self, stop, tick):
+            tick()
+            error = next(runs, None)
+            if error is None:
+                stop.set()
+                return
+            raise error
+
+        def drain(self, **_):
+            return True
+
+    monkeypatch.setattr(supervisor, "Watch", Ending)
+    server.stop = lambda **_: None
+    Supervisor(
+        options={},
+        health_host="127.0.0.1",
+        health_port=0,
+        drain_timeout=1,
+        announce=lambda *_: None,
+        event=lambda event, **fields: events.append((event, fields)),
+        stop=stop,
+        hasten=threading.Event(),
+    ).run()
+    return events
+
+
+def crash():
+    return ServerCrashedError(returncode=-11, log_tail="  last words")
+
+
+def test_a_crash_loop_gives_up_with_the_reason(monkeypatch):
+    with pytest.raises(CrashLoopError, match=r"5 times in a row .* killed by signal 11(.|\n)*last words"):
+        run_supervisor(monkeypatch, iter(crash() for _ in range(9)))
+
+
+def test_restarts_wait_longer_each_time(monkeypatch):
+    events = run_supervisor(monkeypatch, iter([crash(), crash(), ModelLoadError({"worker": "gone"}), crash()]))
+    assert [fields["restart_in"] for name, fields in events if name == "server_ended"] == [0.001, 0.002, 0.004, 0.008]
+
+
+def test_crashes_with_long_runs_between_them_are_no_loop(monkeypatch):
+    monkeypatch.setattr(supervisor, "_LONG_RUN_S", 0)
+    events = run_supervisor(monkeypatch, iter(crash() for _ in range(20)))
+    assert {fields["restart_in"] for name, fields in events if name == "server_ended"} == {0.001}
+
+
+class FakeControl:
+    """A server with the ensemble `public` of `first`, `second` and, for another output, `costly`."""
+
+    def __init__(self, *, error=None, answered=(), pending=(), unready=()):
+        self._error, self._answered, self._pending, self._unready = error, iter(answered), dict(pending), unready
+
+    def config(self, model):
+        steps = [("first", "image", "a"), ("second", "a", "size"), ("costly", "a", "mask_logits")]
+        return {
+            "name": model,
+            "input": [{"name": "image", "data_type": "TYPE_STRING"}],
+            "output": [{"name": "size"}, {"name": "mask_logits"}],
+            "ensemble_scheduling": {
+                "step": [
+                    {"model_name": name, "input_map": {"x": reads}, "output_map": {"y": writes}}
+                    for name, reads, writes in steps
+                ]
+            },
+        }
+
+    def answered(self):
+        return next(self._answered, {})
+
+    def pending(self):
+        return self._pending
+
+    def is_ready(self, model):
+        return model not in self._unready
+
+    def call(self, *_, **__):
+        if self._error:
+            raise self._error
+        return json.dumps({"outputs": [{"name": "size", "data": [24, 32]}]}).encode() + b"\x00binary"
+
+
+NO_ANSWER = CallError("timed out")
+VERDICTS = [
+    # what the server does; the verdict; the model to blame
+    ({}, Kind.SERVES, None),
+    ({"error": NO_ANSWER, "answered": [{"first": 1}, {"first": 2}]}, Kind.FAILS, "second"),
+    ({"error": NO_ANSWER, "answered": [{"second": 1}, {"second": 2}]}, Kind.FAILS, "first"),
+    ({"error": NO_ANSWER, "answered": [{}, {"first": 1, "second": 1}]}, Kind.BUSY, None),
+    ({"error": NO_ANSWER, "answered": [{}, {"first": 1}], "pending": {"first": 9}}, Kind.BUSY, None),
+    ({"error": NO_ANSWER, "pending": {"first": 9}}, Kind.FAILS, "first"),
+    ({"error": CallError("Exceeds maximum queue size", status=503)}, Kind.BUSY, None),
+    ({"error": CallError("image: too small", status=400)}, Kind.SERVES, None),
+    ({"error": CallError("not healthy", status=500), "unready": ["public"]}, Kind.FAILS, "public"),
+    ({"error": CallError("no such model", status=404)}, Kind.FAILS, None),
+]
+
+
+@pytest.mark.parametrize(("server", "kind", "blame"), VERDICTS)
+def test_verdicts(server, kind, blame):
+    verdict = Canary(FakeControl(**server), ["public"]).ask()
+    assert (verdict.kind, verdict.blame) == (kind, blame)
+    assert bool(verdict.reason) == (kind is not Kind.SERVES)
+
+
+def test_a_wrong_size_is_no_answer(monkeypatch):
+    monkeypatch.setattr(canary, "_HEIGHT", 7)
+    verdict = Canary(FakeControl(), ["public"]).ask()
+    assert (verdict.kind, verdict.reason) == (Kind.FAILS, "public answered wrong: size [24, 32], not [7, 32]")
