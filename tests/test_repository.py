@@ -6,7 +6,16 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from m2f.contract import MAX_BATCH_SIZE, OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.contract import (
+    MAX_BATCH_SIZE,
+    MAX_IMAGE_BYTES,
+    MAX_INSTANCES,
+    MAX_MASK_BYTES,
+    MAX_PIXELS,
+    OUTPUTS,
+    PUBLIC_MODEL,
+    PUBLIC_TENSOR_MODEL,
+)
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 
@@ -108,3 +117,37 @@ def test_the_shipped_parameters_are_valid():
 @pytest.mark.parametrize("path", sorted(REPOSITORY.glob("*/1/model.py")), ids=lambda path: path.parts[-3])
 def test_the_models_are_thin(path):
     assert len(path.read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    "path", [file for file in FILES if file.parts[-2] not in ENSEMBLES], ids=lambda path: path.parent.name
+)
+def test_every_step_refuses_what_it_cannot_take_at_once(path):
+    """The limits of docs/limits.md, which names the values too."""
+    parsed = read(path)
+    policy = parsed.dynamic_batching.default_queue_policy
+    assert policy.max_queue_size == 64
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert policy.default_timeout_microseconds == 30_000_000
+    assert policy.allow_timeout_override
+    assert list(parsed.dynamic_batching.preferred_batch_size) == ([] if parsed.name == "mask2former_engine" else [1])
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "steps"),
+    [
+        ("max_bytes", MAX_IMAGE_BYTES, ["preprocess"]),
+        ("max_pixels", MAX_PIXELS, ["preprocess", "postprocess", "panoptic", "semantic"]),
+        ("max_instances", MAX_INSTANCES, ["postprocess"]),
+        ("max_output_bytes", MAX_MASK_BYTES, ["masks", "packed_masks", "panoptic", "semantic"]),
+    ],
+)
+def test_limits_are_those_of_the_contract_and_stand_where_the_docs_say(limit, value, steps):
+    found = {path.parent.name: read(path).parameters.get(limit) for path in REPOSITORY.glob("*/config.pbtxt")}
+    stated = {model: parameter.string_value for model, parameter in found.items() if parameter is not None}
+    assert stated == {f"mask2former_{step}": str(value) for step in steps}
+    rows = [line for line in (REPOSITORY.parent / "docs/limits.md").read_text().splitlines() if f"`{limit}`," in line]
+    assert rows
+    assert all(
+        any(words in row for words in (f"{value:,}", f"{value >> 20} MiB", f"{value >> 30} GiB")) for row in rows
+    )
