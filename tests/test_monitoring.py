@@ -1,0 +1,116 @@
+"""The dashboard, the alerts and docs/observability.md name only what the real server exports, and all of ours."""
+
+import json
+import re
+from pathlib import Path
+
+import promql_parser
+import pytest
+import yaml
+from exposition import scrape, wait_until
+from kserve import connect, image_input
+from pictures import encode, photo
+from tritonclient.utils import InferenceServerException
+
+from m2f.contract import OUTPUTS, PUBLIC_MODEL
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).parents[1]
+MANUAL = ROOT / "docs/observability.md"
+DASHBOARD = json.loads((ROOT / "deploy/grafana/m2f.json").read_text())
+RULES = yaml.safe_load((ROOT / "deploy/prometheus/m2f.rules.yml").read_text())
+ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
+PANELS = {f"{panel['id']} {panel['title']}": panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+EXPRESSIONS = [(f"alert {name}", rule["expr"]) for name, rule in ALERTS.items()] + [
+    (f"panel {name}", target["expr"]) for name, panel in PANELS.items() for target in panel["targets"]
+]
+NEEDS_GPU = {
+    "nv_gpu_utilization",
+    "nv_gpu_memory_used_bytes",
+    "nv_gpu_memory_total_bytes",
+    "nv_gpu_power_usage",
+    "nv_energy_consumption",
+}
+OF_PROMETHEUS = {"up"}
+
+
+@pytest.fixture(scope="module")
+def exported(server):
+    """A scrape after requests of every sort."""
+    triton = connect(server, "grpc")
+    triton.infer(PUBLIC_MODEL, image_input(encode(photo())), [tensor.name for tensor in OUTPUTS])
+    with pytest.raises(InferenceServerException):
+        triton.infer(PUBLIC_MODEL, image_input(b"no picture"), ["scores"])
+    complete = {"m2f_instances_count", "m2f_images_total", "m2f_phase_seconds_total", "nv_cpu_memory_used_bytes"}
+    return wait_until(lambda exposition: complete <= exposition.names(), lambda: scrape(server))
+
+
+def selectors(expression):
+    """The metrics that a PromQL expression reads, as the parser understands it."""
+    found = []
+
+    def visit(node):
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append(node)
+        return True
+
+    promql_parser.walk(promql_parser.parse(expression.replace("$__rate_interval", "5m")), visit)
+    assert found
+    return found
+
+
+def matches(matcher, labels):
+    value = labels.get(matcher.name, "")
+    if matcher.op == promql_parser.MatchOp.Equal:
+        return value == matcher.value
+    if matcher.op == promql_parser.MatchOp.NotEqual:
+        return value != matcher.value
+    assert matcher.op == promql_parser.MatchOp.Re
+    return re.fullmatch(matcher.value, value)
+
+
+@pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=[name for name, _ in EXPRESSIONS])
+def test_an_expression_selects_series_that_the_server_exports(exported, name, expression):
+    for selector in selectors(expression):
+        if selector.name in NEEDS_GPU | OF_PROMETHEUS:
+            continue
+        # of the label that Prometheus adds, and the variables of the dashboard, and the kernel that may not be here
+        matchers = [m for m in selector.matchers.matchers if m.name not in ("job", "instance", "kernel")]
+        series = [
+            s for s in exported.samples if s.name == selector.name and all(matches(m, s.labels) for m in matchers)
+        ]
+        assert series, f"{name}: nothing is exported for {selector.prettify()}"
+
+
+def test_the_manual_names_only_what_exists(exported):
+    named = set(re.findall(r"\b(?:m2f|nv)_[a-z0-9_]+\b", MANUAL.read_text()))
+    assert named - exported.names() - NEEDS_GPU - {"m2f_instances"} == set()
+
+
+def test_the_manual_names_all_of_ours_and_all_that_is_watched(exported):
+    text = MANUAL.read_text()
+    ours = {re.sub(r"_(count|sum|bucket)$", "", name) for name in exported.names() if name.startswith("m2f_")}
+    watched = {selector.name for _, expression in EXPRESSIONS for selector in selectors(expression)}
+    watched = {re.sub(r"(m2f_instances)_\w+$", r"\1", name) for name in watched}
+    assert {name for name in (ours | watched) - OF_PROMETHEUS if f"`{name}`" not in text} == set()
+
+
+def test_every_alert_is_explained(exported):  # noqa: ARG001
+    text = MANUAL.read_text()
+    assert {name for name in ALERTS if f"`{name}`" not in text} == set()
+    for rule in ALERTS.values():
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"]["summary"]
+        assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
+
+
+def test_the_dashboard_can_be_imported():
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "job", "instance"}
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    taken = set()
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + i, place["y"] + j) for i in range(place["w"]) for j in range(place["h"])}
+        assert place["x"] + place["w"] <= 24
+        assert not cells & taken, f"{panel['title']} lies on another panel"
+        taken |= cells
