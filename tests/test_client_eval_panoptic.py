@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from sources import draw_held_out
 
-from m2f_client import Client
+from m2f_client import Client, InvalidRequest
 from m2f_client.cli import main
 from m2f_client.coco import panoptic_pixels
 from m2f_client.evaluation.dataset import InvalidDataset, read_panoptic
@@ -204,28 +205,34 @@ def scene(tmp_path):
 
 @pytest.fixture
 def m2f():
-    """Run `m2f eval` on a server that finds grass everywhere but for a ghost of 4 pixels, and a part of the disc."""
+    """Run `m2f eval` on a server that finds grass everywhere but for a ghost of 4 pixels, and a part of the disc.
 
-    def answer(request):
+    The server `blind` finds no disc, `choosy` refuses the second picture.
+    """
+
+    def answer(request, url):
         data = request.inputs["image"][0, 0]
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")  # of a PNG
         ids = np.full((1, height, width), 2, np.int32)
         ids[:, -2:, -2:] = 3
         segments = [{"id": 2, "category_id": 1, "isthing": False}, {"id": 3, "category_id": 2, "isthing": True}]
-        if height == 20:
+        if height == 10 and url == "grpc://choosy":
+            raise InvalidRequest("not this one")
+        if height == 20 and url != "grpc://blind":
             ids[:, 5:15, 5:11] = 1
             segments.append({"id": 1, "category_id": 0, "isthing": True})
         texts = np.array([[json.dumps(segments).encode()]], object)
         return {"panoptic": ids, "segments": texts, "size": np.array([[height, width]], np.int32)}
 
-    transport = FakeTransport(answer, config={"parameters": {"class_names": {"string_value": json.dumps(NAMES)}}})
+    def connect(url, **_):
+        config = {"parameters": {"class_names": {"string_value": json.dumps(NAMES)}}}
+        run.transports.append(FakeTransport(partial(answer, url=url), config=config))
+        return Client(transport=run.transports[-1])
 
     def run(*arguments):
-        return CliRunner().invoke(
-            main, ["eval", "--panoptic", *map(str, arguments)], obj=lambda *_, **__: Client(transport=transport)
-        )
+        return CliRunner().invoke(main, ["eval", "--panoptic", *map(str, arguments)], obj=connect)
 
-    run.transport = transport
+    run.transports = []
     return run
 
 
@@ -243,7 +250,43 @@ def test_report(m2f, scene, tmp_path):
     assert metrics["parameters"] == {"panoptic_score_threshold": 0.5}
     assert f"{grass:.3f}" in ran.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json"]
-    assert set(m2f.transport.requests[0].outputs) == {"panoptic", "segments", "size"}
+    assert set(m2f.transports[0].requests[0].outputs) == {"panoptic", "segments", "size"}
+
+
+def test_against_itself_nothing_differs(m2f, scene):
+    ran = m2f(scene, "--against", "grpc://same", "--json")
+    against = json.loads(ran.stdout)["against"]
+    assert against["images"] == 2
+    assert against["difference"] == {"PQ": 0, "SQ": 0, "RQ": 0}
+    assert against["differ"] == []
+
+
+def test_against_another_server_differences_are_found(m2f, scene):
+    """The other one does not find the disc, which is in the first picture only."""
+    ran = m2f(scene, "--against", "grpc://blind", "--json")
+    document = json.loads(ran.stdout)
+    figures, against = document["panoptic"], document["against"]
+    assert against["before"] == figures["all"]
+    assert against["after"]["PQ"] == against["before"]["PQ"] + against["difference"]["PQ"] < against["before"]["PQ"]
+    assert len(against["differ"]) == 1
+    assert against["differ"][0].endswith("1.png")
+    shown = m2f(scene, "--against", "grpc://blind").stdout
+    assert "other segments are found, false or missed" in shown
+    assert f"{against['difference']['PQ']:+.4f}" in shown
+
+
+def test_what_the_other_server_does_not_do_is_in_no_figure(m2f, scene):
+    ran = m2f(scene, "--against", "grpc://choosy", "--json")
+    assert ran.exit_code == 1
+    against = json.loads(ran.stdout)["against"]
+    assert (against["images"], len(against["failures"])) == (1, 1)
+    assert against["difference"]["PQ"] == 0
+
+
+def test_a_file_is_no_server(m2f, scene):
+    ran = m2f(scene, "--against", "results.json")
+    assert ran.exit_code == 2
+    assert "compared with a server" in ran.stderr
 
 
 @pytest.mark.parametrize(

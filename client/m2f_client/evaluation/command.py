@@ -19,11 +19,13 @@ from m2f_client.evaluation.dataset import read_instances, read_panoptic
 from m2f_client.evaluation.evaluate import (
     Document,
     Evaluated,
+    EvaluatedPanoptic,
     Run,
     against_file,
     against_server,
     evaluate_instances,
     evaluate_panoptic,
+    panoptic_against_server,
 )
 from m2f_client.predict import MAX_CONCURRENCY, KeyValue
 from m2f_client.transport import Parameter
@@ -37,7 +39,7 @@ Connect = Callable[[str], Client]
               help="The folder of the images. Default: looked for beside the annotations.")  # fmt: skip
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT.")
 @click.option("--against", metavar="URL|FILE",
-              help="Also say what differs from another server, or from the results.json of another run.")  # fmt: skip
+              help="Also say what differs from another server or, of instances, from another run's results.json.")  # fmt: skip
 @click.option(
     "--panoptic", is_flag=True, help="Panoptic quality in place of AP; DATASET has COCO panoptic annotations."
 )
@@ -78,8 +80,8 @@ def evaluate(
 
     Exit code: 0 all images worked; 1 some did not, or there is no figure; 2 wrong usage.
     """
-    if panoptic and against:
-        raise click.UsageError("--against compares instances: leave --panoptic away")
+    if panoptic and against and "://" not in against:
+        raise click.UsageError("--panoptic is compared with a server: --against URL")
     threshold = 0.0 if score_threshold is None else score_threshold
     parameters = dict(extra) if panoptic else {"score_threshold": threshold, **dict(extra)}
 
@@ -91,11 +93,11 @@ def evaluate(
         run = Run(truth, parameters, by_index, concurrency)
         with connect(url) as client:
             evaluated = evaluate_panoptic(client, run) if panoptic else evaluate_instances(client, run)
-        document = evaluated.document if isinstance(evaluated, Evaluated) else evaluated
-        if against and isinstance(evaluated, Evaluated):
+        document = evaluated.document
+        if against:
             document["against"] = _against(against, evaluated, run, connect)
         if out is not None:
-            _write(out, document, evaluated)
+            _write(out, evaluated)
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url or --against") from None
     except M2FError as error:
@@ -104,17 +106,19 @@ def evaluate(
     sys.exit(_show(document, as_json=as_json))
 
 
-def _against(against: str, evaluated: Evaluated, run: Run, connect: Connect) -> Document:
-    if "://" not in against:
+def _against(against: str, evaluated: Evaluated | EvaluatedPanoptic, run: Run, connect: Connect) -> Document:
+    if isinstance(evaluated, Evaluated) and "://" not in against:
         return against_file(evaluated, Path(against), run.dataset)
     with connect(against) as other:
-        return against_server(evaluated, other, run)
+        if isinstance(evaluated, Evaluated):
+            return against_server(evaluated, other, run)
+        return panoptic_against_server(evaluated, other, run)
 
 
-def _write(out: Path, document: Document, evaluated: Evaluated | Document) -> None:
+def _write(out: Path, evaluated: Evaluated | EvaluatedPanoptic) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.json").write_text(_as_text(document) + "\n", encoding="utf-8")
+        (out / "metrics.json").write_text(_as_text(evaluated.document) + "\n", encoding="utf-8")
         if isinstance(evaluated, Evaluated):
             rows = [row for image_id in evaluated.rows for row in evaluated.rows[image_id]]
             (out / "results.json").write_text(json.dumps(rows), encoding="utf-8")

@@ -143,13 +143,58 @@ def read_results(path: Path, dataset: Dataset) -> dict[int, list[Row]]:
     return results
 
 
-def evaluate_panoptic(client: Client, run: Run) -> Document:
+@dataclass(frozen=True)
+class EvaluatedPanoptic:
+    """The panoptic segmentation of one server, scored.
+
+    Attributes:
+        document: the report as JSON has it.
+        counts: segments by image id and category id.
+    """
+
+    document: Document
+    counts: dict[int, dict[int, quality.Counts]]
+
+
+def evaluate_panoptic(client: Client, run: Run) -> EvaluatedPanoptic:
     """Score the panoptic segmentation of a server: PQ, SQ and RQ of the images that worked.
 
     Raises:
         M2FError: as `evaluate_instances`.
     """
     categories = run.categories(client)
+    collected = _segments(client, run, categories)
+    document = run.document(client, collected, categories)
+    return EvaluatedPanoptic({**document, "panoptic": _quality(run.dataset, collected.answers)}, collected.answers)
+
+
+def panoptic_against_server(evaluated: EvaluatedPanoptic, client: Client, run: Run) -> Document:
+    """Compare with the segments that another server finds in the same images; errors as `evaluate_instances`."""
+    categories = run.categories(client)
+    collected = _segments(client, run, categories)
+    both = sorted(evaluated.counts.keys() & collected.answers.keys())
+    mine, theirs = ({i: counts[i] for i in both} for counts in (evaluated.counts, collected.answers))
+    first, second = (_quality(run.dataset, counts)["all"] for counts in (mine, theirs))
+    differ = [image for image in run.dataset.images if image.id in mine and not _same(mine[image.id], theirs[image.id])]
+    return {
+        "name": client.url,
+        "images": len(both),
+        "differ": [str(image.path) for image in differ],
+        "before": first,
+        "after": second,
+        "difference": {figure: _minus(second[figure], first[figure]) for figure in first},
+        **run.troubles(collected, categories),
+    }
+
+
+def _same(counts: Mapping[int, quality.Counts], others: Mapping[int, quality.Counts]) -> bool:
+    """Tell whether as many segments of each class are found, false and missed."""
+    first, second = ({c: (n.found, n.false, n.missed) for c, n in one.items()} for one in (counts, others))
+    return first == second
+
+
+def _segments(client: Client, run: Run, categories: Categories) -> Collected[dict[int, quality.Counts]]:
+    """Count the segments of all images, by category id."""
     segments: dict[int, list[Row]] = {image.id: [] for image in run.dataset.images}
     for segment in run.dataset.annotations:
         segments[segment["image_id"]].append(segment)
@@ -162,12 +207,10 @@ def evaluate_panoptic(client: Client, run: Run) -> Document:
         known = [segment for segment in found if segment["category_id"] is not None]
         return quality.count_image(truth, segments[image.id], result.panoptic, known)
 
-    collected = collect(
+    return collect(
         client, run.dataset.images, read, outputs=(*PANOPTIC_OUTPUTS, "size"), parameters=run.parameters,
         concurrency=run.concurrency,
     )  # fmt: skip
-    document = run.document(client, collected, categories)
-    return {**document, "panoptic": _quality(run.dataset, collected.answers)}
 
 
 def _quality(dataset: Dataset, answers: Mapping[int, Mapping[int, quality.Counts]]) -> Document:

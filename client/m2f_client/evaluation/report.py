@@ -32,16 +32,17 @@ def summary(document: Mapping[str, Any]) -> list[str | Table]:
     if "panoptic" in document:
         panoptic = document["panoptic"]
         means = {name: panoptic[name] for name in ("all", "things", "stuff")}
-        return [about, _figures_table(means, list(panoptic["all"])), _classes_table(panoptic["per_class"])]
+        parts: list[str | Table] = [about, _figures_table(means, list(panoptic["all"]))]
+        parts.append(_classes_table(panoptic["per_class"]))
+        return parts + (_panoptic_comparison(document["against"]) if "against" in document else [])
     means = {"masks": document["segm"], "boxes": document["bbox"]}
-    parts: list[str | Table] = [about, _figures_table(means, SHOWN), _classes_table(document["segm"]["per_class"])]
+    parts = [about, _figures_table(means, SHOWN), _classes_table(document["segm"]["per_class"])]
     if "against" in document:
         parts += _comparison(document["against"])
     return parts
 
 
 def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
-    masks = {"masks, here": other["before"], "there": other["after"]}
     found = (
         f"{other['matched']} of {other['instances']} instances have a partner there, {other['extra']} there have none"
     )
@@ -53,10 +54,21 @@ def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
         )
     if other["differ"]:
         lines.append(f"images with an instance without a partner: {listed(other['differ'])}")
-    table = _figures_table(masks, COMPARED)
-    changes = [other["difference"][name] for name in COMPARED]
+    return [*lines, _differences_table("masks, here", other, COMPARED)]
+
+
+def _panoptic_comparison(other: Mapping[str, Any]) -> list[str | Table]:
+    lines = [f"against {other['name']}, {other['images']} images"]
+    if other["differ"]:
+        lines.append(f"images where other segments are found, false or missed: {listed(other['differ'])}")
+    return [*lines, _differences_table("here", other, list(other["before"]))]
+
+
+def _differences_table(title: str, other: Mapping[str, Any], names: Sequence[str]) -> Table:
+    table = _figures_table({title: other["before"], "there": other["after"]}, names)
+    changes = [other["difference"][name] for name in names]
     table.add_row("difference", *("-" if change is None else f"{change:+.4f}" for change in changes))
-    return [*lines, table]
+    return table
 
 
 def _figures_table(rows: Mapping[str, Mapping[str, float | None]], names: Sequence[str]) -> Table:
