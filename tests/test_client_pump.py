@@ -93,5 +93,12 @@ def test_what_work_raises_is_raised():
             raise KeyError(number)
         return number
 
-    with pytest.raises(KeyError):
-        list(in_order(work, range(100), concurrency=2, stop=Event()))
+    results, begun = [], []
+    with pytest.raises(KeyError, match="3"):
+        for number in in_order(lambda n: begun.append(n) or work(n), range(100), concurrency=2, stop=Event()):
+            results.append(number)
+    assert results == [0, 1, 2]  # in its turn: what came before it is there
+    at_once = len(begun)
+    time.sleep(0.1)
+    assert len(begun) <= at_once + 2  # those that had just looked; what waited is not begun any more
+    assert at_once < 20

@@ -38,8 +38,11 @@ Connect = Callable[[str], Client]
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="The folder of the images. Default: looked for beside the annotations.")  # fmt: skip
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT.")
-@click.option("--against", metavar="URL|FILE",
-              help="Also say what differs from another server or, of instances, from another run's results.json.")  # fmt: skip
+@click.option(
+    "--against",
+    metavar="URL|FILE",
+    help="Also say what differs from another server, or from the results.json of another run (instances).",
+)
 @click.option(
     "--panoptic", is_flag=True, help="Panoptic quality in place of AP; DATASET has COCO panoptic annotations."
 )
