@@ -115,8 +115,9 @@ def test_the_front_gets_its_whole_configuration():
 
 def locked_down(*command):
     """Run a command as the image does: user 1000 without capabilities, on a read-only disk, with /tmp and /dev/shm."""
-    setup = "mount -o remount,bind,ro / && mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /dev/shm"
-    setup += " && mount -t proc proc /proc && cd /tmp"
+    setup = "mount -o remount,bind,ro / && mount -t proc proc /proc"
+    setup += "".join(f" && mount -t tmpfs -o noexec,nosuid,nodev tmpfs {folder}" for folder in ("/tmp", "/dev/shm"))
+    setup += " && cd /tmp"
     user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--", *command]
     own = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--"]
     return [*own, "sh", "-c", f'{setup} && exec "$@"', "sh", *user]
