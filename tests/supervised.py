@@ -41,6 +41,12 @@ class Supervised:
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if child.name() == "tritonserver")
 
+    @property
+    def name(self) -> str:
+        """What its folder and its shared memory are called."""
+        words = self.server.cmdline()
+        return next(word for word in words if word.startswith("--id=")).removeprefix("--id=")
+
     def stubs(self) -> dict[str, psutil.Process]:
         """The live stub of each model."""
         found = {}
@@ -60,10 +66,14 @@ class Supervised:
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
+    def log(self) -> str:
+        """All that it has written to standard error."""
+        return self._log.read_text()
+
     def events(self) -> list[dict[str, str]]:
         """The log lines so far; `at` is their time in seconds since the epoch."""
         found = []
-        for line in self._log.read_text().splitlines():
+        for line in self.log().splitlines():
             if line.startswith("time="):
                 fields = dict(word.partition("=")[::2] for word in shlex.split(line))
                 found.append(
@@ -78,9 +88,9 @@ class Supervised:
             for event in self.events():
                 if event["event"] == name and event["at"] >= since - 0.001 and fields.items() <= event.items():
                     return event
-            assert self.process.poll() is None or name in ("drained", "server_ended"), self._log.read_text()
+            assert self.process.poll() is None or name in ("drained", "server_ended"), self.log()
             time.sleep(0.05)
-        raise AssertionError(f"no {name} {fields} within {timeout} s:\n{self._log.read_text()}")
+        raise AssertionError(f"no {name} {fields} within {timeout} s:\n{self.log()}")
 
     def terminate(self, timeout: float = 60.0) -> float:
         """Send SIGTERM and return how many seconds the end took."""
@@ -103,7 +113,7 @@ def supervised(
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         running = Supervised(process, log)
-        name = next(word for word in running.server.cmdline() if word.startswith("--id=")).removeprefix("--id=")
+        name = running.name
         yield running
     finally:
         if process.poll() is None:

@@ -4,7 +4,9 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from chaos_report import report
 from load import HUNG, OK, WRONG, Load, learn, summary
@@ -47,12 +49,14 @@ def test_stubs_killed_under_load(tmp_path, image_files, kills):
     with supervised(tmp_path) as running:
         cases = learn(running, image_files, *OUTPUTS)
         loads = [Load(running.grpc_url, cases, workers=2), Load(running.http_url, cases, protocol="http", workers=1)]
+        before = footprint(running)
         with loads[0], loads[1]:
             times = []
             for _ in range(kills):
                 times.append(kill_and_wait(running, rng))
                 time.sleep(rng.uniform(0.1, 0.5))
         assert not [event for event in running.events() if event["event"] == "server_ended"]
+        grown = {name: round((after - before[name]) / kills, 2) for name, after in footprint(running).items()}
         seconds = running.terminate()
         assert running.process.returncode == 0
     outcomes = [outcome for load in loads for outcome in load.outcomes]
@@ -77,9 +81,19 @@ def test_stubs_killed_under_load(tmp_path, image_files, kills):
                 "longest_error_s": round(max(o.end - o.start for o in outcomes if o.kind != OK), 1),
                 "wrong": 0,
                 "hung": 0,
+                **{f"{name}_per_kill": value for name, value in grown.items()},
                 "exit_s": round(seconds, 1),
             },
         )
+
+
+def footprint(running):
+    """What the server holds: its own memory, shared memory and ended children that it has not asked for."""
+    return {
+        "server_mb": running.server.memory_info().rss / 2**20,
+        "shared_memory_mb": sum(path.stat().st_blocks for path in Path("/dev/shm").glob(f"{running.name}*")) / 2048,
+        "zombies": sum(child.status() == psutil.STATUS_ZOMBIE for child in running.server.children()),
+    }
 
 
 def refused(outcome):
@@ -141,3 +155,35 @@ def test_sigterm_under_load(tmp_path, image_files, stops):
                 "shared_memory_left": 0,
             },
         )
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_killed_server_is_restarted_until_it_is_a_crash_loop(tmp_path, image_files):
+    numbers = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGSTOP, signal.SIGKILL]
+    back = []
+    with supervised(tmp_path) as running:
+        cases = learn(running, image_files, *OUTPUTS)
+        with Load(running.grpc_url, cases, workers=2, pause=0.1) as load:
+            for number in numbers[:-1]:
+                began = time.time()
+                os.kill(running.server.pid, number)
+                back.append(running.wait_for("ready", since=began)["at"] - began)
+                time.sleep(1)
+        os.kill(running.server.pid, numbers[-1])
+        assert running.process.wait(30) == 1
+        assert "gave up: 5 times in a row" in running.log()
+    print(f"\n{summary(load.outcomes)}")
+    kinds = [outcome.kind for outcome in load.outcomes]
+    assert kinds.count(WRONG) == kinds.count(HUNG) == 0
+    report(
+        "4 kills of the server under load (SIGKILL, SIGSEGV, SIGABRT, SIGSTOP); the 5th gives up",
+        {
+            "ready_again_s_max": round(max(back), 1),
+            "requests": len(kinds),
+            "errors": len(kinds) - kinds.count(OK),
+            "wrong": 0,
+            "hung": 0,
+            "exit_code": 1,
+        },
+    )

@@ -141,13 +141,12 @@ class Watch:
         """Ask the canary again and again, sooner after a reload."""
         while not self._ended.is_set():
             self._ask_now.clear()
-            reloads, healing = self._reloads, bool(self._healing)
-            verdict = self._canary.ask()
-            if self._ended.is_set():
-                return
-            disturbed = healing or self._healing or self._reloads != reloads
-            if verdict.kind is not Kind.FAILS or not disturbed:
-                self._judge(verdict)
+            reloads = self._reloads
+            if not self._healing:  # else it would fail, and take a second for it
+                verdict = self._canary.ask()
+                disturbed = self._healing or self._reloads != reloads
+                if not disturbed and not self._ended.is_set():
+                    self._judge(verdict)
             self._ask_now.wait(max(_CANARY_PERIOD_S, _CANARY_SHARE * self._canary.seconds))
 
     def _judge(self, verdict: Verdict) -> None:
