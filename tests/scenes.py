@@ -32,8 +32,8 @@ def lonely(rng, cells):
 
 
 def ties(rng, cells):
-    """Small whole numbers: pixels that are 0 but for the rounding."""
-    return rng.integers(-2, 3, (QUERIES, *cells))
+    """Few numbers, whole or not: pixels that are 0 but for the rounding."""
+    return rng.integers(-2, 3, (QUERIES, *cells)) * rng.choice([1, rng.uniform(0.1, 5)])
 
 
 def empty_and_full(rng, cells):

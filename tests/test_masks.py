@@ -62,7 +62,7 @@ def test_every_kernel_makes_the_same_masks(seed, cells, stride, data):
     original = tuple(data.draw(st.integers(1, 200), label="original") for _ in cells)
     logits = rng.normal(rng.uniform(-2, 2), rng.choice([1e-3, 2, 1e4]), (3, *cells)).astype(np.float32)
     if data.draw(st.booleans(), label="ties"):
-        logits = logits.round()
+        logits = logits.round() * np.float32(data.draw(st.sampled_from([1, 0.3]), label="step"))
     logits[0, rng.random(cells) < 0.02] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 1.0]), label="bad")
     queries = np.array([2, 0, 1])
     with np.errstate(invalid="ignore"):
