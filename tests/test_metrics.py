@@ -83,6 +83,9 @@ def test_errors_are_counted_by_kind(server, kind):
             connect(server, protocol).infer(model, inputs, outputs, **parameters)
     assert grown.reaches(2, "m2f_errors_total", kind=kind)
     assert grown.of("m2f_errors_total") == 2
+    if kind == "image_damaged":  # it took time, too
+        assert grown.of("m2f_phase_seconds_total", phase="decode") > 0
+        assert grown.of("m2f_images_total") == 0
 
 
 def test_every_step_has_every_kind_from_the_start(server):

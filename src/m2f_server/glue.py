@@ -59,13 +59,13 @@ class Step:
         with its trace and answered as INTERNAL. Neither touches the other requests.
         """
         started = time.perf_counter()
-        try:
-            with recorded() as record:
+        with recorded() as record:
+            try:
                 response = _answer(infer(_inputs(request), json.loads(request.parameters() or "{}")))
-            self.metrics.work(record)
-        except Exception as error:  # a model must answer; the stub would take every request down with it
-            return self._failure([request], error, started)[0]
-        self._done([request], started)
+                self._done([request], started)
+            except Exception as error:  # a model must answer; the stub would take every request down with it
+                response = self._failure([request], error, started)[0]
+        self.metrics.work(record)
         return response
 
     def respond_together(self, requests: Sequence[Any], infer: Callable[[Arrays], Arrays]) -> list[Any]:
