@@ -1,5 +1,6 @@
 """Calls to a running server over its HTTP port, with its secret."""
 
+import base64
 import http.client
 import json
 import re
@@ -51,7 +52,7 @@ class Control:
 
     def index(self) -> list[dict[str, str]]:
         """Return `name`, `version`, `state` and `reason` of every model, as Triton has them."""
-        return json.loads(self.call("POST", "/v2/repository/index"))
+        return self._json("POST", "/v2/repository/index")
 
     def loaded(self) -> set[tuple[str, str]]:
         """Return name and version of every model that Triton takes for ready."""
@@ -59,7 +60,7 @@ class Control:
 
     def config(self, model: str) -> dict[str, Any]:
         """Return a model's configuration."""
-        return json.loads(self.call("GET", f"/v2/models/{quote(model)}/config"))
+        return self._json("GET", f"/v2/models/{quote(model)}/config")
 
     def is_ready(self, model: str) -> bool:
         """Tell whether a model says that it is ready; Triton from 26.01 on notices a dead stub here."""
@@ -74,7 +75,7 @@ class Control:
     def answered(self) -> dict[str, int]:
         """Return how many requests each model has answered so far, well or not."""
         counts: dict[str, int] = {}
-        for entry in json.loads(self.call("GET", "/v2/models/stats"))["model_stats"]:
+        for entry in self._json("GET", "/v2/models/stats")["model_stats"]:
             totals = entry["inference_stats"]
             done = int(totals["success"].get("count", 0)) + int(totals["fail"].get("count", 0))
             counts[entry["name"]] = counts.get(entry["name"], 0) + done
@@ -93,15 +94,37 @@ class Control:
         """
         config = self.config(model)
         config.setdefault("cc_model_filenames", {})["m2f-reload"] = secrets.token_hex(4)
-        self._load(model, {"config": json.dumps(config)})
+        self.load(model, config)
 
-    def unload(self, model: str) -> None:
-        """Take no new requests for a model; those in flight go on, and `index` says UNLOADING until they are done."""
-        self.call("POST", f"/v2/repository/models/{quote(model)}/unload", b"{}")
+    def load(
+        self, model: str, config: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load a model, beside the one that serves under this name, which then ends.
 
-    def _load(self, model: str, parameters: Mapping[str, str]) -> None:
+        Args:
+            model: its name.
+            config: in place of the one in the repository.
+            files: in place of the folder in the repository, contents by `<version>/<name>`.
+        """
+        parameters = {f"file:{path}": base64.b64encode(content).decode() for path, content in (files or {}).items()}
+        if config is not None:
+            parameters["config"] = json.dumps(config)
         body = json.dumps({"parameters": parameters}).encode()
         self.call("POST", f"/v2/repository/models/{quote(model)}/load", body, timeout=_LOAD_TIMEOUT_S)
+
+    def unload(self, model: str, *, timeout: float = _TIMEOUT_S) -> None:
+        """Take no new requests for a model; those in flight go on, and `index` says UNLOADING until they are done.
+
+        Triton does this after what it is loading at the time, so allow for that in `timeout` (seconds).
+        """
+        self.call("POST", f"/v2/repository/models/{quote(model)}/unload", b"{}", timeout=timeout)
+
+    def _json(self, method: str, path: str) -> Any:
+        content = self.call(method, path)
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise CallError(f"{method} {path}: not JSON: {error}") from error
 
 
 def _fetch(

@@ -4,8 +4,8 @@ Triton 2.51 neither notices nor restarts a stub that has died; its requests fail
 says it at once.
 """
 
-import os
 import signal
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,37 +37,43 @@ class Stub:
         """What a stub that takes over has in common with this one."""
         return self.model, self.version, self.instance
 
-    def kill(self) -> None:
-        """End it, stopped or not."""
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
 
 class Stubs:
-    """All stubs of one server, which has just become ready."""
+    """All stubs of one server, which has just become ready; any thread may ask."""
 
     def __init__(self, server_pid: int) -> None:
         self._server_pid = server_pid
+        self._lock = threading.Lock()
         self._known: dict[psutil.Process, Stub] = {}
         self._look()  # while all of them live: a zombie does not say what it was
 
     def lost(self) -> dict[Stub, str]:
         """Return the stubs that run no more, and why; not those whose place another one has taken since."""
-        self._look()
-        ends = {stub: why for process, stub in self._known.items() if (why := _end(process))}
-        taken = {stub.place for stub in self._known.values() if stub not in ends}
-        lost = {stub: why for stub, why in ends.items() if stub.place not in taken}
-        self._known = {process: stub for process, stub in self._known.items() if stub not in ends or stub in lost}
-        return lost
+        with self._lock:
+            self._look()
+            ends = {stub: why for process, stub in self._known.items() if (why := _end(process))}
+            taken = {stub.place for stub in self._known.values() if stub not in ends}
+            lost = {stub: why for stub, why in ends.items() if stub.place not in taken}
+            self._known = {process: stub for process, stub in self._known.items() if stub not in ends or stub in lost}
+            return lost
 
     def of(self, model: str) -> list[Stub]:
-        """Return a model's stubs that are known to live."""
-        self._look()
-        return [stub for process, stub in self._known.items() if stub.model == model and not _end(process)]
+        """Return a model's stubs that live."""
+        with self._lock:
+            self._look()
+            return [stub for process, stub in self._known.items() if stub.model == model and not _end(process)]
+
+    def kill(self, stub: Stub) -> None:
+        """End a stub, stopped or not; whoever has its number by now is left alone."""
+        with self._lock, suppress(psutil.NoSuchProcess):
+            for process, known in self._known.items():
+                if known == stub:
+                    process.kill()
 
     def forget(self, gone: Stub) -> None:
         """Speak of a stub no more: it was meant to end."""
-        self._known = {process: stub for process, stub in self._known.items() if stub != gone}
+        with self._lock:
+            self._known = {process: stub for process, stub in self._known.items() if stub != gone}
 
     def _look(self) -> None:
         """Find the stubs that are new."""

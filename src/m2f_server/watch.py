@@ -37,6 +37,7 @@ class Watch:
         self._stubs = Stubs(server.pid)
         self._canary = Canary(server.control, server.models)
         self._verdict = Verdict(Kind.FAILS, "the first canary is under way")
+        self._lock = threading.Lock()
         self._healing: set[str] = set()
         self._reloads = 0
         self._failures = 0
@@ -78,7 +79,7 @@ class Watch:
         try:
             entrances = self._entrances()
             for model in entrances:
-                self._control.unload(model)
+                self._control.unload(model, timeout=max(1.0, deadline - time.monotonic()))
             while self._unloading(entrances):
                 if time.monotonic() > deadline or hasten.wait(0.05):
                     return False
@@ -104,20 +105,23 @@ class Watch:
     def _heal_loaded(self, lost: dict[Stub, str]) -> None:
         """Reload the models that miss a stub, unless somebody has unloaded them."""
         loaded = self._control.loaded()
-        for stub, why in lost.items():
-            if (stub.model, stub.version) in loaded:
-                self._heal(stub.model, [stub], why)
-            else:
+        for stub in lost:
+            if (stub.model, stub.version) not in loaded:
                 self._stubs.forget(stub)
+        for model in {stub.model for stub in lost if (stub.model, stub.version) in loaded}:
+            stubs = [stub for stub in lost if stub.model == model]
+            self._heal(model, stubs, lost[stubs[0]])
 
     def _heal(self, model: str, stubs: list[Stub], why: str) -> None:
         """Kill what is left of some stubs of a model, and reload it beside all that goes on."""
+        with self._lock:
+            if model in self._healing:
+                return
+            self._healing.add(model)
         self._event("stub_lost", model=model, pid=",".join(str(stub.pid) for stub in stubs), why=why)
         for stub in stubs:
-            stub.kill()
-        if model not in self._healing:
-            self._healing.add(model)
-            threading.Thread(target=self._reload, args=(model,), daemon=True).start()
+            self._stubs.kill(stub)
+        threading.Thread(target=self._reload, args=(model,), daemon=True).start()
 
     def _reload(self, model: str) -> None:
         started = time.monotonic()
@@ -141,13 +145,20 @@ class Watch:
         """Ask the canary again and again, sooner after a reload."""
         while not self._ended.is_set():
             self._ask_now.clear()
-            reloads = self._reloads
             if not self._healing:  # else it would fail, and take a second for it
-                verdict = self._canary.ask()
-                disturbed = self._healing or self._reloads != reloads
-                if not disturbed and not self._ended.is_set():
-                    self._judge(verdict)
+                try:
+                    self._ask()
+                except Exception as error:  # without a canary nobody would know
+                    self._beyond_help = f"the canary broke: {error!r}"
+                    raise
             self._ask_now.wait(max(_CANARY_PERIOD_S, _CANARY_SHARE * self._canary.seconds))
+
+    def _ask(self) -> None:
+        reloads = self._reloads
+        verdict = self._canary.ask()
+        disturbed = self._healing or self._reloads != reloads
+        if not disturbed and not self._ended.is_set():
+            self._judge(verdict)
 
     def _judge(self, verdict: Verdict) -> None:
         """Remember a verdict; reload the model to blame, or have the server restarted when that does not help."""
