@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -96,7 +97,7 @@ def test_compose_is_as_strict():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert not {"privileged", "user", "cap_add"} & set(service)
-        assert all(volume.endswith(":ro") for volume in service["volumes"])
+        assert all(volume.endswith(":ro") for volume in service["volumes"] if volume != "bodies:/tmp")
     _, named = containers()
     assert {name: named[name]["image"] for name in named} == {name: services[name]["image"] for name in services}
 
@@ -109,8 +110,19 @@ def test_the_front_gets_its_whole_configuration():
     mounts = [mount for mount in named["front"]["volumeMounts"] if "subPath" in mount]
     assert {mount["mountPath"]: mount["subPath"] for mount in mounts} == {f"/etc/nginx/{name}": name for name in files}
     volumes = load("compose.yaml")["services"]["front"]["volumes"]
-    assert set(volumes[:-1]) == {f"./nginx/{name}:/etc/nginx/{name}:ro" for name in files}
+    assert set(volumes[:-2]) == {f"./nginx/{name}:/etc/nginx/{name}:ro" for name in files}
     assert set(load("kustomization.yaml")["resources"]) == {f"kubernetes/{path.name}" for path in MANIFESTS}
+
+
+def test_bodies_have_room():
+    text = (DEPLOY / "nginx/nginx.conf").read_text()
+    (megabytes,) = re.findall(r"client_max_body_size (\d+)m;", text)
+    (requests,) = re.findall(r"limit_conn in_flight_of_all (\d+);", text)
+    pod, named = containers()
+    (mount,) = [mount for mount in named["front"]["volumeMounts"] if mount["mountPath"] == "/tmp"]
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
+    assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024 > int(megabytes) * int(requests)
+    assert "medium" not in volume["emptyDir"]  # memory
 
 
 def locked_down(*command):
