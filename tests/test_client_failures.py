@@ -4,6 +4,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -11,7 +14,16 @@ import pytest
 from geventhttpclient.response import HTTPConnectionClosed
 from tritonclient.utils import InferenceServerException
 
-from m2f_client import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerError, ServerUnavailable, Timeout
+from m2f_client import (
+    AsyncClient,
+    Client,
+    InvalidRequest,
+    ModelNotFound,
+    NoSharedMemory,
+    ServerError,
+    ServerUnavailable,
+    Timeout,
+)
 from m2f_client.failures import clean, translate
 
 GRPC, HTTP = "grpc://127.0.0.1:8001", "http://127.0.0.1:8000"
@@ -38,6 +50,35 @@ def grpc_error(code, message):
         (GRPC, grpc_error("NOT_FOUND", "unknown model: 'x'"), ModelNotFound, f"unknown model: 'x' (server {GRPC})"),
         (HTTP, from_server("404", "unknown model: 'x'"), ModelNotFound, f"unknown model: 'x' (server {HTTP})"),
         (HTTP, from_server("404", "Not Found"), ServerError, f"what answers at {HTTP} is not a Triton server (404)"),
+        # interfaces behind a secret, and shared memory: whichever the status
+        (
+            GRPC,
+            grpc_error("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"),
+            InvalidRequest,
+            "the server wants a secret for this: headers={'triton-grpc-protocol-key': ...}",
+        ),
+        (
+            HTTP,
+            from_server("403", "This API is restricted, expecting header 'key'"),
+            InvalidRequest,
+            "the server wants a secret for this: headers={'key': ...}",
+        ),
+        *(
+            (GRPC, grpc_error(code, f"in ensemble 'mask2former', {words}"), NoSharedMemory, words)
+            for code, words in (
+                ("INTERNAL", "shared memory size specified with the request for output 'masks' (1 bytes) should be"),
+                ("INTERNAL", "Unable to open shared memory region: '/m2f-client-1'"),
+                ("INTERNAL", "Cannot unregister shared memory region 'm2f-client-1', it is currently in use."),
+                ("NOT_FOUND", "Unable to find shared memory region: 'm2f-client-1'"),
+                ("INVALID_ARGUMENT", "Invalid offset + byte size for shared memory region: 'm2f-client-1'"),
+            )
+        ),
+        (
+            GRPC,
+            grpc_error("INTERNAL", "Failed to increase the shared memory pool size for key 'm2f-1'"),
+            ServerError,
+            "Failed to increase the shared memory pool size for key 'm2f-1'",  # the server's own
+        ),
         # nobody there
         (
             GRPC,
@@ -210,3 +251,23 @@ def test_a_server_that_hangs_up(scheme):
         client.predict(b"x")
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
+
+
+def test_a_thread_that_finds_no_server_ends_quietly():
+    code = textwrap.dedent("""
+        import threading
+        from m2f_client import Client, ServerUnavailable
+
+        def work():
+            with Client("http://127.0.0.1:1") as client:
+                try:
+                    client.predict(b"x")
+                except ServerUnavailable:
+                    print("away")
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    """)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("away\n", "")

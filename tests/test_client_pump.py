@@ -95,8 +95,7 @@ def test_what_work_raises_is_raised():
 
     results, begun = [], []
     with pytest.raises(KeyError, match="3"):
-        for number in in_order(lambda n: begun.append(n) or work(n), range(100), concurrency=2, stop=Event()):
-            results.append(number)
+        results.extend(in_order(lambda n: begun.append(n) or work(n), range(100), concurrency=2, stop=Event()))
     assert results == [0, 1, 2]  # in its turn: what came before it is there
     at_once = len(begun)
     time.sleep(0.1)

@@ -312,6 +312,19 @@ def test_threads(server, scheme):
 
 @pytest.mark.server
 @SCHEMES
+def test_a_region_that_is_given_up_is_let_go_at_once(server, scheme):
+    with client_of(server, scheme) as client:
+        for _ in range(2):
+            client.predict(LARGEST, outputs=MASKS)
+        used = max(regions(server), key=regions(server).get)  # the other is small, and on its way out
+        with pytest.raises(Timeout):
+            client.predict(LARGEST, outputs=MASKS, timeout=0.01)
+        wait_until(lambda: used not in regions(server))
+        assert client.predict(LARGEST, outputs=MASKS).masks.any()
+
+
+@pytest.mark.server
+@SCHEMES
 def test_without_the_secret(server, scheme):
     with (
         client_of(server, scheme, headers=None) as client,

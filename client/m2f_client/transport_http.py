@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 import gevent.ssl
 import tritonclient.http as triton
+from gevent.resolver.blocking import Resolver
 from geventhttpclient.response import HTTPParseError
 from tritonclient.utils import InferenceServerException
 
@@ -31,6 +32,8 @@ class _Connections:
         self._endpoint = endpoint
         self._clients: dict[str, Any] = {}
         self._hub = None if threading.current_thread() is threading.main_thread() else gevent.get_hub()
+        if self._hub is not None:
+            self._hub.resolver = Resolver(self._hub)  # the usual one has threads of its own, which cannot end with ours
 
     def client(self, target: str) -> Any:
         """Return the client of a server; it connects at its first request."""
