@@ -3,8 +3,8 @@
 `masks` samples by composed taps, whose sums round otherwise: a pixel closer to 0 than rounding reaches may be on the
 other side of it in PyTorch, and what is not resized along an axis makes NaN of an infinite logit there, by a weight of
 0. Such pixels are computed once more here, in the order of ATen/native/cpu/UpSampleKernel.cpp: its builds for AVX2 and
-above, which contract a product and a sum to FMA. So masks are those of mmdetection on such a processor, bit for bit. (But
-for an input of height + width <= 128 with 8 queries or more: PyTorch adds corners up in one more order there.)
+above, which contract a product and a sum to FMA. So masks are those of mmdetection on such a processor, bit for bit.
+Except: for a padded input of height + width <= 128 and 8 queries or more PyTorch has yet another order.
 """
 
 from __future__ import annotations

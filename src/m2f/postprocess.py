@@ -68,8 +68,8 @@ def postprocess(
 
     Args:
         cls_logits: float32 [Q, C+1].
-        mask_logits: float32 [Q, h, w], not upsampled. Any may be NaN or infinite: masks are then mmdetection's, too, and
-            scores finite (see `masks.Masks`).
+        mask_logits: float32 [Q, h, w], not upsampled. Some may be NaN or infinite: masks are mmdetection's then, too,
+            and scores finite (see `masks.Masks`).
         img_shape: height and width of the image inside the padded network input.
         ori_shape: height and width of the original image.
         settings: thresholds, limits and semantics.
