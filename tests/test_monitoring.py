@@ -104,6 +104,15 @@ def test_every_alert_is_explained(exported):  # noqa: ARG001
         assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
 
 
+def test_prometheus_scrapes_what_the_rules_are_about():
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    assert config["rule_files"] == ["m2f.rules.yml"]
+    (job,) = [scraped["job_name"] for scraped in config["scrape_configs"]]
+    for rule in ALERTS.values():
+        for selector in selectors(rule["expr"]):
+            assert [m.value for m in selector.matchers.matchers if m.name == "job"] == [job]
+
+
 def test_the_dashboard_can_be_imported():
     assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "job", "instance"}
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
