@@ -139,7 +139,8 @@ def watched(repository, monkeypatch):
 
 @pytest.mark.server
 def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
-    with supervised(tmp_path, repository=repository, config_name=None) as running:
+    log_file = tmp_path / "server.log"
+    with supervised(tmp_path, f"--log-file={log_file}", repository=repository, config_name=None) as running:
         assert running.probe("live") == (200, {"state": "serving", "ready": True, "reason": "", "live": True})
         assert running.probe("ready")[0] == 200
         assert running.probe("other")[0] == 404
@@ -151,6 +152,7 @@ def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
             assert running.probe("live")[0] == 200
             running.wait_for("ready", since=ended["at"])
             assert ask(running) == [[24, 32]]  # on the same port
+    assert log_file.read_text().count("Started HTTPService") == 3
 
 
 @pytest.mark.server
@@ -198,6 +200,21 @@ def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_ans
         why = next(fields["why"] for name, fields in events if name == "stub_lost" and fields["model"] == "worker")
         assert why == "exit code 3" or re.fullmatch(r"public does not answer within \S+ s: worker hangs", why)
         assert not ended
+
+
+@pytest.mark.server
+def test_one_of_two_instances_is_missed(tmp_path, monkeypatch):
+    write(tmp_path / "models", "worker", CONFIG.replace("count: 1", "count: 2"), MODEL)
+    write(tmp_path / "models", "public", ENSEMBLE)
+    with watched(tmp_path / "models", monkeypatch) as (server, own, events, _):
+        stubs = own._stubs.of("worker")
+        assert [stub.instance for stub in sorted(stubs, key=lambda stub: stub.instance)] == ["worker_0_0", "worker_0_1"]
+        os.kill(stubs[1].pid, signal.SIGSTOP)
+        until(lambda: "reloaded" in [name for name, _ in events] and not own.trouble)
+        assert len({stub.pid for stub in own._stubs.of("worker")} - {stub.pid for stub in stubs}) == 2
+        assert [ask(server) for _ in range(4)] == 4 * [[[24, 32]]]
+        lost = [fields for name, fields in events if name == "stub_lost"]
+        assert [(fields["pid"], fields["why"]) for fields in lost] == [(str(stubs[1].pid), "stopped")]
 
 
 @pytest.mark.server
