@@ -14,6 +14,7 @@ COMMANDS = {  # name: (module, attribute, extra that its requirements are in)
     "export": ("m2f_export.command", "export", "export"),
     "doctor": ("m2f_export.doctor", "doctor", "export"),
     "serve": ("m2f_server.command", "serve", "server"),
+    "rollout": ("m2f_server.rollout_command", "rollout", "eval"),
 }
 
 

@@ -95,3 +95,7 @@ class CallError(ServeError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class RolloutError(ServeError):
+    """A new engine was refused, and the one before it serves on; the message says why."""
