@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-official test-exact chaos fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+.PHONY: help setup setup-dev demo page test test-page test-official test-exact chaos fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -27,8 +27,23 @@ setup-dev: $(VENV)/.dev  ## add the tools for tests, training and export (torch,
 demo: setup  ## serve the embedded model, send it the example images, leave pictures and JSON in demo_output/
 	$(BIN)/python examples/demo.py --out demo_output
 
+$(VENV)/.page: $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+page: $(VENV)/.page  ## serve the embedded model and a page to try it in the browser, until Ctrl-C
+	$(BIN)/python examples/page.py
+
 test: setup-dev  ## run the tests, against the real server too
 	$(BIN)/python -m pytest
+
+$(VENV)/.browser: $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	npm install --silent --prefix $(VENV)/browser '@sparticuz/chromium@147'
+	@touch $@
+
+test-page: $(VENV)/.browser  ## the page of m2f demo in a headless Chromium (needs npm; 120 MB to download)
+	$(BIN)/python -m pytest -m browser
 
 test-official: setup-dev  ## export every official Mask2Former configuration at full size, random weights (half an hour)
 	$(BIN)/python -m pytest -m official -s

@@ -21,6 +21,7 @@ from m2f_client import Client
 from m2f_client.address import Endpoint
 from m2f_client.cli import main
 from m2f_client.demo.page import answer, served
+from m2f_client.demo.picture import draw, scaled
 from m2f_client.demo.server import Answer, Server, Step, connect, spent, steps_between
 from m2f_client.demo.tables import instances_table, latency_table, notice
 from m2f_client.errors import ServerUnavailable
@@ -144,7 +145,7 @@ class TestTables:
             ["engine", "30.0", ""],
             ["other", "10.0", ""],
             ["waiting for a step", "1.5", ""],
-            ["network and the rest", "8.5", ""],
+            ["network, rest", "8.5", ""],
             ["total", "50.0", ""],
         ]
 
@@ -153,6 +154,28 @@ class TestTables:
 
     def test_a_notice_is_text(self):
         assert "&lt;script&gt;" in notice("<script>")
+
+
+class TestPicture:
+    def test_instances_are_where_they_were_in_a_larger_image(self, tmp_path):
+        masks = np.zeros((3, 3000, 4000), bool)
+        masks[0, 1000:2000, 3000:] = True
+        masks[1, 7, 9] = True  # less than a pixel of the picture; the third is empty
+        result = result_of(masks)
+        small = scaled(result, (1600, 1200))
+        assert small.size == (1200, 1600)
+        assert small.boxes.tolist() == [[1200, 400, 1600, 800], [3, 2, 4, 4], [0, 0, 0, 0]]
+        assert small.mask(0).sum() == 400 * 400
+        assert small.mask(0)[400:800, 1200:].all()
+        Image.new("RGB", (4000, 3000)).save(tmp_path / "a.png")
+        assert draw(tmp_path / "a.png", result, None).size == (1600, 1200)
+
+    def test_a_small_image_stays_as_it_is(self):
+        result = result_of(np.ones((1, 4, 4), bool))
+        assert scaled(result, (4, 4)) is result
+
+    def test_nothing_found(self):
+        assert scaled(result_of(np.zeros((0, 40, 40), bool)), (4, 4)).masks.shape == (0, 4, 4)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +207,11 @@ class TestPage:
         assert [row[0] for row in cells(latency)][:3] == ["preprocess", "engine", "postprocess"]
 
     def test_a_file_of_this_machine_is_none_of_the_page(self, address):
-        assert "was not uploaded" in asked_of(address, str(SCENE), 0.5, [])["error"]
+        assert "was not uploaded" in asked_of(address, str(IMAGES / "scene_3.jpg"), 0.5, [])["error"]
+
+    def test_an_example_is_shown_from_where_it_is(self, address):
+        assert httpx.get(f"{address}gradio_api/file={SCENE}").content == SCENE.read_bytes()
+        assert httpx.get(f"{address}gradio_api/file={IMAGES / 'scene_3.jpg'}").status_code == 403
 
     def test_the_document_loads_nothing_from_elsewhere(self, address):
         document = httpx.get(address).text
@@ -237,6 +264,11 @@ def test_what_is_no_picture_gives_a_notice(page_server, tmp_path, content, said)
     assert (picture, found, latency) == (None, "", "")
 
 
+def test_an_upload_that_has_expired_gives_a_notice():
+    problem, *_ = answer(Server(Told(), timeout=1), IMAGES / "gone.jpg", 0.5, [])
+    assert "choose it again" in problem.value
+
+
 def test_a_server_that_has_gone_gives_a_notice():
     class Gone(Told):
         def infer(self, _request):
@@ -285,8 +317,7 @@ class TestCommand:
         assert f"127.0.0.1:{port} (Address already in use)" in done.output
 
     @pytest.mark.server
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_stops_it_and_nothing_is_left(self, server, number, tmp_path):
+    def test_a_signal_stops_it_and_nothing_is_left(self, server, tmp_path):
         code = "from m2f_client.cli import main; main()"
         command = [sys.executable, "-c", code, "demo", "--url", f"http://{server.http_url}", "--port", "0"]
         environment = {"TMPDIR": str(tmp_path), "PATH": ""}
@@ -294,8 +325,8 @@ class TestCommand:
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as page:
             try:
                 line = page.stdout.readline()
-                page.send_signal(number)
-                _, said = page.communicate(timeout=30)
+                page.send_signal(signal.SIGTERM)
+                _, said = page.communicate(timeout=120)
             finally:
                 page.kill()
         assert line.startswith("m2f: the page is at http://127.0.0.1:")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from contextlib import closing, suppress
+import webbrowser
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,9 +30,10 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
               help="Port of the page; 0 picks a free one.")  # fmt: skip
 @click.option("--examples", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="Offer the images in this folder as examples.")  # fmt: skip
+@click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser of this machine.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, metavar="SECONDS",
               show_default="60", help="Wait no longer for an answer.")  # fmt: skip
-def demo(*, url: str, host: str, port: int, examples: Path | None, timeout: float) -> None:
+def demo(*, url: str, host: str, port: int, examples: Path | None, open_browser: bool, timeout: float) -> None:
     """Try a server in the browser: drop an image, move the threshold, choose classes.
 
     The page shows the instances, and how long each step of the server took. It works without the internet and sends
@@ -38,9 +41,13 @@ def demo(*, url: str, host: str, port: int, examples: Path | None, timeout: floa
 
     Exit code: 0 stopped; 1 the server does not answer, or the port is taken; 2 wrong usage.
     """
-    endpoint = _endpoint(url)
+    endpoint, images = _endpoint(url), _images(examples)
     try:
-        _run(endpoint, host=host, port=port, images=_images(examples), timeout=timeout)
+        with suppress(KeyboardInterrupt), _serving(endpoint, images, host=host, port=port, timeout=timeout) as address:
+            click.echo(f"m2f: the page is at {address} (Ctrl-C stops it)")
+            if open_browser:
+                webbrowser.open(address)
+            signal.pause()
     except M2FError as error:
         click.echo(f"m2f: {error}", err=True)
         sys.exit(1)
@@ -65,19 +72,18 @@ def _images(folder: Path | None) -> list[Path]:
     return images
 
 
-def _run(endpoint: Endpoint, *, host: str, port: int, images: list[Path], timeout: float) -> None:
-    """Serve the page until SIGINT or SIGTERM."""
+@contextmanager
+def _serving(endpoint: Endpoint, images: list[Path], *, host: str, port: int, timeout: float) -> Iterator[str]:
+    """Serve the page until the block ends, and give its address; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        from m2f_client.demo.page import served  # noqa: PLC0415
-        from m2f_client.demo.server import Server, connect  # noqa: PLC0415
+    from m2f_client.demo.page import served  # noqa: PLC0415
+    from m2f_client.demo.server import Server, connect  # noqa: PLC0415
 
-        with (
-            closing(Server(connect(endpoint), timeout=timeout)) as server,
-            served(server, images, host=host, port=_free_port(host, port)) as address,
-        ):
-            click.echo(f"m2f: the page is at {address} (Ctrl-C stops it)")
-            signal.pause()
+    with (
+        closing(Server(connect(endpoint), timeout=timeout)) as server,
+        served(server, images, host=host, port=_free_port(host, port)) as address,
+    ):
+        yield address
 
 
 def _free_port(host: str, port: int) -> int:

@@ -13,12 +13,12 @@ import gradio as gr
 from PIL import Image
 
 from m2f.contract import MAX_IMAGE_BYTES
+from m2f_client.demo.picture import draw
 from m2f_client.demo.server import Server
 from m2f_client.demo.tables import CSS, instances_table, latency_table, notice
 from m2f_client.errors import M2FError
 
-_MAX_SHOWN = 2048  # pixels of a side: enough to zoom into, and quick to send
-_KEEP_S = 3600  # of uploads
+_KEEP_S = 24 * 3600  # of uploads
 
 Shown = tuple[Any, Image.Image | None, str, str]
 """What a request changes on the page: notice, picture, instances, latency."""
@@ -44,7 +44,7 @@ def build(server: Server, examples: Sequence[Path]) -> gr.Blocks:
         gr.Markdown(f"### Mask2Former at `{server.url}`")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = gr.File(label="Image: JPEG, PNG or WebP", file_types=["image"], type="filepath", height=110)
+                image = gr.File(label="Image: JPEG, PNG or WebP", file_types=["image"], type="filepath", height=130)
                 chosen = _examples(examples)
                 threshold = gr.Slider(0, 1, server.score_threshold, step=0.01, label="Least score")
                 names = [(name, index) for index, name in enumerate(server.class_names or ())]
@@ -52,10 +52,16 @@ def build(server: Server, examples: Sequence[Path]) -> gr.Blocks:
                     names, value=[], multiselect=True, label="Classes", info="None chosen: all", visible=bool(names)
                 )
             with gr.Column(scale=3, min_width=300):
-                problem = gr.HTML(visible=False, padding=False, apply_default_css=False)
-                picture = gr.Image(label="Instances", interactive=False, buttons=["download", "fullscreen"])
-                found = gr.HTML(padding=False, apply_default_css=False)
-                spent = gr.HTML(padding=False, apply_default_css=False)
+                problem = gr.HTML(visible=False, elem_classes="m2f-html", apply_default_css=False)
+                picture = gr.Image(
+                    label="Instances",
+                    alt_text="the image with its instances drawn on it",
+                    format="jpeg",  # a tenth of WebP's time, which every move of a control takes
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                )
+                found = gr.HTML(elem_classes="m2f-html", apply_default_css=False)
+                spent = gr.HTML(elem_classes="m2f-html", apply_default_css=False)
         if chosen is not None:
             chosen.click(
                 lambda index: str(examples[index]), chosen, image, show_progress="hidden", api_visibility="private"
@@ -76,6 +82,7 @@ def build(server: Server, examples: Sequence[Path]) -> gr.Blocks:
 def _examples(examples: Sequence[Path]) -> gr.Dataset | None:
     if not examples:
         return None
+    gr.set_static_paths(list(examples))  # shown from where they are: copies would go with the uploads
     samples = [[str(path)] for path in examples]
     return gr.Dataset(
         components=[gr.Image(render=False)], samples=samples, type="index", label="Examples", elem_id="m2f-examples"
@@ -84,14 +91,19 @@ def _examples(examples: Sequence[Path]) -> gr.Dataset | None:
 
 def answer(server: Server, path: Path, threshold: float, classes: Sequence[int]) -> Shown:
     """Return what the page shows for an image, or the notice that says why there is nothing."""
+    if not path.is_file():
+        return _refused("the page does not keep this image any more: choose it again")
     try:
         found = server.ask(path, score_threshold=threshold, classes=classes)
-        picture = found.result.plot(path, server.class_names)
+        picture = draw(path, found.result, server.class_names)
     except M2FError as error:
-        return gr.HTML(notice(str(error)), visible=True), None, "", ""
-    picture.thumbnail((_MAX_SHOWN, _MAX_SHOWN))
+        return _refused(str(error))
     table = instances_table(found.result, server.class_names)
     return gr.HTML(visible=False), picture, table, latency_table(found)
+
+
+def _refused(message: str) -> Shown:
+    return gr.HTML(notice(message), visible=True), None, "", ""
 
 
 def _theme() -> gr.themes.Base:

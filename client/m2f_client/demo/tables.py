@@ -11,12 +11,13 @@ from m2f_client.draw import colour
 from m2f_client.result import Result
 
 CSS = """
-.m2f-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.5; }
-.m2f-table caption { text-align: left; padding: var(--spacing-lg) 0; }
+.m2f-html .html-container { padding: 0; overflow-x: auto; }
+.m2f-table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.5; }
+.m2f-table caption { text-align: left; padding-bottom: var(--spacing-md); }
 .m2f-table caption span, .m2f-table th { font-weight: 400; opacity: 0.7; }
 .m2f-table tr { border-bottom: 1px solid var(--border-color-primary); }
-.m2f-table th, .m2f-table td { padding: var(--spacing-sm) 0 var(--spacing-sm) var(--spacing-xl); text-align: right; }
-.m2f-table th:first-child, .m2f-table td:first-child { padding-left: 0; text-align: left; overflow-wrap: anywhere; }
+.m2f-table th, .m2f-table td { padding: var(--spacing-sm) 0 var(--spacing-sm) var(--spacing-lg); text-align: right; }
+.m2f-table th:first-child, .m2f-table td:first-child { padding-left: 0; text-align: left; overflow-wrap: break-word; }
 .m2f-table td:first-child[style] {
   padding-left: 1.4em; background: linear-gradient(var(--swatch) 0 0) left / 0.8em 0.8em no-repeat;
 }
@@ -28,6 +29,7 @@ CSS = """
   padding: var(--spacing-lg); border-left: 4px solid var(--error-icon-color); border-radius: var(--radius-sm);
   background: var(--error-background-fill); color: var(--error-text-color); overflow-wrap: anywhere;
 }
+[data-testid="upload-icon"] { display: none !important; }
 #m2f-examples .gallery { flex-wrap: nowrap; overflow-x: auto; }
 #m2f-examples .gallery-item { flex: none; }
 #m2f-examples .container { width: 60px; height: 60px; }
@@ -44,7 +46,7 @@ def instances_table(result: Result, class_names: Sequence[str] | None) -> str:
     """Return a row for each instance: its colour in the picture, class, score, box and area."""
     height, width = result.size
     count = f"{len(result)} instance" + ("" if len(result) == 1 else "s")
-    head = ("class", "score", "box (x1 y1 x2 y2)", "area (px)")
+    head = ("class", "score", "x1 y1 x2 y2", "area")
     rows = []
     for index, name in enumerate(result.names(class_names)):
         red, green, blue = colour(index)
@@ -61,7 +63,7 @@ def latency_table(answer: Answer) -> str:
     if spent:
         spent["waiting for a step"] = sum(step.wait_ms for step in answer.steps)
         # a step may begin before the one before it has cleaned up: their sum can be a little more than the whole
-        spent["network and the rest"] = max(0.0, answer.total_ms - sum(spent.values()))
+        spent["network, rest"] = max(0.0, answer.total_ms - sum(spent.values()))
     longest = max(spent.values(), default=0.0) or 1.0
     rows = [
         _row(
