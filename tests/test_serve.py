@@ -30,6 +30,7 @@ from m2f_server import (
     serve,
 )
 from m2f_server.diagnose import diagnose
+from m2f_server.errors import CallError
 from m2f_server.ports import pick_ports
 
 pytestmark = pytest.mark.server
@@ -269,6 +270,29 @@ def test_verbose_passes_the_log_on(repository):
     assert process.returncode == 0
     assert "SEES" in errors
     assert "TRITONBACKEND_ModelInstanceInitialize" in errors
+
+
+def test_a_dash_passes_the_log_on(repository):
+    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS, "--log-file=-")
+    process.stdout.readline()
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert "SEES" in errors
+    assert "event=drained" in errors
+    assert not Path("-").exists()
+
+
+def test_a_crash_is_not_put_down_to_an_older_failure(repository):
+    with serve(model_repository=repository, **FREE_PORTS) as server:
+        with pytest.raises(CallError, match="missing"):
+            server.control.reload("missing")
+        write_model(repository, name="broken", model="raise ValueError('no weights')")
+        with pytest.raises(CallError, match="no weights"):
+            server.control.call("POST", "/v2/repository/models/broken/load", b"{}", timeout=30)
+        assert "failed to load 'broken'" in server.read_log()
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerCrashedError, match=r"was killed by signal 9(.|\n)*no weights"):
+            server.wait()
 
 
 def test_an_error_of_the_caller_stops_the_server(repository):

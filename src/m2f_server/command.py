@@ -61,7 +61,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="Seconds for requests in flight, when told to stop.",
 )
-@click.option("--log-file", type=_FILE, help="Add the server's log to this file.")
+@click.option("--log-file", type=_FILE, help="Add the server's log to this file; - is standard error.")
 @click.option("--log-verbose", is_flag=True, help="Show the server's log, at its verbose level.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")

@@ -43,6 +43,7 @@ class _Settings:
     timeout: float
     log_file: Path | None
     log_verbose: bool
+    log_echo: bool
     extra_args: Sequence[str]
     stop: threading.Event
 
@@ -76,7 +77,8 @@ def serve(
         grpc_port: port of the gRPC API.
         metrics_port: port of the Prometheus metrics.
         timeout: seconds until every model must be ready.
-        log_file: the server's log is added to it; by default a temporary file that goes with the server.
+        log_file: the server's log is added to it; by default a temporary file that goes with the server. `-` passes
+            the log on to standard error.
         log_verbose: let the server say more, and pass its log on to standard error too.
         admin_token_file: holds the secret of the restricted interfaces (`access`); by default a random one.
         tls: certificates of the gRPC port. With them HTTP, which Triton has no TLS for, listens on loopback alone.
@@ -95,8 +97,9 @@ def serve(
         hosts={"http": LOOPBACK if tls else host, "grpc": host, "metrics": monitor_host},
         ports={"http": http_port, "grpc": grpc_port, "metrics": metrics_port},
         timeout=timeout,
-        log_file=Path(log_file).absolute() if log_file else None,
+        log_file=Path(log_file).absolute() if log_file and str(log_file) != "-" else None,
         log_verbose=log_verbose,
+        log_echo=log_verbose or str(log_file) == "-",
         access=read_access(Path(admin_token_file) if admin_token_file else None),
         tls=tls,
         extra_args=extra_args,
@@ -131,7 +134,7 @@ def _running(settings: _Settings) -> Iterator[Server]:
         arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
         log_path = settings.log_file or work_dir / "tritonserver.log"
         log_start = log_path.stat().st_size if log_path.is_file() else 0
-        process = _spawn(installation, arguments, cwd=work_dir, log_path=log_path, echo=settings.log_verbose)
+        process = _spawn(installation, arguments, cwd=work_dir, log_path=log_path, echo=settings.log_echo)
         guard.watch(process.pid)
         server = Server(
             process=process,
@@ -202,6 +205,7 @@ def _spawn(
                 stdout=subprocess.PIPE if echo else log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,  # its shared memory holds what clients send
             )
     except OSError as error:  # the log file or the executable
         raise ServeError(f"tritonserver could not be started: {error}") from error

@@ -13,11 +13,12 @@ from pathlib import Path
 from m2f_server.access import Access
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
-from m2f_server.errors import CallError, StartTimeoutError, StoppedError
+from m2f_server.errors import CallError, ServerCrashedError, StartTimeoutError, StoppedError
 
 EXIT_TIMEOUT_S = 10  # what Triton gives requests in flight after SIGTERM
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # then it is killed
 _POLL_S = 0.05
+_LAST_BYTES = 2**16  # of a log that may have grown for months
 
 
 def reachable(host: str) -> str:
@@ -90,10 +91,11 @@ class Server:
         """Tell whether the server's process lives."""
         return self._process.poll() is None
 
-    def read_log(self) -> str:
-        """Return the server's log so far; not what others wrote to the file before it."""
+    def read_log(self, *, last: int | None = None) -> str:
+        """Return the server's log so far, or its `last` bytes; not what others wrote to the file before it."""
         with self.log_path.open("rb") as log:
-            log.seek(self._log_start)
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, end - last) if last else self._log_start)
             return log.read().decode(errors="replace")
 
     def wait_ready(self, *, timeout: float, stop: threading.Event) -> None:
@@ -119,9 +121,12 @@ class Server:
         """Block until the server ends by itself, which it is not meant to do.
 
         Raises:
-            ServeError: always; `diagnose` says why it ended.
+            ServeError: always; `diagnose` says why it did not start. In the log of one that did, a model that failed
+                to load is an old story.
         """
         returncode = self._process.wait()
+        if self.models:
+            raise ServerCrashedError(returncode=returncode, log_tail=tail(self.read_log(last=_LAST_BYTES)))
         raise diagnose(log=self.read_log(), returncode=returncode)
 
     def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> None:
