@@ -1,5 +1,6 @@
 """What the steps write to the server's log: errors, and on request everything, each with the id of its request."""
 
+import http.client
 import json
 import re
 import shutil
@@ -95,6 +96,26 @@ def test_one_id_leads_through_every_step(talkative):
     assert len({line["request_id"] for line in lines}) == 1
     assert re.fullmatch(r"[0-9a-f]{16}", lines[0]["request_id"])
     assert all(0 < float(line["ms"]) < 60_000 for line in lines)
+
+
+NO_TEXT = '"id": "\udcff", '  # a byte that is not UTF-8
+PICTURE = '{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": ["no picture"]}'
+CLASSES = '{"name": "inner_cls_logits", "datatype": "FP32", "shape": [1, 1, 2], "data": [0, 0]}'
+MASKS = '{"name": "inner_mask_logits", "datatype": "FP32", "shape": [1, 1, 1, 1], "data": [0]}'
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "status"),
+    [("mask2former", PICTURE, 400), ("mask2former_raw", f"{CLASSES}, {MASKS}", 200)],
+)
+def test_an_id_that_is_no_text_is_no_obstacle(talkative, model, inputs, status):
+    body = f'{{{NO_TEXT}"inputs": [{inputs}]}}'.encode(errors="surrogateescape")
+    connection = http.client.HTTPConnection(talkative.http_url)
+    connection.request("POST", f"/v2/models/{model}/infer", body)
+    response = connection.getresponse()
+    assert (response.status, b"UnicodeDecodeError" in response.read()) == (status, False)
+    connection.close()
+    assert logged(talkative, 1, event="error" if status == 400 else "answered", request_id="?")
 
 
 def test_answers_are_not_logged_unless_asked_for(server):

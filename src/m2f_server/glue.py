@@ -92,7 +92,7 @@ class Step:
     def _done(self, requests: Sequence[Any], started: float) -> None:
         if self._logs_requests:
             for request in requests:
-                self.log("answered", request_id=request.request_id(), ms=_milliseconds(started))
+                self.log("answered", request_id=_request_id(request), ms=_milliseconds(started))
 
     def _failure(self, requests: Sequence[Any], error: Exception, started: float) -> list[Any]:
         """Count and log an error for each of its requests, and answer them with it."""
@@ -107,9 +107,16 @@ class Step:
         fields = {"model": self._model, "kind": kind, "ms": _milliseconds(started), "message": message, **more}
         for request in requests:
             self.metrics.error(kind)
-            write(logfmt(event="error", request_id=request.request_id(), **fields))
+            write(logfmt(event="error", request_id=_request_id(request), **fields))
         answer = pb_utils.TritonError(message, code)
         return [pb_utils.InferenceResponse(output_tensors=[], error=answer) for _ in requests]
+
+
+def _request_id(request: Any) -> str:
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError:  # Triton hands on what is not UTF-8
+        return "?"
 
 
 def _milliseconds(started: float) -> str:
