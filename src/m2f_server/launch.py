@@ -205,7 +205,6 @@ def _spawn(
                 stdout=subprocess.PIPE if echo else log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                umask=0o077,  # its shared memory holds what clients send
             )
     except OSError as error:  # the log file or the executable
         raise ServeError(f"tritonserver could not be started: {error}") from error
