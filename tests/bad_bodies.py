@@ -3,7 +3,7 @@
 import gzip
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from bad_inputs import GOOD
@@ -40,6 +40,11 @@ def _raw(body, *headers, path="/v2/models/mask2former/infer"):
 def _parameter(text):
     """A good request with a parameter whose value is JSON that no client library writes."""
     return _binary(f'{_image_header(_WHOLE)[:-1]}, "parameters": {{"score_threshold": {text}}}}}')
+
+
+def _not_utf8():
+    good = _parameter('"high"')
+    return replace(good, body=good.body.replace(b'"high"', b'"\xffigh"', 1))
 
 
 def _binary(header, size=None, data=None):
@@ -99,6 +104,7 @@ HTTP = {
     "parameter null": Wire(_parameter("null"), "'score_threshold' has invalid type"),
     "parameter an array": Wire(_parameter("[0.5]"), "'score_threshold' has invalid type"),
     "parameter an object": Wire(_parameter('{"a": {"b": 1}}'), "'score_threshold' has invalid type"),
+    "parameter not utf-8": Wire(_not_utf8(), "parameters cannot be read: 'utf-8' codec"),
     "parameters nested 100 deep": Wire(_parameter("[" * 100 + "]" * 100), "'score_threshold' has invalid type"),
     "tensor shorter than it says": Wire(_binary(_image_header(_WHOLE + 1)), "expecting 1 additional bytes"),
     "tensor longer than it says": Wire(_binary(_image_header(_WHOLE), data=bytes(_WHOLE + 9)), "additional input data"),

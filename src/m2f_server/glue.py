@@ -61,7 +61,7 @@ class Step:
         started = time.perf_counter()
         with recorded() as record:
             try:
-                response = _answer(infer(_inputs(request), json.loads(request.parameters() or "{}")))
+                response = _answer(infer(_inputs(request), _parameters(request)))
                 self._done([request], started)
             except Exception as error:  # a model must answer; the stub would take every request down with it
                 response = self._failure([request], error, started)[0]
@@ -121,6 +121,13 @@ def _request_id(request: Any) -> str:
 
 def _milliseconds(started: float) -> str:
     return f"{(time.perf_counter() - started) * 1e3:.1f}"
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    try:
+        return json.loads(request.parameters() or "{}")  # type: ignore[no-any-return]
+    except ValueError as error:  # Triton hands on what is not UTF-8
+        raise InputError(f"the request's parameters cannot be read: {error}", kind="parameter") from None
 
 
 def _inputs(request: Any) -> Arrays:
