@@ -20,17 +20,18 @@ def test_order_whatever_takes_longest():
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
 def test_as_many_at_once_as_asked_for_and_no_more(concurrency):
     lock, running, most = threading.Lock(), 0, 0
+    together = threading.Barrier(concurrency)  # passed only if so many are in work
 
     def work(_):
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.01)
+        together.wait(60)
         with lock:
             running -= 1
 
-    for _ in in_order(work, range(40), concurrency=concurrency, stop=Event()):
+    for _ in in_order(work, range(5 * concurrency), concurrency=concurrency, stop=Event()):
         pass
     assert most == concurrency
 
