@@ -186,7 +186,8 @@ def asking(*first, **options):
 
 
 def test_requests_beyond_the_queue_are_refused_at_once_and_leave_nothing(limited, protocol):
-    options = {"outputs": ["scores", "masks"], "ori_shape": (20, 20)}
+    outputs = ["scores", "masks", "packed_masks", "panoptic", "semantic", "cls_logits"]
+    options = {"outputs": outputs, "ori_shape": (20, 20)}
     asks = [asking(1.0, **options)] + [asking(0, **options)] * 11
     at_once(limited, protocol, asks[1:])
     harm = Harm(limited)

@@ -122,11 +122,16 @@ def test_the_models_are_thin(path):
 @pytest.mark.parametrize(
     "path", [file for file in FILES if file.parts[-2] not in ENSEMBLES], ids=lambda path: path.parent.name
 )
-def test_every_step_refuses_what_it_cannot_take_at_once(path):
-    """The limits of docs/limits.md, which names the values too."""
+def test_every_step_refuses_what_would_wait_too_long(path):
+    """The limits of docs/limits.md, which names the values too.
+
+    Only a step that runs alone has a full queue: Triton 2.51 crashes where one is refused while others of its ensemble
+    run.
+    """
     parsed = read(path)
     policy = parsed.dynamic_batching.default_queue_policy
-    assert policy.max_queue_size == 64
+    alone = parsed.name in ("mask2former_preprocess", "mask2former_engine")
+    assert policy.max_queue_size == (64 if alone else 0)
     assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
     assert policy.default_timeout_microseconds == 30_000_000
     assert policy.allow_timeout_override
