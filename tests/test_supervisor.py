@@ -16,7 +16,14 @@ from tritonclient.utils import InferenceServerException
 
 from m2f_server import canary, serve, supervisor, watch
 from m2f_server.canary import Canary, Kind
-from m2f_server.errors import CallError, CrashLoopError, ModelLoadError, ServerCrashedError, ServerHungError
+from m2f_server.errors import (
+    CallError,
+    CrashLoopError,
+    ModelLoadError,
+    ServerCrashedError,
+    ServerHungError,
+    WornOutError,
+)
 from m2f_server.supervisor import Supervisor
 from m2f_server.watch import Watch
 
@@ -248,6 +255,23 @@ def test_a_model_that_cannot_be_reloaded_takes_the_server_with_it(repository, mo
         assert "gone bad" in str(ended[0])
         assert not server.is_running()
         assert [fields["attempt"] for name, fields in events if name == "reload_failed"] == [1, 2, 3]
+
+
+@pytest.mark.server
+def test_a_server_that_was_mended_often_is_worn_out(repository, monkeypatch):
+    monkeypatch.setattr(watch, "_MOST_RELOADS", 1)
+    with watched(repository, monkeypatch) as (server, own, events, ended):
+        for times in (1, 2):
+            Asked(server, b"crash").join(30)
+            until(lambda times=times: [name for name, _ in events].count("reloaded") == times)
+            until(lambda: ended or not own.trouble)
+        assert isinstance(until(lambda: ended)[0], WornOutError)
+        assert server.is_running()
+
+
+def test_a_worn_out_server_is_drained_before_the_next(monkeypatch):
+    events = run_supervisor(monkeypatch, iter([WornOutError("reloaded 101 times")]))
+    assert [name for name, _ in events] == ["draining", "drained", "server_ended", "draining", "drained"]
 
 
 def run_supervisor(monkeypatch, runs, stop=None):

@@ -72,6 +72,10 @@ class ServerHungError(ServeError):
     """The server runs but does not serve, and reloading a model does not help."""
 
 
+class WornOutError(ServeError):
+    """The server serves, but holds much that it will not give back."""
+
+
 class StoppedError(ServeError):
     """The server was told to stop before it was ready."""
 

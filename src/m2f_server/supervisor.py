@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from m2f_server import launch
-from m2f_server.errors import CrashLoopError, PortTakenError, ServeError, StoppedError
+from m2f_server.errors import CrashLoopError, PortTakenError, ServeError, StoppedError, WornOutError
 from m2f_server.health import Health, endpoint
 from m2f_server.server import Server, reachable
 from m2f_server.watch import Event, Watch
@@ -112,15 +112,22 @@ class Supervisor:
         self._stop.wait(delay)
 
     def _serve(self, server: Server) -> None:
-        """Watch a server until told to stop, then drain it."""
-        self._watch = Watch(server, self._event)
+        """Watch a server until told to stop or it is worn out, then drain it."""
+        watch = self._watch = Watch(server, self._event)
         self._last_round = time.monotonic()
         self._state = "serving"
-        self._watch.run(self._stop, lambda: self._go_round(server))
+        try:
+            watch.run(self._stop, lambda: self._go_round(server))
+        except WornOutError:
+            self._drain(server, watch)
+            raise
+        self._drain(server, watch)
+
+    def _drain(self, server: Server, watch: Watch) -> None:
         started = time.monotonic()
         self._state = "draining"
         self._event("draining", timeout=self._drain_timeout)
-        all_answered = self._watch.drain(timeout=self._drain_timeout, hasten=self._hasten)
+        all_answered = watch.drain(timeout=self._drain_timeout, hasten=self._hasten)
         self._event("drained", all_answered=all_answered, seconds=f"{time.monotonic() - started:.1f}")
         if all_answered:
             server.stop(timeout=_STOP_TIMEOUT_S)

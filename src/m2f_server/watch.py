@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 
 from m2f_server.canary import Canary, Kind, Verdict
-from m2f_server.errors import CallError, ServerHungError
+from m2f_server.errors import CallError, ServerHungError, WornOutError
 from m2f_server.server import Server
 from m2f_server.stubs import Stub, Stubs
 
@@ -16,6 +16,7 @@ TICK_S = 0.25  # how often the process table is looked at
 _CANARY_PERIOD_S = 5.0
 _CANARY_SHARE = 5  # it rests at least as many times as long as it took: a slow engine is there for others
 _RELOAD_ATTEMPTS = 3
+_MOST_RELOADS = 100  # Triton 2.51 keeps threads and shared memory of each stub that died at work
 _FAILURES = 3  # of the canary in a row, with nothing to reload, until the server is restarted
 _SETTLE_S = 0.2  # answers are on their way when the model that gave them is gone
 
@@ -56,6 +57,7 @@ class Watch:
         """Watch until told to stop, calling `tick` each time round.
 
         Raises:
+            WornOutError: it has been mended often enough; drain it and start another.
             ServeError: the server has ended, or is beyond help and has been killed.
         """
         thread = threading.Thread(target=self._ask_for_ever, daemon=True)
@@ -96,6 +98,8 @@ class Watch:
         if self._beyond_help or self._server_is_stopped():
             self._server.kill()
             raise ServerHungError(self._beyond_help or "tritonserver was stopped (SIGSTOP)")
+        if self._reloads > _MOST_RELOADS:
+            raise WornOutError(f"models were reloaded {self._reloads} times")
         healing = set(self._healing)  # before the processes: one healed after this moment is seen to live
         lost = {stub: why for stub, why in self._stubs.lost().items() if stub.model not in healing}
         if lost:
