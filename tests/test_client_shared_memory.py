@@ -280,6 +280,12 @@ def regions(server):
     return {one["name"]: one["byte_size"] for one in status if one["name"].startswith(PREFIX)}
 
 
+def answers(client):
+    with contextlib.suppress(ServerUnavailable):
+        return len(client.predict(LARGEST, outputs=MASKS)) > 0
+    return False
+
+
 def wait_until(true, seconds=30):
     end = time.monotonic() + seconds
     while not true():
@@ -386,6 +392,7 @@ def test_a_real_server_that_is_started_anew(tmp_path):
             client = stack.enter_context(client_of(first, "grpc"))
             expected = [client.predict(LARGEST, outputs=MASKS).masks for _ in range(2)][1]
         with serve(model_repository=ROOT / "model_repository", **options, **ports) as second:
+            wait_until(lambda: answers(client))  # gRPC connects again within 5 s
             for _ in range(2):
                 assert np.array_equal(client.predict(LARGEST, outputs=MASKS).masks, expected)
             assert max(regions(second).values()) > expected.nbytes
