@@ -1,0 +1,143 @@
+"""Ten times more requests than the server can answer, through the front that caps what is in flight."""
+
+import asyncio
+import ssl
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+import numpy as np
+import psutil
+import pytest
+from chaos_report import report
+from conftest import IMAGES
+from kserve import image_input
+from test_client_tls import certificates  # noqa: F401 - a fixture
+from test_front import INFER, make_front  # noqa: F401 - a fixture
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+pytestmark = pytest.mark.server
+
+# all clients are one address here, and so have the caps of all
+ONE_ADDRESS = {"rate=50r/s": "rate=10000r/s", "limit_conn in_flight 32": "limit_conn in_flight 64"}
+FACTOR = 10
+
+
+@dataclass
+class Answers:
+    """Seconds that each answer took, by status, and what was answered with 200 while requests were sent."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    good: int = 0
+    lengths: Counter = field(default_factory=Counter)
+
+    def percentile(self, status, share):
+        return float(np.percentile(self.seconds[status], share)) if status in self.seconds else 0.0
+
+
+def body():
+    """One request in the protocol's binary form, made once: the generator must cost little."""
+    image = image_input(min((path.read_bytes() for path in IMAGES), key=len))["image"]
+    tensor = InferInput("image", list(image.shape), "BYTES")
+    tensor.set_data_from_numpy(image)
+    outputs = [InferRequestedOutput(name) for name in ("scores", "labels", "rle")]
+    content, length = InferenceServerClient.generate_request_body([tensor], outputs=outputs)
+    return content, {"Inference-Header-Content-Length": str(length)}
+
+
+class Clients:
+    """Many connections to a front, over HTTPS."""
+
+    def __init__(self, front, folder):
+        self._url = f"https://{front}{INFER}"
+        self._context = ssl.create_default_context(cafile=folder / "ca.pem")
+        self._content, self._headers = body()
+
+    async def closed(self, in_flight, seconds):
+        """Keep so many in flight; returns answers a second."""
+        answers, end = Answers(), time.monotonic() + seconds
+
+        async def work(session):
+            while time.monotonic() < end:
+                await self._one(session, answers)
+
+        async with self._session() as session:
+            await asyncio.gather(*(work(session) for _ in range(in_flight)))
+        assert set(answers.seconds) == {200}
+        assert len(answers.lengths) == 1
+        return answers.good / seconds
+
+    async def open(self, rate, seconds):
+        """Send so many a second, whatever becomes of them."""
+        answers, tasks, started = Answers(), set(), time.monotonic()
+        async with self._session() as session:
+            for number in range(round(rate * seconds)):
+                await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
+                task = asyncio.create_task(self._one(session, answers))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            goodput = answers.good / (time.monotonic() - started)
+            await asyncio.gather(*tasks)
+        return answers, goodput
+
+    def _session(self):
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._context)
+        return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=60))
+
+    async def _one(self, session, answers):
+        started = time.monotonic()
+        async with session.post(self._url, data=self._content, headers=self._headers) as response:
+            content = await response.read()
+        answers.seconds.setdefault(response.status, []).append(time.monotonic() - started)
+        if response.status == 200:
+            answers.good += 1
+            answers.lengths[len(content)] += 1  # the right answer, as far as a byte count tells
+
+
+def memory(server):
+    """Bytes of the server and its steps, what they share counted once."""
+    processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    return sum(process.memory_full_info().pss for process in processes)
+
+
+def overload(server, front, folder, *, measure, seconds):
+    """Measure the peak, overload, measure again."""
+    clients = Clients(front, folder)
+    asyncio.run(clients.closed(4, 2))
+    peak = asyncio.run(clients.closed(8, measure))
+    before = memory(server)
+    answers, goodput = asyncio.run(clients.open(FACTOR * peak, seconds))
+    grown = memory(server) - before
+    after = asyncio.run(clients.closed(8, measure))
+    assert set(answers.seconds) == {200, 429}, {status: len(times) for status, times in answers.seconds.items()}
+    assert len(answers.lengths) == 1
+    return {
+        "peak /s": round(peak, 1),
+        "offered /s": round(FACTOR * peak),
+        "answered of the peak": round(goodput / peak, 2),
+        "rejections": len(answers.seconds[429]),
+        "rejected p99 ms": round(1e3 * answers.percentile(429, 99), 1),
+        "answered p99 s": round(answers.percentile(200, 99), 1),
+        "memory grown MB": round(grown / 1e6),
+        "after of the peak": round(after / peak, 2),
+    }
+
+
+def test_overload(server, make_front, certificates):  # noqa: F811
+    figures = overload(server, make_front(**ONE_ADDRESS), certificates, measure=2, seconds=5)
+    print(figures)
+    assert figures["answered of the peak"] > 0.2  # whatever else this machine does
+    assert figures["rejected p99 ms"] < 1000
+    assert figures["memory grown MB"] < 500
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_five_minutes_of_overload(server, make_front, certificates):  # noqa: F811
+    figures = overload(server, make_front(**ONE_ADDRESS), certificates, measure=15, seconds=300)
+    report(f"{FACTOR}x overload through the front for 5 minutes", figures)
+    assert figures["answered of the peak"] >= 0.9
+    assert figures["rejected p99 ms"] <= 50
+    assert figures["memory grown MB"] < 500
+    assert figures["after of the peak"] >= 0.9
