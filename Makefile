@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo page test test-page test-official test-exact chaos fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+.PHONY: help setup setup-dev demo page test test-page test-official test-exact chaos soak fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -52,7 +52,11 @@ test-exact: setup-dev  ## every kernel against mmdetection on 10,000 random scen
 	$(BIN)/python -m pytest -m exact -s
 
 chaos: setup-dev  ## kills, stops, overload and bad inputs in their long forms (bounded, on loopback)
-	$(BIN)/python -m pytest -m chaos -s
+	$(BIN)/python -m pytest -m 'chaos and not soak' -s
+
+MINUTES := 10
+soak: setup-dev  ## all kinds of requests for ten minutes: nothing grows, nothing gets slower (or MINUTES=120)
+	$(BIN)/python -m pytest -m chaos -s 'tests/test_chaos_soak.py::test_nothing_grows_and_nothing_gets_slower[$(MINUTES)]'
 
 fuzz: setup-dev  ## the native kernel under AddressSanitizer and UBSan for ten minutes
 	$(BIN)/python -W ignore tests/fuzz_kernel.py --seconds 600
