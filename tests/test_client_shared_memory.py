@@ -5,6 +5,7 @@ import contextlib
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -231,9 +232,16 @@ def test_no_room(transport):
     assert not left_over()
 
 
-def test_a_refusal_comes_with_the_first_request(fake, transport):
-    fake.failures.append(InvalidRequest("the server wants a secret for this: headers={'x': ...}"))
-    with pytest.raises(NoSharedMemory, match=r"shares no memory: the server wants a secret .* headers={'x'"):
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("the server wants a secret for this: headers={'x': ...}"),
+        ServerError("Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."),
+    ],
+)
+def test_a_refusal_comes_with_the_first_request(fake, transport, error):
+    fake.failures.append(error)
+    with pytest.raises(NoSharedMemory, match=f"shares no memory: {re.escape(str(error))}"):
         transport.infer(request())
     assert not left_over()
 
