@@ -1,4 +1,7 @@
-"""Keep the figures of the long chaos tests: one row a test in benchmarks/results/chaos.csv, the latest run of each."""
+"""Figures of the long chaos tests: the latest run of each is a row of chaos.csv, and of the table in docs/chaos.md.
+
+`python tests/chaos_report.py` makes the table anew.
+"""
 
 import csv
 import json
@@ -6,8 +9,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "benchmarks/results/chaos.csv"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/chaos.csv"
+PAGE = ROOT / "docs/chaos.md"
 COLUMNS = ("name", "command", "cores", "figures")
+BEGIN, END = "<!-- made by tests/chaos_report.py -->\n", "<!-- end -->\n"
 
 
 def report(name: str, figures: Mapping[str, object]) -> None:
@@ -30,7 +36,22 @@ def report(name: str, figures: Mapping[str, object]) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    PAGE.write_text(updated(PAGE.read_text()))
     print(f"\n{name}: " + ", ".join(f"{figure} {value}" for figure, value in figures.items()))
+
+
+def updated(page: str) -> str:
+    """Return the text of the page with the table of what the CSV holds."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{_table()}\n{END}{rest.partition(END)[2]}"
+
+
+def _table() -> str:
+    lines = ["| what was done | what came out | cores | command |", "|---|---|---|---|"]
+    for row in sorted(_read(), key=lambda row: row["command"]):
+        figures = (f"{name.replace('_', ' ')} **{value}**" for name, value in json.loads(row["figures"]).items())
+        lines.append(f"| {row['name']} | {', '.join(figures)} | {row['cores']} | `{row['command']}` |")
+    return "\n".join(lines) + "\n"
 
 
 def _read() -> list[dict[str, str]]:
@@ -38,3 +59,7 @@ def _read() -> list[dict[str, str]]:
         return []
     with RESULTS.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text()))
