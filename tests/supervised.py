@@ -125,7 +125,7 @@ def supervised(
 
 def leftovers(name: str) -> list[str]:
     """What a server of this name, which ended a moment ago, has left."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while True:
         found = [str(path) for path in Path("/dev/shm").glob(f"{name}*")]
         for process in psutil.process_iter(["cmdline"]):

@@ -165,12 +165,12 @@ def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
 @pytest.mark.server
 def test_drain_answers_what_is_in_flight_and_nothing_new(tmp_path, repository):
     with supervised(tmp_path, repository=repository, config_name=None) as running:
-        request = Asked(running, b"sleep 3")
+        request = Asked(running, b"sleep 5")
         running.process.send_signal(signal.SIGTERM)
         running.wait_for("draining", since=0)
         status, health = running.probe("ready")
         assert (status, health["state"], health["live"]) == (503, "draining", True)
-        until(lambda: "no available versions" in str(ask(running)), timeout=2)
+        until(lambda: "no available versions" in str(ask(running)), timeout=10)
         running.process.wait(30)
         request.join()
         assert request.answer == [[24, 32]]
