@@ -111,6 +111,12 @@ def grpc_error(code, message):
             ServerUnavailable,
             f"the server at {GRPC} takes no work now: Exceeds maximum queue size",
         ),
+        (
+            HTTP,
+            from_server("429", "too many requests"),
+            ServerUnavailable,
+            f"the server at {HTTP} takes no work now: too many requests",
+        ),
         # stopping: Triton unloads its models first
         (
             GRPC,

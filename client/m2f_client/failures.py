@@ -28,6 +28,7 @@ _BY_STATUS: dict[str | None, type[M2FError]] = {
     "StatusCode.INVALID_ARGUMENT": InvalidRequest,
     "404": ModelNotFound,
     "StatusCode.NOT_FOUND": ModelNotFound,
+    "429": ServerUnavailable,  # a front has too many
     "503": ServerUnavailable,
     "StatusCode.UNAVAILABLE": ServerUnavailable,
     "504": Timeout,
