@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
@@ -25,6 +25,7 @@ def edges_of(mask):
 
 
 @every_kernel
+@settings(deadline=None)
 @given(mask=MASKS)
 def test_equals_pycocotools_both_ways(kernel, mask):
     counts = encode_edges(edges_of(mask), mask.size, kernel=kernel)
@@ -80,6 +81,7 @@ def test_rejects_what_is_not_rle(counts, kernel):
         decode(counts, 4, 4, kernel=kernel)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | st.text("0123456789PQRSTUVWXYZ`abcdefgh", max_size=12).map(str.encode))
 def test_every_kernel_decodes_or_rejects_the_same_bytes(counts):
     masks = []
