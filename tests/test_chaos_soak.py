@@ -60,9 +60,9 @@ def processes(running):
 
 
 def private(pid):
-    """MB that a process has for itself: shared memory is counted once, where it lies."""
-    fields = dict(re.findall(r"^(Pss_\w+): +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE))
-    return (int(fields["Pss_Anon"]) + int(fields["Pss_File"])) / 1024
+    """MB that a process has for itself: shared memory is counted where it lies, and files are the kernel's to drop."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Pss_Anon: +(\d+) kB$", rollup, re.MULTILINE)[1]) / 1024
 
 
 def sample(group, shm_prefix, requests):
