@@ -165,6 +165,7 @@ def _arguments(settings: _Settings, *, name: str, ports: Mapping[str, int], work
         "--disable-auto-complete-config",  # it starts every Python model twice, and the configurations are complete
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={name}-",
+        "--grpc-infer-allocation-pool-size=0",  # the pool keeps the largest requests and answers for good
         "--metrics-config=summary_latencies=true",  # quantiles; without it there are sums alone
     ]
     for protocol, port in ports.items():
