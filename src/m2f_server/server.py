@@ -15,7 +15,7 @@ from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
 from m2f_server.errors import CallError, ServerCrashedError, StartTimeoutError, StoppedError
 
-EXIT_TIMEOUT_S = 10  # what Triton gives requests in flight after SIGTERM
+EXIT_TIMEOUT_S = 3  # what Triton gives requests in flight after SIGTERM; it waits as long for idle HTTP connections
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # then it is killed
 _POLL_S = 0.05
 _LAST_BYTES = 2**16  # of a log that may have grown for months
