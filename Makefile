@@ -48,7 +48,7 @@ test-page: $(VENV)/.browser  ## the page of m2f demo in a headless Chromium (nee
 test-official: setup-dev  ## export every official Mask2Former configuration at full size, random weights (half an hour)
 	$(BIN)/python -m pytest -m official -s
 
-test-exact: setup-dev  ## every kernel against mmdetection on 10,000 random scenes, pixel by pixel (a minute or two)
+test-exact: setup-dev  ## every kernel against mmdetection on 10,000 random scenes, pixel by pixel (some minutes)
 	$(BIN)/python -m pytest -m exact -s
 
 chaos: setup-dev  ## kills, stops, overload and bad inputs in their long forms (bounded, on loopback)
