@@ -5,6 +5,7 @@ from pycocotools import mask as coco
 from reference import full_size_logits, instances
 
 from m2f.contract import InputError
+from m2f.masks import Masks
 from m2f.native import kernels
 from m2f.postprocess import class_scores, postprocess, select
 from m2f.rle import decode
@@ -277,6 +278,18 @@ def test_nms_is_among_instances_of_one_class():
     assert kept.queries.tolist() == [0, 2]
     off = postprocess(cls_logits, mask_logits, settings=Settings(score_threshold=0.5, iou_threshold=1.0), **sizes)
     assert off.queries.tolist() == [0, 1, 2]
+
+
+def test_two_masks_are_compared_once_whatever_the_classes(monkeypatch):
+    """All of 12 queries x 30 classes are candidates: 12 masks make 66 pairs."""
+    compared = []
+    monkeypatch.setattr(Masks, "iou", lambda _masks, *pair: compared.append(pair) or 0.0)
+    cls_logits = np.random.default_rng(7).normal(size=(12, 31)).astype(np.float32)
+    mask_logits = np.random.default_rng(8).normal(size=(12, 8, 8)).astype(np.float32)
+    settings = Settings(score_threshold=0, pre_top_k=-1, keep_top_k=-1, iou_threshold=0.5)
+    found = postprocess(cls_logits, mask_logits, settings=settings, img_shape=(32, 32), ori_shape=(32, 32))
+    assert len(found.scores) == 12 * 30
+    assert len(compared) == len({frozenset(pair) for pair in compared}) == 66
 
 
 def test_the_caps_count_what_nms_left():

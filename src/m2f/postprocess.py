@@ -6,7 +6,9 @@ systems do otherwise, and a request may ask for theirs, stands in `semantics`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -167,12 +169,13 @@ def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, *, settings:
     limit = len(order) if settings.keep_top_k == NO_LIMIT else settings.keep_top_k
     if settings.iou_threshold >= 1 and settings.max_output_boxes_per_class == NO_LIMIT:
         return order[:limit]
-    kept: dict[int, list[int]] = {}  # by class
+    kept: dict[int, list[int]] = {}  # masks by class
     passed: list[int] = []
-    for candidate in order.tolist():
-        same_class = kept.setdefault(int(labels[candidate]), [])
-        if _may_join(mask_of[candidate], mask_of[same_class], masks, settings):
-            same_class.append(candidate)
+    iou = cache(masks.iou)  # the same two masks meet in many classes
+    for candidate, mask, label in zip(order.tolist(), mask_of[order].tolist(), labels[order].tolist(), strict=True):
+        same_class = kept.setdefault(label, [])
+        if _may_join(mask, same_class, iou, settings):
+            same_class.append(mask)
             passed.append(candidate)
             if len(passed) == limit:
                 break
@@ -212,12 +215,12 @@ def _sample_by_grid(
     return replace(at_size, scores=on_grid.scores)
 
 
-def _may_join(mask: int, better: Ints, masks: Masks, settings: Settings) -> bool:
+def _may_join(mask: int, better: list[int], iou: Callable[[int, int], float], settings: Settings) -> bool:
     if len(better) == settings.max_output_boxes_per_class:
         return False
     if settings.iou_threshold >= 1:
         return True
-    return all(masks.iou(mask, other) <= settings.iou_threshold for other in better.tolist())
+    return all(iou(min(mask, other), max(mask, other)) <= settings.iou_threshold for other in better)
 
 
 def _largest(values: Floats, indices: Ints, count: int) -> Ints:
