@@ -123,11 +123,12 @@ TENSORS = {
     "model of a strange name": Request("../../etc/passwd", image_input(GOOD), "not found|Not Found"),
 }
 
+TOO_LONG = "parameters are too long: .* allowed are 65536"
 PARAMETERS = {
     "parameter nobody knows": _with("unknown request parameter 'x'; allowed: score_threshold", x=1),
     "parameter of no name": _with("unknown request parameter ''|name", **{"": 1}),
     "parameter of a strange name": _with("unknown request parameter|was not found in the JSON", **{"\u202e\0\n'\"": 1}),
-    "parameter of a megabyte": _with("unknown request parameter 'xx", **{"x" * 1_000_000: 1}),
+    "parameter of a megabyte": _with(TOO_LONG, **{"x" * 1_000_000: 1}),
     "threshold of text": _with("'score_threshold' must be a number from 0 to 1; got 'high'", score_threshold="high"),
     "threshold above one": _with("'score_threshold' must be .*; got 1.0001", score_threshold=1.0001),
     "threshold below zero": _with("'score_threshold' must be .*; got -1", score_threshold=-1),
@@ -139,14 +140,19 @@ PARAMETERS = {
     "limit with a fraction": _with("'keep_top_k' must be .*; got 2.5", keep_top_k=2.5),
     "switch as text": _with("'export_postprocess_mask' must be true or false; got 'no'", export_postprocess_mask="no"),
     "semantics nobody knows": _with("'semantics' must be one of", semantics="yolo"),
-    "semantics of a megabyte": _with("'semantics' must be one of.*xx", semantics="x" * 1_000_000),
+    "semantics of a megabyte": _with(TOO_LONG, semantics="x" * 1_000_000),
     "class nobody knows": _with("'classes' has no class 'unicorn'", classes="circle,unicorn"),
-    "classes of a megabyte": _with("'classes' has no class 'xx", classes="x" * 1_000_000),
+    "classes of a megabyte": _with(TOO_LONG, classes="x" * 1_000_000),
     "classes of five thousand digits": _with("'classes' has no class '999", classes="9" * 5000),
-    "classes of commas": _with("'classes' has no class ''", classes="," * 100_000),
+    "classes of commas": _with(TOO_LONG, classes="," * 100_000),
     "classes in Arabic digits": _with(None, classes="\u0661"),
     "classes of emoji": _with("'classes' has no class", classes="\U0001f469\u200d\U0001f680"),
     "class threshold of nan": _with("'class_score_thresholds' must be", class_score_thresholds="0=nan"),
     "class threshold of no number": _with("'class_score_thresholds' must be", class_score_thresholds="0=1e"),
-    "class thresholds without end": _with("has class 0 twice", class_score_thresholds="0=0.5," * 100_000 + "0=0.5"),
+    "class thresholds without end": _with(TOO_LONG, class_score_thresholds="0=0.5," * 100_000 + "0=0.5"),
+    "parameter of 60 kB": _with("unknown request parameter 'xx", **{"x" * 60_000: 1}),
+    "semantics of 60 kB": _with("'semantics' must be one of.*xx", semantics="x" * 60_000),
+    "classes of 60 kB": _with("'classes' has no class 'xx", classes="x" * 60_000),
+    "classes of 60,000 commas": _with("'classes' has no class ''", classes="," * 60_000),
+    "class thresholds of 60 kB": _with("has class 0 twice", class_score_thresholds="0=0.5," * 10_000 + "0=0.5"),
 }

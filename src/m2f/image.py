@@ -31,7 +31,7 @@ except ImportError:  # no wheel for this machine: Pillow decodes JPEG as well, a
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _STRIP_ROWS = 64
-_MAX_READS = 1 << 18  # Pillow reads a file part by part; libpng's parts are 8 KiB, so those of 64 MiB are 1 << 13
+_MAX_READS = 1 << 16  # Pillow reads a part of a PNG in four; libpng's are 8 KiB, so those of 64 MiB are 1 << 13
 _MAX_SCANS = 64  # of a progressive JPEG: encoders make about ten, and each is a pass over all its pixels
 
 Pixels = npt.NDArray[np.uint8]

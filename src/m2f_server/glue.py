@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from m2f.contract import InputError
+from m2f.contract import MAX_PARAMETERS, InputError
 from m2f.record import recorded
 from m2f_server.logfmt import logfmt
 from m2f_server.metrics import FAULT, Metrics
@@ -125,9 +125,13 @@ def _milliseconds(started: float) -> str:
 
 def _parameters(request: Any) -> dict[str, Any]:
     try:
-        return json.loads(request.parameters() or "{}")  # type: ignore[no-any-return]
+        text = request.parameters() or "{}"
+        if len(text) <= MAX_PARAMETERS:
+            return json.loads(text)  # type: ignore[no-any-return]
     except ValueError as error:  # Triton hands on what is not UTF-8
         raise InputError(f"the request's parameters cannot be read: {error}", kind="parameter") from None
+    message = f"the request's parameters are too long: {len(text)} characters as JSON; allowed are {MAX_PARAMETERS}"
+    raise InputError(message, kind="parameter")
 
 
 def _inputs(request: Any) -> Arrays:
