@@ -24,10 +24,13 @@ from m2f_server.tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # a free port may be taken by someone else before the server gets to it
-_ONE_THREAD = {
+_ENVIRONMENT = {  # unless the caller's says otherwise
+    # per model instance; more only get in each other's way
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-}  # per model instance; more only get in each other's way
+    # glibc makes eight heaps a core, and each keeps what the largest requests took of it
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +204,7 @@ def _spawn(
             process = subprocess.Popen(
                 [str(installation.binary), *arguments],
                 cwd=cwd,
-                env={**_ONE_THREAD, **os.environ, **installation.environment},
+                env={**_ENVIRONMENT, **os.environ, **installation.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if echo else log,
                 stderr=subprocess.STDOUT,
