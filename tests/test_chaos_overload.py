@@ -1,6 +1,7 @@
 """Ten times more requests than the server can answer, through the front that caps what is in flight."""
 
 import asyncio
+import os
 import ssl
 import time
 from collections import Counter
@@ -124,6 +125,25 @@ def overload(server, front, folder, *, measure, seconds):
     }
 
 
+@pytest.fixture
+def apart(server):
+    """The server has all cores but one; this process and the front, as another machine would be, have that."""
+    cores = os.sched_getaffinity(0)
+    own = {min(cores)}
+    confine(server.pid, cores - own or cores)
+    os.sched_setaffinity(0, own)
+    yield
+    os.sched_setaffinity(0, cores)
+    confine(server.pid, cores)
+
+
+def confine(pid, cores):
+    """Let all threads of a process and its children run on these cores only."""
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, cores)
+
+
 def test_overload(server, make_front, certificates):  # noqa: F811
     figures = overload(server, make_front(**ONE_ADDRESS), certificates, measure=2, seconds=5)
     print(figures)
@@ -134,6 +154,7 @@ def test_overload(server, make_front, certificates):  # noqa: F811
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("apart")
 def test_five_minutes_of_overload(server, make_front, certificates):  # noqa: F811
     figures = overload(server, make_front(**ONE_ADDRESS), certificates, measure=15, seconds=300)
     print(figures)
