@@ -1,5 +1,6 @@
 """`m2f export` as a user runs it, up to the server that serves what it made."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -7,10 +8,12 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from kserve import connect
 from sources import CHECKPOINT, CONFIG, ROOT, draw_held_out, random_checkpoint, small_config
 from test_onnx_source import deploy_config, mmdeploys_onnx  # noqa: F401 (fixtures)
+from tritonclient.utils import InferenceServerException
 
-from m2f.contract import STRUCTURED_OUTPUTS
+from m2f.contract import PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
 from m2f.settings import Settings
 from m2f_client import Client
 from m2f_client.cli import main
@@ -152,6 +155,21 @@ def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy
             unsaid, said, changed = ask(**loose), ask(**loose, **{key: stated[key]}), ask(**loose, **{key: other})
             assert all(np.array_equal(said[name], unsaid[name]) for name in said), key
             assert any(not np.array_equal(changed[name], unsaid[name]) for name in changed), key
+        assert_input_must_be_finite(server)
+
+
+def assert_input_must_be_finite(server):
+    """MMDeploy's graph reads normalised floats, and so does its server's `input`."""
+    triton = connect(server, "grpc")
+    sizes = {name: np.array([[256, 256]], np.int32) for name in ("img_shape", "ori_shape")}
+    floats = np.zeros((1, 3, 256, 256), np.float32)
+    with contextlib.closing(triton.client):
+        assert triton.infer(PUBLIC_TENSOR_MODEL, {"input": floats, **sizes}, ["num_instances"])
+        for bad in (np.nan, np.inf):
+            floats[0, 1, 2, 3] = bad
+            with pytest.raises(InferenceServerException, match="input must be finite") as refused:
+                triton.infer(PUBLIC_TENSOR_MODEL, {"input": floats, **sizes}, ["num_instances"])
+            assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
 def test_the_panoptic_rules_of_the_model_hold_where_the_deploy_config_is_silent():
