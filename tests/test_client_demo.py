@@ -18,11 +18,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from m2f_client import Client
-from m2f_client.address import Endpoint
+from m2f_client.address import Endpoint, connect
 from m2f_client.cli import main
 from m2f_client.demo.page import answer, served
 from m2f_client.demo.picture import draw, scaled
-from m2f_client.demo.server import Answer, Server, Step, connect, spent, steps_between
+from m2f_client.demo.server import Answer, Server, Step, spent, steps_between
 from m2f_client.demo.tables import instances_table, latency_table, notice
 from m2f_client.errors import ServerUnavailable
 from m2f_client.fake import FakeTransport, result_of, stacked

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from m2f_client.errors import InvalidAddress
 from m2f_client.tls import Tls
-from m2f_client.transport import AsyncSharingTransport, AsyncTransport, SharingTransport, Transport
+from m2f_client.transport import AsyncSharingTransport, AsyncTransport, Connection, Transport
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 _DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
@@ -115,7 +115,7 @@ def open_async_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> 
     return AsyncSharedMemoryTransport(connect_async(endpoint), endpoint)
 
 
-def connect(endpoint: Endpoint) -> SharingTransport:
+def connect(endpoint: Endpoint) -> Connection:
     """Return the connection of an endpoint's protocol."""
     if endpoint.scheme in ("grpc", "grpcs"):
         from m2f_client.transport_grpc import GrpcTransport  # noqa: PLC0415

@@ -117,6 +117,16 @@ class SharingTransport(Transport, Protocol):
         """
 
 
+class Connection(SharingTransport, Protocol):
+    """All that the connections of both protocols can."""
+
+    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
+        """Return Triton's `model_stats`, an entry for each version of each model.
+
+        Over gRPC the numbers in it are text, and zeros are left out.
+        """
+
+
 class AsyncSharingTransport(AsyncTransport, Protocol):
     """A `SharingTransport`, awaited; letting go is for `shared_memory_guard`."""
 

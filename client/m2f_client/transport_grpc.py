@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import tritonclient.grpc as triton
@@ -91,6 +91,16 @@ class GrpcTransport:
             client.unregister_system_shared_memory(name, headers=dict(self._headers), client_timeout=seconds)
 
         self._call(call, timeout)
+
+    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
+        """Return the server's statistics; see `Connection.statistics`."""
+
+        def call(client: Any, seconds: float | None) -> Any:
+            headers = dict(self._headers)
+            return client.get_inference_statistics(headers=headers, client_timeout=seconds, as_json=True)
+
+        stats: Sequence[Mapping[str, Any]] = self._call(call, timeout)["model_stats"]
+        return stats
 
     def close(self) -> None:
         """Close the channels."""

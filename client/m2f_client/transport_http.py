@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -100,6 +100,13 @@ class HttpTransport:
         """Let the server unmap memory; see `SharingTransport.unregister_memory`."""
         headers = dict(self._endpoint.headers)
         self._call(lambda client: client.unregister_system_shared_memory(name, headers=headers), timeout)
+
+    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
+        """Return the server's statistics; see `Connection.statistics`."""
+        headers = dict(self._endpoint.headers)
+        answer = self._call(lambda client: client.get_inference_statistics(headers=headers), timeout)
+        stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
+        return stats
 
     def close(self) -> None:
         """Close the connections; calls that other threads are still in finish first, in the background."""

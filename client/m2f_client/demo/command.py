@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from m2f_client.address import DEFAULT_URL, Endpoint
+from m2f_client.address import DEFAULT_URL, Endpoint, connect
 from m2f_client.errors import InvalidAddress, M2FError
 
 if find_spec("gradio") is None:  # importing it takes seconds, which `m2f --help` should not
@@ -77,7 +77,7 @@ def _serving(endpoint: Endpoint, images: list[Path], *, host: str, port: int, ti
     """Serve the page until the block ends, and give its address; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from m2f_client.demo.page import served  # noqa: PLC0415
-    from m2f_client.demo.server import Server, connect  # noqa: PLC0415
+    from m2f_client.demo.server import Server  # noqa: PLC0415
 
     with (
         closing(Server(connect(endpoint), timeout=timeout)) as server,

@@ -6,61 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from m2f.contract import PUBLIC_MODEL
 from m2f.settings import Settings
-from m2f_client.address import Endpoint
 from m2f_client.client import Client
 from m2f_client.errors import M2FError, ModelNotFound
 from m2f_client.request import NAMES_MODEL, class_names_of
 from m2f_client.result import Result
-from m2f_client.transport import Deadline, Transport
-from m2f_client.transport_grpc import GrpcTransport
-from m2f_client.transport_http import HttpTransport
+from m2f_client.transport import Connection, Deadline
 
 _COUNTED_S = 1.0  # seconds to wait for a request to be counted
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")  # of Triton's `inference_stats`
 
 Spent = dict[str, tuple[int, int, int]]
 """Model -> requests, nanoseconds of work, nanoseconds of waiting, since the server started."""
-
-
-class StatisticsTransport(Transport, Protocol):
-    """A connection that also carries the server's statistics."""
-
-    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
-        """Return Triton's `model_stats`, an entry for each version of each model."""
-
-
-class GrpcStatistics(GrpcTransport):
-    """gRPC, statistics included."""
-
-    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
-        """See `StatisticsTransport.statistics`."""
-
-        def call(client: Any, seconds: float | None) -> Any:
-            headers = dict(self._headers)
-            return client.get_inference_statistics(headers=headers, client_timeout=seconds, as_json=True)
-
-        stats: Sequence[Mapping[str, Any]] = self._call(call, timeout)["model_stats"]
-        return stats
-
-
-class HttpStatistics(HttpTransport):
-    """HTTP, statistics included."""
-
-    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
-        """See `StatisticsTransport.statistics`."""
-        headers = dict(self._endpoint.headers)
-        answer = self._call(lambda client: client.get_inference_statistics(headers=headers), timeout)
-        stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
-        return stats
-
-
-def connect(endpoint: Endpoint) -> StatisticsTransport:
-    """Return the transport of the page for an endpoint."""
-    return GrpcStatistics(endpoint) if endpoint.scheme in ("grpc", "grpcs") else HttpStatistics(endpoint)
 
 
 @dataclass(frozen=True)
@@ -108,7 +68,7 @@ class Server:
         ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.errors`; what is read once is read here.
     """
 
-    def __init__(self, transport: StatisticsTransport, *, timeout: float) -> None:
+    def __init__(self, transport: Connection, *, timeout: float) -> None:
         self._transport = transport
         self._timeout = timeout
         self._client = Client(transport=transport, timeout=timeout)
