@@ -1,13 +1,11 @@
 """1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu`."""
 
-from pathlib import Path
-
 import numpy as np
-import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.contract import InputError
 from m2f_server.glue import Step
+from m2f_server.onnx_session import open_session
 
 
 class TritonPythonModel:
@@ -15,10 +13,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         self.step = Step(args)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(self.step.parameters.get("intra_op_num_threads", 0))
-        model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(args, self.step.parameters)
 
     def finalize(self):
         self.step.close()

@@ -1,16 +1,15 @@
 """1/model.onnx, an engine with its head, on ONNX Runtime: the head engine of `--model-config-name=cpu`."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.contract import MAX_MASK_BYTES, InputError
 from m2f_server.glue import Arrays, Step
+from m2f_server.onnx_session import open_session
 
 
 class TritonPythonModel:
@@ -19,10 +18,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the graph."""
         self.step = Step(args)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(self.step.parameters.get("intra_op_num_threads", 0))
-        model = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(args, self.step.parameters)
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         self.names, self.rows = list(outputs), outputs["scores"][1]
 

@@ -1,0 +1,48 @@
+"""How many threads an engine on ONNX Runtime has, and where they may run."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from m2f_server.onnx_session import open_session
+
+ARGS = {
+    "model_repository": str(Path(__file__).parents[1] / "model_repository/mask2former_engine"),
+    "model_version": "1",
+}
+
+
+@pytest.fixture
+def one_core():
+    """This thread, and all that it starts, may use one core only."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    yield {max(cores)}
+    os.sched_setaffinity(0, cores)
+
+
+def threads_of(session):
+    return session.get_session_options().intra_op_num_threads
+
+
+@pytest.mark.parametrize("said", [{}, {"intra_op_num_threads": "0"}])
+def test_all_cores_are_those_that_it_may_use(one_core, said):
+    before = {thread.id for thread in psutil.Process().threads()}
+    session = open_session(ARGS, said)
+    session.run(None, {"input": np.zeros((1, 256, 256, 3), np.uint8)})
+    assert threads_of(session) == (1 if os.cpu_count() > 1 else 0)
+    started = {thread.id for thread in psutil.Process().threads()} - before
+    assert all(os.sched_getaffinity(thread) <= one_core for thread in started)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < os.cpu_count(), reason="these tests may not use all cores")
+def test_where_it_may_use_all_onnx_runtime_decides():
+    assert threads_of(open_session(ARGS, {})) == 0
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_number_that_is_stated_holds():
+    assert threads_of(open_session(ARGS, {"intra_op_num_threads": "3"})) == 3
