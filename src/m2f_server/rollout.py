@@ -35,6 +35,7 @@ _INFER_TIMEOUT_S = 60.0
 _SHAPES = ("img_shape", "ori_shape")
 _LOGITS = ("cls_logits", "mask_logits")
 _INSTANCES = ("num_instances", "scores", "labels", "boxes", "rle", "size")
+_PARAMETERS = {"score_threshold": 0.15}  # below what counts as confident, so that no partner is cut off
 
 Arrays = dict[str, npt.NDArray[Any]]
 Rows = Sequence[Row]
@@ -77,7 +78,13 @@ class _Server:
         self.control = control
         self._client = InferenceServerClient(http_url, network_timeout=_INFER_TIMEOUT_S)
 
-    def infer(self, model: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> Arrays:
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        outputs: Sequence[str],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Arrays:
         """Return the outputs of one model.
 
         Raises:
@@ -89,18 +96,21 @@ class _Server:
             tensor.set_data_from_numpy(array)
             tensors.append(tensor)
         try:
-            answer = self._client.infer(model, tensors, outputs=[InferRequestedOutput(name) for name in outputs])
+            requested = [InferRequestedOutput(name) for name in outputs]
+            answer = self._client.infer(model, tensors, outputs=requested, parameters=parameters)
         except (InferenceServerException, OSError) as error:
             raise RolloutError(f"{model}: {error}") from error
         return {name: answer.as_numpy(name) for name in outputs}
 
     def rows(self, image_id: int, arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
         """Return what the postprocess step makes of logits, as COCO has it."""
-        return Result.from_batch(self.infer("mask2former_postprocess", arrays, _INSTANCES), 0).to_coco(image_id)
+        outputs = self.infer("mask2former_postprocess", arrays, _INSTANCES, _PARAMETERS)
+        return Result.from_batch(outputs, 0).to_coco(image_id)
 
     def answers(self, image_id: int, image: npt.NDArray[np.object_]) -> Rows:
         """Return what a client gets for an image."""
-        return Result.from_batch(self.infer(PUBLIC_MODEL, {"image": image}, _INSTANCES), 0).to_coco(image_id)
+        outputs = self.infer(PUBLIC_MODEL, {"image": image}, _INSTANCES, _PARAMETERS)
+        return Result.from_batch(outputs, 0).to_coco(image_id)
 
 
 def roll_out(
@@ -146,9 +156,11 @@ def roll_out(
         try:
             _switch(control, version)
             _check_service(server, images, wanted)
-        except RolloutError as error:
+        except BaseException as error:  # a Ctrl-C, too
             shutil.rmtree(folder / str(version))
             _switch(control, before)
+            if not isinstance(error, RolloutError):
+                raise
             raise RolloutError(f"version {version} was taken back, {before} serves again: {error}") from error
     return Rollout(before=before, version=version, parity=parity, agreement=share)
 
