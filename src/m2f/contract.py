@@ -13,6 +13,8 @@ from typing import Literal, get_args
 PUBLIC_MODEL = "mask2former"
 PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
+CANARY_ID = "canary"  # request id of what `m2f serve` asks itself: no traffic, so it is not counted
+
 MAX_BATCH_SIZE = 8
 MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JPEG can have
 

@@ -1,4 +1,4 @@
-"""What the work for a request consisted of: seconds by phase, images by format.
+"""What the work for a request consisted of: seconds by phase, images by format, instances.
 
 The core says it where it happens; whoever wants it opens `recorded()` around the work. Where nobody did, saying it
 costs under a microsecond.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,10 +26,12 @@ class Record:
         seconds: phase to the time it took: `decode` (file to pixels), `resize` (to the engine's input), `select`
             (class scores to candidates), `masks` (logits to masks, their scores, boxes and RLE).
         images: format (`JPEG`, `PNG`, `WEBP`) to how many images were decoded.
+        instances: how many were found in each image.
     """
 
     seconds: dict[Phase, float] = field(default_factory=dict)
     images: Counter[str] = field(default_factory=Counter)
+    instances: list[int] = field(default_factory=list)
 
 
 _current: ContextVar[Record | None] = ContextVar("record", default=None)
@@ -61,3 +63,9 @@ def image_decoded(image_format: str) -> None:
     """Count an image of a format."""
     if record := _current.get():
         record.images[image_format] += 1
+
+
+def instances_found(counts: Iterable[int]) -> None:
+    """Note how many instances each image has."""
+    if record := _current.get():
+        record.instances += counts

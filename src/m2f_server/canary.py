@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 from urllib.parse import quote
 
+from m2f.contract import CANARY_ID
 from m2f_server.control import Control
 from m2f_server.errors import CallError
 
@@ -158,7 +159,7 @@ def _infer(control: Control, target: _Target, *, timeout: float) -> list[int] | 
     image = struct.pack("<I", len(_IMAGE)) + _IMAGE
     head = json.dumps(
         {
-            "id": "canary",
+            "id": CANARY_ID,
             "inputs": [
                 {"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(image)}}
             ],

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from m2f.contract import MAX_PARAMETERS, InputError
+from m2f.contract import CANARY_ID, MAX_PARAMETERS, InputError
 from m2f.record import recorded
 from m2f_server.logfmt import logfmt
 from m2f_server.metrics import FAULT, Metrics
@@ -65,7 +65,8 @@ class Step:
                 self._done([request], started)
             except Exception as error:  # a model must answer; the stub would take every request down with it
                 response = self._failure([request], error, started)[0]
-        self.metrics.work(record)
+        if _request_id(request) != CANARY_ID:
+            self.metrics.work(record)
         return response
 
     def respond_together(self, requests: Sequence[Any], infer: Callable[[Arrays], Arrays]) -> list[Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -56,12 +55,10 @@ class Metrics:
             self._count(self._seconds, seconds, model=self._model, phase=phase)
         for name, images in record.images.items():
             self._count(self._images, images, format=name.lower())
-
-    def instances(self, counts: Iterable[int]) -> None:
-        """Count the instances of each image of a request."""
-        with self._lock:
-            self._observed += counts
-            self._start_timer()
+        if record.instances:
+            with self._lock:
+                self._observed += record.instances
+                self._start_timer()
 
     def send(self) -> None:
         """Send what was counted. A step must do so when it ends: a message in flight then would block its end."""

@@ -7,6 +7,7 @@ from m2f import native
 from m2f.batch import of_each_image, stack_instances
 from m2f.contract import MAX_INSTANCES, MAX_PIXELS
 from m2f.postprocess import postprocess
+from m2f.record import instances_found
 from m2f.settings import Settings, model_facts, whole_number
 from m2f_server.glue import Step
 from m2f_server.metrics import set_info
@@ -35,6 +36,6 @@ class TritonPythonModel:
         own = {"settings": self.settings.override(parameters), **self.facts, "threads": self.threads}
         found = of_each_image(arrays, partial(postprocess, **own), max_pixels=self.max_pixels)
         outputs = stack_instances(found, max_instances=self.max_instances)
-        self.step.metrics.instances(outputs["num_instances"].reshape(-1).tolist())
+        instances_found(outputs["num_instances"].reshape(-1).tolist())
         # an ensemble's output may feed no other step, so the masks step gets its own copy
         return {**outputs, "inner_rle": outputs["rle"], "inner_size": outputs["size"]}
