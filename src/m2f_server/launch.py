@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ from m2f_server.tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # a free port may be taken by someone else before the server gets to it
+_OWN_LOG_BYTES = 8 << 20  # of a log that nobody asked to keep, and that standard error has too
 _ENVIRONMENT = {  # unless the caller's says otherwise
     # per model instance; more only get in each other's way
     "OMP_NUM_THREADS": "1",
@@ -137,7 +138,14 @@ def _running(settings: _Settings) -> Iterator[Server]:
         arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
         log_path = settings.log_file or work_dir / "tritonserver.log"
         log_start = log_path.stat().st_size if log_path.is_file() else 0
-        process = _spawn(installation, arguments, cwd=work_dir, log_path=log_path, echo=settings.log_echo)
+        process = _spawn(
+            installation,
+            arguments,
+            cwd=work_dir,
+            log_path=log_path,
+            echo=settings.log_echo,
+            most=None if settings.log_file else _OWN_LOG_BYTES,
+        )
         guard.watch(process.pid)
         server = Server(
             process=process,
@@ -193,11 +201,25 @@ def _plain_path(repository: Path, work_dir: Path) -> Path:
 
 
 def _spawn(
-    installation: Installation, arguments: Sequence[str], *, cwd: Path, log_path: Path, echo: bool
+    installation: Installation,
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    log_path: Path,
+    echo: bool,
+    most: int | None,
 ) -> subprocess.Popen[bytes]:
     """Start the server as leader of its own session, so that a Ctrl-C in the terminal reaches only us.
 
     It runs in its work folder because Triton's Python models have the current folder on `sys.path`.
+
+    Args:
+        installation: what to start.
+        arguments: after the executable.
+        cwd: the work folder.
+        log_path: the log is added to it.
+        echo: copy the log to standard error, too.
+        most: bytes at which a log that is copied is emptied in the file.
     """
     try:
         with log_path.open("ab") as log:
@@ -213,14 +235,21 @@ def _spawn(
     except OSError as error:  # the log file or the executable
         raise ServeError(f"tritonserver could not be started: {error}") from error
     if echo and process.stdout is not None:
-        threading.Thread(target=_copy, args=(process.stdout, log_path), daemon=True).start()
+        threading.Thread(target=_copy, args=(process.stdout, log_path, most), daemon=True).start()
     return process
 
 
-def _copy(stream: IO[bytes], log_path: Path) -> None:
-    """Copy the server's log to the file and to standard error until it ends."""
+def _copy(stream: IO[bytes], log_path: Path, most: int | None) -> None:
+    """Copy the server's log to standard error and to a file, emptied at `most` bytes, until it ends.
+
+    Neither may stop the copying, by a full disk, say: the server would wait for ever with a full pipe.
+    """
     with log_path.open("ab", buffering=0) as log:
         for line in stream:
-            log.write(line)
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
+            with suppress(OSError):
+                if most is not None and log.tell() > most:
+                    log.truncate(0)
+                log.write(line)
+            with suppress(OSError):
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
