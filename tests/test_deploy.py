@@ -85,9 +85,50 @@ def test_only_the_front_is_reached():
     _, named = containers()
     assert "--host" not in named["m2f"]["args"]
     services = load("compose.yaml")["services"]
-    assert services["front"]["network_mode"] == "service:m2f"
-    assert services["m2f"]["ports"] == ["8443:8443"]
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "net": ["8443:8443"]
+    }
     assert "--host" not in services["m2f"]["command"]
+
+
+def test_front_and_server_can_be_restarted_alone():
+    services = load("compose.yaml")["services"]
+    shared = {name: service["network_mode"] for name, service in services.items() if "network_mode" in service}
+    assert shared == {"m2f": "service:net", "front": "service:net"}
+
+
+def test_the_front_may_finish_what_is_in_flight():
+    waits = [
+        re.findall(r"_read_timeout (\d+)s;", path.read_text()) for path in (DEPLOY / "nginx").glob("triton_*.conf")
+    ]
+    grace = load("compose.yaml")["services"]["front"]["stop_grace_period"]
+    assert all(int(grace.removesuffix("s")) > int(seconds) for (seconds,) in waits)
+
+
+def option(arguments, name):
+    return arguments[arguments.index(name) + 1]
+
+
+def test_the_server_gives_up_before_the_probes_do():
+    _, named = containers()
+    probe = named["m2f"]["startupProbe"]
+    (image,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    (minutes,) = re.findall(r"--start-period=(\d+)m", (DEPLOY / "Dockerfile").read_text())
+    seconds = probe["periodSeconds"] * probe["failureThreshold"]
+    assert seconds == int(minutes) * 60
+    compose = load("compose.yaml")["services"]["m2f"]["command"]
+    for arguments in (named["m2f"]["args"], compose, json.loads(image)):
+        assert seconds - 60 < int(option(arguments, "--timeout")) < seconds
+
+
+def test_tensors_have_room():
+    pod, named = containers()
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "shm"]
+    service = load("compose.yaml")["services"]["m2f"]
+    room = int(service["shm_size"].removesuffix("g"))
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": f"{room}Gi"}
+    assert room < int(service["mem_limit"].removesuffix("g"))  # of which it is a part
+    assert named["m2f"]["resources"]["limits"]["memory"] == f"{service['mem_limit'].removesuffix('g')}Gi"
 
 
 def test_compose_is_as_strict():
@@ -97,9 +138,10 @@ def test_compose_is_as_strict():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert not {"privileged", "user", "cap_add"} & set(service)
-        assert all(volume.endswith(":ro") for volume in service["volumes"] if volume != "bodies:/tmp")
+        assert all(volume.endswith(":ro") for volume in service.get("volumes", []) if volume != "bodies:/tmp")
     _, named = containers()
-    assert {name: named[name]["image"] for name in named} == {name: services[name]["image"] for name in services}
+    assert {name: named[name]["image"] for name in named} == {name: services[name]["image"] for name in named}
+    assert re.fullmatch(r"[\w./-]+:\d+\.\d+", services["net"]["image"])  # Kubernetes has one of its own
 
 
 def test_the_front_gets_its_whole_configuration():
