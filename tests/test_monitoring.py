@@ -65,8 +65,8 @@ def matches(matcher, labels):
         return value == matcher.value
     if matcher.op == promql_parser.MatchOp.NotEqual:
         return value != matcher.value
-    assert matcher.op == promql_parser.MatchOp.Re
-    return re.fullmatch(matcher.value, value)
+    found = re.fullmatch(matcher.value, value)
+    return not found if matcher.op == promql_parser.MatchOp.NotRe else found
 
 
 @pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=[name for name, _ in EXPRESSIONS])
