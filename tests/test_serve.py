@@ -31,6 +31,7 @@ from m2f_server import (
 )
 from m2f_server.diagnose import diagnose
 from m2f_server.errors import CallError
+from m2f_server.launch import _copy
 from m2f_server.ports import pick_ports
 
 pytestmark = pytest.mark.server
@@ -261,6 +262,32 @@ def test_log_file_that_cannot_be_written(repository, tmp_path):
     refused = pytest.raises(ServeError, match=r"could not be started: .*No such file or directory")
     with refused, serve(model_repository=repository, log_file=tmp_path / "no" / "log", **FREE_PORTS):
         pass
+
+
+def test_no_room_for_the_work_folder(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no"))
+    refused = pytest.raises(ServeError, match=r"could not be started: .*No such file or directory")
+    with refused, serve(model_repository=repository, **FREE_PORTS):
+        pass
+
+
+def test_a_log_is_copied_to_its_end_whatever_becomes_of_the_file(tmp_path, capfd):
+    lines = [f"line {i}\n".encode() for i in range(100)]
+    _copy(iter(lines), Path("/dev/full"), None)
+    assert capfd.readouterr().err.encode() == b"".join(lines)
+    _copy(iter(lines), tmp_path / "log", 100)
+    assert (tmp_path / "log").stat().st_size <= 110
+    assert (tmp_path / "log").read_bytes().endswith(lines[-1])
+    _copy(iter(lines), tmp_path / "whole", None)
+    assert (tmp_path / "whole").read_bytes() == b"".join(lines)
+
+
+def test_a_log_that_somebody_moved_is_no_obstacle(repository, tmp_path):
+    with serve(model_repository=repository, log_file=tmp_path / "log", **FREE_PORTS) as server:
+        (tmp_path / "log").unlink()
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerCrashedError, match=r"killed by signal 9(.|\n)*log: No such file"):
+            server.wait()
 
 
 def test_verbose_passes_the_log_on(repository):

@@ -274,7 +274,7 @@ def test_a_worn_out_server_is_drained_before_the_next(monkeypatch):
     assert [name for name, _ in events] == ["draining", "drained", "server_ended", "draining", "drained"]
 
 
-def run_supervisor(monkeypatch, runs, stop=None):
+def run_supervisor(monkeypatch, runs, stop=None, trouble=""):
     """Run a supervisor whose servers end as `runs` say, one after the other; return the events."""
     monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.001)
     events, stop = [], stop or threading.Event()
@@ -282,8 +282,6 @@ def run_supervisor(monkeypatch, runs, stop=None):
     monkeypatch.setattr(supervisor.launch, "serve", lambda **_: nullcontext(server))
 
     class Ending:
-        trouble = ""
-
         def __init__(self, *_):
             pass
 
@@ -298,6 +296,7 @@ def run_supervisor(monkeypatch, runs, stop=None):
         def drain(self, **_):
             return True
 
+    Ending.trouble = trouble
     monkeypatch.setattr(supervisor, "Watch", Ending)
     server.stop = lambda **_: None
     Supervisor(
@@ -320,6 +319,12 @@ def crash():
 def test_a_crash_loop_gives_up_with_the_reason(monkeypatch):
     with pytest.raises(CrashLoopError, match=r"5 times in a row .* killed by signal 11(.|\n)*last words"):
         run_supervisor(monkeypatch, iter(crash() for _ in range(9)))
+
+
+def test_a_server_that_never_answers_right_is_a_crash_loop_however_long_it_runs(monkeypatch):
+    monkeypatch.setattr(supervisor, "_LONG_RUN_S", 0)
+    with pytest.raises(CrashLoopError, match="5 times in a row"):
+        run_supervisor(monkeypatch, iter(crash() for _ in range(9)), trouble="3 canaries in a row failed")
 
 
 def test_restarts_wait_longer_each_time(monkeypatch):
@@ -389,6 +394,35 @@ def test_verdicts(server, kind, blame):
     verdict = Canary(FakeControl(**server), ["public"]).ask()
     assert (verdict.kind, verdict.blame) == (kind, blame)
     assert bool(verdict.reason) == (kind is not Kind.SERVES)
+
+
+FULL = CallError("Exceeds maximum queue size", status=503)
+LASTING = [
+    # how many `second` has answered by each canary that is rejected, and what waits; the last verdict, and the blame
+    ([5, 5], {"second": 9}, Kind.FAILS, "second"),
+    ([5, 6], {"second": 9}, Kind.BUSY, None),
+    ([5, 6, 7, 7], {"second": 9}, Kind.FAILS, "second"),
+    ([5, 5], {}, Kind.BUSY, None),
+    ([5, 5], {"costly": 9}, Kind.BUSY, None),  # no step of the canary's
+]
+
+
+@pytest.mark.parametrize(("counts", "pending", "kind", "blame"), LASTING)
+def test_busy_for_long_is_hung_where_a_step_answers_nobody(counts, pending, kind, blame):
+    answered = [{"second": count} for count in counts for _ in range(2)]  # before it is asked, and after
+    asked = Canary(FakeControl(error=FULL, answered=answered, pending=pending), ["public"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canary, "_FIRST_TIMEOUT_S", 1e-9)
+        *earlier, last = [asked.ask() for _ in counts]
+    assert {verdict.kind for verdict in earlier} == {Kind.BUSY}
+    assert (last.kind, last.blame) == (kind, blame)
+
+
+def test_the_first_inference_may_take_its_time():
+    asked = Canary(FakeControl(), ["public"])
+    assert asked._timeout() == canary._FIRST_TIMEOUT_S > canary._TIMEOUT_S
+    asked.ask()
+    assert asked._timeout() == canary._TIMEOUT_S
 
 
 def test_a_wrong_size_is_no_answer(monkeypatch):

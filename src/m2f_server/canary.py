@@ -26,6 +26,7 @@ _IMAGE = base64.b64decode(
     "UGBiYGJgYGBgYnBghLFwEAwM9v9g3Af/YKZgAgBS2QaeTcCqhgAAAABJRU5ErkJggg=="
 )
 _HEIGHT, _WIDTH = 24, 32
+_FIRST_TIMEOUT_S = 60.0  # an engine's first inference may take many times what the others do
 _TIMEOUT_S = 10.0  # at least; ten times what the fastest one took where that is more
 _PATIENCE = 10
 _REJECTED = {http.client.TOO_MANY_REQUESTS, http.client.SERVICE_UNAVAILABLE}  # by a queue's limits
@@ -69,6 +70,15 @@ class _Target:
     steps: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the models had done and to do at a time; `answered` and `waiting` are requests by model."""
+
+    at: float
+    answered: Mapping[str, int]
+    waiting: Mapping[str, int]
+
+
 class Canary:
     """Asks one server; where it has no ensemble that takes an image, its models' own readiness has to do.
 
@@ -82,6 +92,7 @@ class Canary:
         self._models = tuple(models)
         self._targets = [target for model in self._models if (target := _target(control.config(model)))]
         self._fastest = float("inf")
+        self._busy_since: dict[str, _Work] = {}
         self.seconds = 0.0  # that the last one took
 
     def ask(self) -> Verdict:
@@ -103,15 +114,18 @@ class Canary:
 
     def _ask(self, target: _Target) -> Verdict:
         before = self._control.answered()
-        patience = _PATIENCE * self._fastest if self._fastest < float("inf") else 0.0
-        timeout = max(_TIMEOUT_S, patience)
+        timeout = self._timeout()
         try:
             size = _infer(self._control, target, timeout=timeout)
         except CallError as error:
             return self._explain(target, error, before, timeout)
+        self._busy_since.pop(target.name, None)
         if size not in (None, [_HEIGHT, _WIDTH]):
             return Verdict(Kind.FAILS, f"{target.name} answered wrong: size {size}, not {[_HEIGHT, _WIDTH]}")
         return Verdict(Kind.SERVES)
+
+    def _timeout(self) -> float:
+        return _FIRST_TIMEOUT_S if self._fastest == float("inf") else max(_TIMEOUT_S, _PATIENCE * self._fastest)
 
     def _explain(self, target: _Target, error: CallError, before: Mapping[str, int], timeout: float) -> Verdict:
         """Tell a busy server from a broken one, and find the model to blame."""
@@ -119,13 +133,27 @@ class Canary:
             after, waiting = self._control.answered(), self._control.pending()
             stuck = next((step for step in target.steps if after.get(step, 0) == before.get(step, 0)), None)
             if stuck is None or any(waiting.get(step) for step in target.steps if step != stuck):  # may be in a queue
-                return Verdict(Kind.BUSY, f"no answer within {timeout:g} s, but every step goes on")
+                return self._busy(target, f"no answer within {timeout:g} s, but every step goes on")
             return Verdict(Kind.FAILS, f"{target.name} does not answer within {timeout:g} s: {stuck} hangs", stuck)
         if error.status in _REJECTED:
-            return Verdict(Kind.BUSY, str(error))
+            return self._busy(target, str(error))
         if error.status == http.client.BAD_REQUEST:  # somebody's own ensemble that does not like our image: it answers
             return Verdict(Kind.SERVES)
         return Verdict(Kind.FAILS, str(error), self._unready())
+
+    def _busy(self, target: _Target, reason: str) -> Verdict:
+        """Tell a busy server from one with a step that hangs under load: requests wait for it, and it answers none."""
+        now = _Work(time.monotonic(), self._control.answered(), self._control.pending())
+        then = self._busy_since.setdefault(target.name, now)
+        if now.at - then.at < self._timeout():
+            return Verdict(Kind.BUSY, reason)
+        self._busy_since[target.name] = now
+        for step in target.steps:
+            waited = then.waiting.get(step) and now.waiting.get(step)
+            if waited and now.answered.get(step, 0) == then.answered.get(step, 0):
+                why = f"{step} hangs: no answer in {now.at - then.at:.0f} s, though requests wait for it"
+                return Verdict(Kind.FAILS, why, step)
+        return Verdict(Kind.BUSY, reason)
 
     def _unready(self) -> str | None:
         return next((model for model in self._models if not self._control.is_ready(model)), None)

@@ -1,11 +1,12 @@
 """The command `m2f serve`."""
 
 import json
+import queue
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
@@ -125,12 +126,13 @@ def serve(
 
 
 def _log(event: str, **circumstances: object) -> None:
-    """Write a line to standard error."""
+    """Write a line to standard error; where that is closed or full, the service goes on without it."""
     time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    click.echo(
-        logfmt(time=time, event=event, **{name: value for name, value in circumstances.items() if value != ""}),
-        err=True,
-    )
+    with suppress(OSError):
+        click.echo(
+            logfmt(time=time, event=event, **{name: value for name, value in circumstances.items() if value != ""}),
+            err=True,
+        )
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
@@ -167,13 +169,24 @@ def _as_json(server: Server, health_url: str) -> str:
 
 @contextmanager
 def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Yield what the first and the second signal set; later ones change nothing more, and the end is bounded."""
+    """Yield what the first and the second signal set; later ones change nothing more, and the end is bounded.
+
+    A thread sets them: `Event.set` in a handler waits for ever where the signal met `Event.wait` of the same thread.
+    """
     stop, hasten = threading.Event(), threading.Event()
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    def on_signal(_signum: int, _frame: FrameType | None) -> None:
-        (hasten if stop.is_set() else stop).set()
+    def pass_on() -> None:
+        for event in (stop, hasten):
+            signals.get()
+            event.set()
 
-    before = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        signals.put(signum)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield stop, hasten
     finally:

@@ -43,7 +43,10 @@ class Guard:
         """Remove everything now and end the watching process."""
         sweep(process_group=self._process_group, shm_prefix=self._shm_prefix, work_dir=self._work_dir)
         self._tell(_RELEASED)
-        self._process.communicate()
+        with suppress(subprocess.TimeoutExpired):  # it does nothing any more, and ends with this process at the latest
+            self._process.communicate(timeout=_GONE_WITHIN_S)
+        if self._process_group is not None:
+            _reap(self._process_group)
 
     def _tell(self, word: str) -> None:
         assert self._process.stdin is not None
@@ -62,6 +65,13 @@ def sweep(*, process_group: int | None, shm_prefix: str, work_dir: Path) -> None
     for segment in _SHARED_MEMORY.glob(f"{shm_prefix}*"):
         segment.unlink(missing_ok=True)
     shutil.rmtree(work_dir, ignore_errors=True)
+
+
+def _reap(process_group: int) -> None:
+    """Take note of the end of stubs that became our children when their server died: as process 1 we are to."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-process_group, os.WNOHANG)[0]:
+            pass
 
 
 def _lives(process_group: int) -> bool:

@@ -130,33 +130,12 @@ def _running(settings: _Settings) -> Iterator[Server]:
     """Start once; whatever happens, no process, shared memory or folder stays."""
     name = f"m2f-{secrets.token_hex(6)}"  # of the server, its folder and its shared memory
     work_dir = Path(tempfile.gettempdir()) / name
-    work_dir.mkdir(mode=0o700)
-    guard = Guard(shm_prefix=name, work_dir=work_dir)
+    with _start_errors():
+        guard = Guard(shm_prefix=name, work_dir=work_dir)
     try:
-        installation = prepare(work_dir)
-        ports = pick_ports(hosts=settings.hosts, ports=settings.ports)
-        arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
-        log_path = settings.log_file or work_dir / "tritonserver.log"
-        log_start = log_path.stat().st_size if log_path.is_file() else 0
-        process = _spawn(
-            installation,
-            arguments,
-            cwd=work_dir,
-            log_path=log_path,
-            echo=settings.log_echo,
-            most=None if settings.log_file else _OWN_LOG_BYTES,
-        )
-        guard.watch(process.pid)
-        server = Server(
-            process=process,
-            name=name,
-            hosts=settings.hosts,
-            ports=ports,
-            log_path=log_path,
-            log_start=log_start,
-            access=settings.access,
-            tls=settings.tls is not None,
-        )
+        with _start_errors():
+            work_dir.mkdir(mode=0o700)
+            server = _start(settings, guard, name=name, work_dir=work_dir)
         try:
             server.wait_ready(timeout=settings.timeout, stop=settings.stop)
             yield server
@@ -164,6 +143,43 @@ def _running(settings: _Settings) -> Iterator[Server]:
             server.stop()
     finally:
         guard.clean_up()
+
+
+def _start(settings: _Settings, guard: Guard, *, name: str, work_dir: Path) -> Server:
+    """Start the process."""
+    installation = prepare(work_dir)
+    ports = pick_ports(hosts=settings.hosts, ports=settings.ports)
+    arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
+    log_path = settings.log_file or work_dir / "tritonserver.log"
+    log_start = log_path.stat().st_size if log_path.is_file() else 0
+    process = _spawn(
+        installation,
+        arguments,
+        cwd=work_dir,
+        log_path=log_path,
+        echo=settings.log_echo,
+        most=None if settings.log_file else _OWN_LOG_BYTES,
+    )
+    guard.watch(process.pid)
+    return Server(
+        process=process,
+        name=name,
+        hosts=settings.hosts,
+        ports=ports,
+        log_path=log_path,
+        log_start=log_start,
+        access=settings.access,
+        tls=settings.tls is not None,
+    )
+
+
+@contextmanager
+def _start_errors() -> Iterator[None]:
+    """Let a full disk or too many processes be a server that did not start."""
+    try:
+        yield
+    except OSError as error:
+        raise ServeError(f"tritonserver could not be started: {error}") from error
 
 
 def _arguments(settings: _Settings, *, name: str, ports: Mapping[str, int], work_dir: Path) -> list[str]:
@@ -221,19 +237,16 @@ def _spawn(
         echo: copy the log to standard error, too.
         most: bytes at which a log that is copied is emptied in the file.
     """
-    try:
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(
-                [str(installation.binary), *arguments],
-                cwd=cwd,
-                env={**_ENVIRONMENT, **os.environ, **installation.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if echo else log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-    except OSError as error:  # the log file or the executable
-        raise ServeError(f"tritonserver could not be started: {error}") from error
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [str(installation.binary), *arguments],
+            cwd=cwd,
+            env={**_ENVIRONMENT, **os.environ, **installation.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if echo else log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     if echo and process.stdout is not None:
         threading.Thread(target=_copy, args=(process.stdout, log_path, most), daemon=True).start()
     return process

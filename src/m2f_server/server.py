@@ -13,11 +13,12 @@ from pathlib import Path
 from m2f_server.access import Access
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
-from m2f_server.errors import CallError, ServerCrashedError, StartTimeoutError, StoppedError
+from m2f_server.errors import CallError, ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
 
 EXIT_TIMEOUT_S = 3  # what Triton gives requests in flight after SIGTERM; it waits as long for idle HTTP connections
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # then it is killed
 _POLL_S = 0.05
+_KILLED_WITHIN_S = 5.0
 _LAST_BYTES = 2**16  # of a log that may have grown for months
 
 
@@ -93,10 +94,13 @@ class Server:
 
     def read_log(self, *, last: int | None = None) -> str:
         """Return the server's log so far, or its `last` bytes; not what others wrote to the file before it."""
-        with self.log_path.open("rb") as log:
-            end = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, end - last) if last else self._log_start)
-            return log.read().decode(errors="replace")
+        try:
+            with self.log_path.open("rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._log_start, end - last) if last else self._log_start)
+                return log.read().decode(errors="replace")
+        except OSError as error:  # somebody has moved it
+            return f"{self.log_path}: {error.strerror}"
 
     def wait_ready(self, *, timeout: float, stop: threading.Event) -> None:
         """Block until this server answers on HTTP and metrics and says that all its models are ready.
@@ -136,13 +140,21 @@ class Server:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            self._wait_for_the_killed()
 
     def kill(self) -> None:
         """End the server and its stubs at once."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+        self._wait_for_the_killed()
+
+    def _wait_for_the_killed(self) -> None:
+        try:
+            self._process.wait(_KILLED_WITHIN_S)
+        except subprocess.TimeoutExpired as error:
+            raise ServerHungError(
+                f"tritonserver (process {self.pid}) outlives SIGKILL: it waits in the kernel, for a driver or a disk"
+            ) from error
 
     def _ready_models(self) -> list[str] | None:
         """Return the names of the models, or None while anything is not ready."""
@@ -152,6 +164,6 @@ class Server:
             self.control.call("GET", "/v2/health/ready")
             index = self.control.index()
             self.control.metrics()  # started last
-        except CallError:
+        except (CallError, ValueError, LookupError, TypeError):  # or what answers is no Triton
             return None
         return sorted(entry["name"] for entry in index) if all(e.get("state") == "READY" for e in index) else None

@@ -56,6 +56,7 @@ class Supervisor:
         self._announced = False
         self._state = "starting"
         self._watch: Watch | None = None
+        self._good_since: float | None = None  # when the server of the moment first answered right
         self._last_round = time.monotonic()
 
     def run(self) -> None:
@@ -76,8 +77,11 @@ class Supervisor:
 
     def health(self) -> Health:
         """Return what the probes are told."""
-        if self._state == "serving" and self._watch is not None:
-            reason = self._watch.trouble
+        watch = self._watch
+        if self._stop.is_set():
+            reason = "the server is told to stop"
+        elif self._state == "serving" and watch is not None:
+            reason = watch.trouble
         else:
             reason = f"the server is {self._state}"
         round_ago = time.monotonic() - self._last_round
@@ -87,19 +91,19 @@ class Supervisor:
     def _run_servers(self) -> None:
         short_runs = 0
         while not self._stop.is_set():
-            ready_since = None
+            started, self._good_since = False, None
             try:
                 with launch.serve(**self._options, stop=self._stop) as server:
-                    ready_since = time.monotonic()
+                    started = True
                     self._options |= {f"{protocol}_port": port for protocol, port in server.ports.items()}
                     self._serve(server)
                     return
             except StoppedError:
                 return
             except ServeError as error:
-                if not self._announced and ready_since is None:
+                if not self._announced and not started:
                     raise
-                long_run = ready_since is not None and time.monotonic() - ready_since >= _LONG_RUN_S
+                long_run = self._good_since is not None and time.monotonic() - self._good_since >= _LONG_RUN_S
                 short_runs = 1 if long_run else short_runs + 1
                 self._wait_to_restart(error, short_runs)
 
@@ -136,6 +140,8 @@ class Supervisor:
 
     def _go_round(self, server: Server) -> None:
         self._last_round = time.monotonic()
-        if not self._announced and not self.health().reason:
+        if self._good_since is None and not self.health().reason:
+            self._good_since = time.monotonic()
+        if not self._announced and self._good_since is not None:
             self._announced = True
             self._announce(server, f"http://{reachable(self._health_host)}:{self._health_port}/ready")

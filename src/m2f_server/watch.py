@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 
 from m2f_server.canary import Canary, Kind, Verdict
-from m2f_server.errors import CallError, ServerHungError, WornOutError
+from m2f_server.errors import CallError, ServeError, ServerHungError, WornOutError
 from m2f_server.server import Server
 from m2f_server.stubs import Stub, Stubs
 
@@ -66,6 +66,9 @@ class Watch:
             while not stop.wait(TICK_S):
                 self._look()
                 tick()
+        except ServeError as error:  # from now on it does not serve, though there is much to clean up first
+            self._verdict = Verdict(Kind.FAILS, str(error))
+            raise
         finally:
             self._ended.set()
             self._ask_now.set()
@@ -128,6 +131,13 @@ class Watch:
         threading.Thread(target=self._reload, args=(model,), daemon=True).start()
 
     def _reload(self, model: str) -> None:
+        try:
+            self._try_to_reload(model)
+        except Exception as error:  # the model would count as under repair for ever
+            self._beyond_help = f"the reload of {model} broke: {error!r}"
+            raise
+
+    def _try_to_reload(self, model: str) -> None:
         started = time.monotonic()
         for attempt in range(1, _RELOAD_ATTEMPTS + 1):
             try:
@@ -138,8 +148,9 @@ class Watch:
                 self._event("reload_failed", model=model, attempt=attempt, why=error)
                 if self._ended.wait(1.0):
                     return
-                if attempt == _RELOAD_ATTEMPTS:
+                if error.status is None or attempt == _RELOAD_ATTEMPTS:  # no answer: it waited long enough
                     self._beyond_help = f"{model} cannot be reloaded: {error}"
+                    break
         self._reloads += 1
         self._verdict = Verdict(Kind.FAILS, f"the canary after the reload of {model} is under way")
         self._healing.discard(model)
@@ -155,7 +166,8 @@ class Watch:
                 except Exception as error:  # without a canary nobody would know
                     self._beyond_help = f"the canary broke: {error!r}"
                     raise
-            self._ask_now.wait(max(_CANARY_PERIOD_S, _CANARY_SHARE * self._canary.seconds))
+            rest = 0.0 if self._verdict.kind is Kind.FAILS else _CANARY_SHARE * self._canary.seconds
+            self._ask_now.wait(max(_CANARY_PERIOD_S, rest))
 
     def _ask(self) -> None:
         reloads = self._reloads
@@ -168,7 +180,8 @@ class Watch:
         """Remember a verdict; reload the model to blame, or have the server restarted when that does not help."""
         was, self._verdict = self._verdict, verdict
         if verdict.kind is not Kind.FAILS:
-            self._failures = 0
+            if verdict.kind is Kind.SERVES:
+                self._failures = 0
             if was.kind is not verdict.kind:
                 self._event("ready" if verdict.kind is Kind.SERVES else "busy", why=verdict.reason)
             return
