@@ -1,10 +1,13 @@
 """Versions rolled on the real server under load: good ones without a dropped request, bad ones not at all."""
 
+import http.client
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import onnx
@@ -13,11 +16,12 @@ from chaos_report import report
 from conftest import IMAGES, ROOT
 from load import Load, learn, summary
 from onnx import helper, numpy_helper
+from pictures import encode
 
 from m2f_client.evaluation.parity import Parity
 from m2f_server import serve
 from m2f_server.errors import RolloutError
-from m2f_server.rollout import ENGINE, agreement, roll_out
+from m2f_server.rollout import ENGINE, _Server, agreement, roll_out
 
 pytestmark = pytest.mark.server
 
@@ -165,6 +169,34 @@ def test_a_version_that_fails_in_service_is_taken_back(served, monkeypatch):
         roll(served, GOOD)
     assert (versions(served), serving(served)) == (before, number)
     assert learn(served, [IMAGES[0].read_bytes()], ("scores",))[0].expected["scores"].size
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), http.client.RemoteDisconnected("gone")], ids=["Ctrl-C", "crash"])
+def test_whatever_ends_it_the_version_is_taken_back(served, monkeypatch, end):
+    before, number = versions(served), serving(served)
+
+    def ending(*_):
+        raise end
+
+    monkeypatch.setattr("m2f_server.rollout._check_service", ending)
+    with pytest.raises(type(end)):
+        roll(served, GOOD)
+    assert (versions(served), serving(served)) == (before, number)
+
+
+def test_a_server_that_ends_meanwhile_is_an_error_with_words(served):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=lambda: [listening.accept()[0].close()], daemon=True).start()
+        away = _Server(served.control, f"127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(RolloutError, match=f"{ENGINE}: "):
+            away.infer(ENGINE, {"input": np.zeros((1, 32, 32, 3), np.uint8)}, ["cls_logits"])
+
+
+def test_images_without_instances_prove_nothing(served):
+    empty = {"empty.png": encode(np.zeros((64, 64, 3), np.uint8))}
+    options = {"repository": served.repository, "control": served.control, "http_url": served.http_url, "images": empty}
+    with pytest.raises(RolloutError, match="neither engine finds anything"):
+        roll_out(GOOD, min_agreement=0.95, **options)
 
 
 def test_one_at_a_time_and_what_a_killed_one_leaves(served):

@@ -8,6 +8,7 @@ ensembles over between two requests and lets the old one finish.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ class _Server:
         try:
             requested = [InferRequestedOutput(name) for name in outputs]
             answer = self._client.infer(model, tensors, outputs=requested, parameters=parameters)
-        except (InferenceServerException, OSError) as error:
+        except (InferenceServerException, OSError, http.client.HTTPException) as error:
             raise RolloutError(f"{model}: {error}") from error
         return {name: answer.as_numpy(name) for name in outputs}
 
@@ -144,6 +145,8 @@ def roll_out(
         say(f"version {before} serves; loading {engine} beside it")
         with _candidate(control, files):
             parity, wanted = _judge(server, images)
+        if not parity.instances + parity.extra and min_agreement > 0:
+            raise RolloutError("neither engine finds anything in the images, so they prove nothing; give others")
         share = agreement(parity)
         if share < min_agreement:
             raise RolloutError(
@@ -157,8 +160,9 @@ def roll_out(
             _switch(control, version)
             _check_service(server, images, wanted)
         except BaseException as error:  # a Ctrl-C, too
-            shutil.rmtree(folder / str(version))
-            _switch(control, before)
+            shutil.rmtree(folder / str(version), ignore_errors=True)
+            if now := _take_back(control, before):
+                raise RolloutError(f"version {version} was refused ({error}); {now}") from error
             if not isinstance(error, RolloutError):
                 raise
             raise RolloutError(f"version {version} was taken back, {before} serves again: {error}") from error
@@ -190,7 +194,8 @@ def _serving_version(control: Control, folder: Path) -> int:
     newest = max(_versions(folder), default=0)
     if serving != [newest]:
         raise RolloutError(
-            f"{folder}: its newest version is {newest}, but the server serves {serving}; another folder?"
+            f"{folder}: its newest version is {newest}, but the server serves {serving}: remove what a killed rollout "
+            "left there, or is it another folder?"
         )
     return newest
 
@@ -279,6 +284,15 @@ def _switch(control: Control, version: int) -> None:
             raise RolloutError(f"version {version} was loaded, but does not serve")
     except CallError as error:
         raise RolloutError(f"version {version} does not load: {error}") from error
+
+
+def _take_back(control: Control, before: int) -> str:
+    """Let the version that is still in the folder serve; return what is wrong if it does not."""
+    try:
+        _switch(control, before)
+    except RolloutError as error:
+        return f"its folder is removed, but {error}: restart the server, which then loads version {before}"
+    return ""
 
 
 def _check_service(server: _Server, images: Mapping[str, bytes], wanted: Mapping[int, Sequence[Row]]) -> None:

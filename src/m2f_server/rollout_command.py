@@ -1,6 +1,7 @@
 """The command `m2f rollout`."""
 
 import json
+import signal
 import sys
 from http import HTTPStatus
 from pathlib import Path
@@ -61,6 +62,7 @@ def rollout(
     It is loaded beside the one that serves and both see the same images. One that does not load, or finds other
     instances, is refused and touches no client; one that is good takes over between two requests.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it is taken back as by Ctrl-C
     try:
         done = roll_out(
             engine,
