@@ -118,7 +118,7 @@ def test_the_server_gives_up_before_the_probes_do():
     assert seconds == int(minutes) * 60
     compose = load("compose.yaml")["services"]["m2f"]["command"]
     for arguments in (named["m2f"]["args"], compose, json.loads(image)):
-        assert seconds - 60 < int(option(arguments, "--timeout")) < seconds
+        assert seconds - 120 < int(option(arguments, "--timeout")) < seconds - 60  # of the first canary
 
 
 def test_tensors_have_room():
