@@ -12,17 +12,35 @@ import numpy as np
 import psutil
 import pytest
 from chaos_report import report
-from conftest import IMAGES
+from conftest import IMAGES, ROOT
 from kserve import image_input
 from test_client_tls import certificates  # noqa: F401 - a fixture
 from test_front import INFER, make_front  # noqa: F401 - a fixture
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+from m2f_server import serve
 
 pytestmark = pytest.mark.server
 
 # all clients are one address here, and so have the caps of all
 ONE_ADDRESS = {"rate=50r/s": "rate=10000r/s", "limit_conn in_flight 32": "limit_conn in_flight 64"}
 FACTOR = 10
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server on all cores but one; what else this process starts has that, as if it were another machine."""
+    cores = os.sched_getaffinity(0)
+    own = {min(cores)}
+    os.sched_setaffinity(0, cores - own or cores)
+    try:
+        with serve(
+            model_repository=ROOT / "model_repository", config_name="cpu", http_port=0, grpc_port=0, metrics_port=0
+        ) as running:
+            os.sched_setaffinity(0, own)
+            yield running
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @dataclass
@@ -125,25 +143,6 @@ def overload(server, front, folder, *, measure, seconds):
     }
 
 
-@pytest.fixture
-def apart(server):
-    """The server has all cores but one; this process and the front, as another machine would be, have that."""
-    cores = os.sched_getaffinity(0)
-    own = {min(cores)}
-    confine(server.pid, cores - own or cores)
-    os.sched_setaffinity(0, own)
-    yield
-    os.sched_setaffinity(0, cores)
-    confine(server.pid, cores)
-
-
-def confine(pid, cores):
-    """Let all threads of a process and its children run on these cores only."""
-    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-        for thread in process.threads():
-            os.sched_setaffinity(thread.id, cores)
-
-
 def test_overload(server, make_front, certificates):  # noqa: F811
     figures = overload(server, make_front(**ONE_ADDRESS), certificates, measure=2, seconds=5)
     print(figures)
@@ -154,7 +153,6 @@ def test_overload(server, make_front, certificates):  # noqa: F811
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("apart")
 def test_five_minutes_of_overload(server, make_front, certificates):  # noqa: F811
     figures = overload(server, make_front(**ONE_ADDRESS), certificates, measure=15, seconds=300)
     print(figures)
