@@ -16,6 +16,7 @@ TICK_S = 0.25  # how often the process table is looked at
 _CANARY_PERIOD_S = 5.0
 _CANARY_SHARE = 5  # it rests at least as many times as long as it took: a slow engine is there for others
 _RELOAD_ATTEMPTS = 3
+_RELOAD_WITHIN_S = 120.0  # one that hangs for so long is not tried again
 _MOST_RELOADS = 100  # Triton 2.51 keeps threads and shared memory of each stub that died at work
 _FAILURES = 3  # of the canary in a row, with nothing to reload, until the server is restarted
 _SETTLE_S = 0.2  # answers are on their way when the model that gave them is gone
@@ -148,7 +149,7 @@ class Watch:
                 self._event("reload_failed", model=model, attempt=attempt, why=error)
                 if self._ended.wait(1.0):
                     return
-                if error.status is None or attempt == _RELOAD_ATTEMPTS:  # no answer: it waited long enough
+                if attempt == _RELOAD_ATTEMPTS or time.monotonic() - started > _RELOAD_WITHIN_S:
                     self._beyond_help = f"{model} cannot be reloaded: {error}"
                     break
         self._reloads += 1
