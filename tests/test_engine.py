@@ -32,7 +32,8 @@ def r50(tmp_path_factory):
     return onnx.load(folder / "model.onnx")
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.official), "fp16"])
+@pytest.mark.official
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_official_r50_builds_without_a_plugin(r50, precision, tmp_path):
     report = build_engine(convert(r50, precision), tmp_path / "model.plan", profile=BATCHES)
     print(report)
