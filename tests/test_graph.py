@@ -18,7 +18,7 @@ OFFICIAL = [
     "mask2former_r50_8xb2-lsj-50e_coco.py",
     "mask2former_r50_8xb2-lsj-50e_coco-panoptic.py",
     "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.py",
-    pytest.param("mask2former_swin-b-p4-w12-384_8xb2-lsj-50e_coco-panoptic.py", marks=pytest.mark.official),  # window 12
+    pytest.param("mask2former_swin-b-p4-w12-384_8xb2-lsj-50e_coco-panoptic.py", marks=pytest.mark.official),
 ]
 IMAGES = sorted((Path(__file__).parents[1] / "examples/images").glob("scene_*"))
 
