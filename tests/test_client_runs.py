@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def wait_for_lines(running, journal, count):
         assert running.poll() is None, running.communicate()[1][-2000:]
         assert time.monotonic() < end, "the run does not get on"
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def held_at(running, journal, count):
+    """Until the block ends, the run gets no further than about `count` lines, however fast the machine is."""
+
+    def hold():
+        wait_for_lines(running, journal, count)
+        running.send_signal(signal.SIGSTOP)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        running.send_signal(signal.SIGCONT)
 
 
 def check(lines, folder, url):
@@ -118,15 +136,18 @@ def test_a_server_that_stops_and_starts(server, tmp_path, scheme, count):
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
     journal, own = tmp_path / "run.jsonl", getattr(server, addresses[scheme])
     folder_of(tmp_path / "in", count)
-    with contextlib.ExitStack() as stack:
-        with serve(**options, **ports) as other:
-            ports = {f"{name}_port": port for name, port in other.ports.items()}
-            url = f"{scheme}://{getattr(other, addresses[scheme])},{own}"
-            running = stack.enter_context(start(tmp_path, url, "--jsonl", journal))
+    with contextlib.ExitStack() as going:
+        other = going.enter_context(serve(**options, **ports))
+        ports = {f"{name}_port": port for name, port in other.ports.items()}
+        url = f"{scheme}://{getattr(other, addresses[scheme])},{own}"
+        with start(tmp_path, url, "--jsonl", journal) as running:
             wait_for_lines(running, journal, count * 0.2)
-        assert lines_in(journal) < count  # it went in the middle
-        with serve(**options, **ports):
-            finish(running)
+            with held_at(running, journal, count * 0.5):
+                going.close()
+                done = lines_in(journal)
+            assert done < count  # it went in the middle
+            with serve(**options, **ports):
+                finish(running)
     check([json.loads(line) for line in journal.read_text().splitlines()], tmp_path, f"{scheme}://{own}")
 
 
