@@ -30,7 +30,7 @@ _ENVIRONMENT = {  # unless the caller's says otherwise
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     # glibc makes eight heaps a core, and each keeps what the largest requests took of it
-    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_ARENA_MAX": "1",
 }
 
 
