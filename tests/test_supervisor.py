@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
+from exposition import read
 from kserve import connect, image_input
 from supervised import supervised
 from tritonclient.utils import InferenceServerException
@@ -159,6 +160,10 @@ def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
             assert running.probe("live")[0] == 200
             running.wait_for("ready", since=ended["at"])
             assert ask(running) == [[24, 32]]  # on the same port
+        metrics = read(running.at_health("metrics"))
+        assert metrics.values("m2f_ready") == [1]
+        assert metrics.values("m2f_events_total", event="server_ended") == [2]
+        assert metrics.values("m2f_events_total", event="stub_lost") == [0]
     assert log_file.read_text().count("Started HTTPService") == 3
 
 
@@ -170,6 +175,7 @@ def test_drain_answers_what_is_in_flight_and_nothing_new(tmp_path, repository):
         running.wait_for("draining", since=0)
         status, health = running.probe("ready")
         assert (status, health["state"], health["live"]) == (503, "draining", True)
+        assert read(running.at_health("metrics")).values("m2f_ready") == [0]
         until(lambda: "no available versions" in str(ask(running)), timeout=10)
         running.process.wait(30)
         request.join()
