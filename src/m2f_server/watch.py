@@ -56,7 +56,7 @@ class Watch:
         self._control = server.control
         self._event = event
         self._stubs = Stubs(server.pid)
-        self._canary = Canary(server.control, server.models)
+        self._canary = Canary(server.control, server.models, self._stubs.processor_seconds)
         self._verdict = Verdict(Kind.FAILS, "the first canary is under way")
         self._lock = threading.Lock()
         self._healing: set[str] = set()
