@@ -47,7 +47,8 @@ class Supervised:
     def name(self) -> str:
         """What its folder and its shared memory are called."""
         words = self.server.cmdline()
-        return next(word for word in words if word.startswith("--id=")).removeprefix("--id=")
+        option = "--backend-config=python,shm-region-prefix-name="
+        return next(word for word in words if word.startswith(option)).removeprefix(option).removesuffix("-")
 
     def stubs(self) -> dict[str, psutil.Process]:
         """The live stub of each model."""
