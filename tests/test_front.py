@@ -184,6 +184,12 @@ def test_the_servers_errors_pass_through(front, ask, channel):
         ("POST", "/v2/models/mask2former/infer/../../../repository/index"),
         ("POST", "/v2/models/mask2former/%2e%2e/%2e%2e/repository/index"),
         ("POST", "/v2//repository//index"),
+        ("GET", "/v2/repository/index%23/../../../v2/health/live"),
+        ("GET", "/v2/repository/../health/live"),
+        ("GET", "/v2//health/live"),
+        ("GET", "/v2/health/./live"),
+        ("GET", "/v2/health/live;x"),
+        ("GET", "/v2/health/liv%65"),
         ("POST", "/invocations"),
         ("POST", "/predict"),
     ],
@@ -195,6 +201,13 @@ def test_all_else_does_not_exist(front, server, ask, method, path):
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v2/health/live"), ("DELETE", "/v2"), ("GET", INFER)])
 def test_methods(front, ask, method, path):
     assert ask(front, method, path) == (403, "this method is not allowed here")
+
+
+@pytest.mark.parametrize("name", ["RepositoryModelLoad/../ServerLive", "./ServerLive", "Server%4cive", "/ServerLive"])
+def test_grpc_methods_by_other_ways(front, channel, name):
+    with channel(front) as opened, pytest.raises(grpc.RpcError) as caught:
+        opened.unary_unary(f"{SERVICE}/{name}")(b"", timeout=20)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("name", ["RepositoryIndex", "SystemSharedMemoryStatus", "LogSettings", "ModelStreamInfer"])
