@@ -68,6 +68,18 @@ def test_where_no_mask_was_exported_there_are_no_dense_ones():
     assert dense_masks(rle, np.array([[7, 9]], np.int32)).shape == (1, 0, 7, 9)
 
 
+@pytest.mark.parametrize("sides", [(-10, -10), (-1, -100), (0, 100), (10, 0), (10, -10), (1, 65_536), (-(2**31),) * 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sizes_that_no_image_has_are_refused(sides, packed):
+    rle = np.array([[b""], [encode_mask(np.ones((10, 10)))]], object)
+    size = np.array([(100, 100), sides], np.int32)
+    message = rf"image 1 of 2: size \({sides[0]}, {sides[1]}\) must lie within 1 x 1 and 65535 x 65535"
+    with pytest.raises(InputError, match=message):
+        dense_masks(rle, size, packed=packed)
+    with pytest.raises(InputError, match=r"^size .* must lie within"):
+        dense_masks(rle[1:], size[1:], packed=packed)
+
+
 def a_request():
     return {
         "cls_logits": np.arange(2 * 3 * 4).reshape(2, 3, 4),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, EngineError, InputError, of_image
+from m2f.contract import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, MAX_SIDE, EngineError, InputError, of_image
 from m2f.geometry import Floats
 from m2f.postprocess import Instances
 from m2f.rle import decode_into, packed_width
@@ -64,8 +64,10 @@ def dense_masks(
         0/1 uint8 [N, K, H, W]; packed: uint8 [N, K, H, ceil(W / 8)].
 
     Raises:
-        InputError: the masks would take more than `max_bytes`.
+        InputError: a size that no image has, what is not the RLE of a mask of its size, or the masks would take more
+            than `max_bytes`.
     """
+    _check_sizes(size)
     images, rows = rle.shape
     if not any(counts for counts in rle.flat):
         rows = 0
@@ -113,6 +115,13 @@ def of_each_image(
                 raise InputError(f"ori_shape {ori_shape} is too large; allowed are {max_pixels} pixels")
             results.append(work(*logits, img_shape=img_shape, ori_shape=ori_shape))
     return results
+
+
+def _check_sizes(size: npt.NDArray[np.int32]) -> None:
+    for index, sides in enumerate(size.tolist()):
+        with of_image(index, len(size)):
+            if not all(1 <= side <= MAX_SIDE for side in sides):
+                raise InputError(f"size {tuple(sides)} must lie within 1 x 1 and {MAX_SIDE} x {MAX_SIDE}")
 
 
 def _check_scores(cls_logits: Floats) -> None:

@@ -207,7 +207,7 @@ def decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width
     """`rle.decode_into`; whether `counts` is RLE and covers the mask."""
     library, stride = _call(), pixels.strides[0]
     covered = library.m2f_decode(counts, len(counts), height, width, packed, pixels.ctypes.data, stride)
-    return bool(covered == height * width)
+    return bool(covered == height * width > 0)  # -1 is also the product of two sides
 
 
 def _call() -> ctypes.CDLL:
