@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f.batch import dense_masks, of_each_image, stack_instances
-from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
+from m2f.contract import MAX_RLE_BYTES, OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
 from m2f.postprocess import Instances
 from m2f.rle import encode_mask
 
@@ -130,6 +132,17 @@ def test_class_logits_that_have_no_softmax_are_the_engines_fault(wrong):
     arrays["cls_logits"][1, 2, 1] = wrong
     with pytest.raises(EngineError, match="cls_logits are not finite"):
         of_each_image(arrays, work=None)
+
+
+def test_more_rle_than_allowed_is_refused():
+    image, _ = an_image(np.random.default_rng(0), 2, 4, 5)
+    half = replace(image, rle=[bytes(MAX_RLE_BYTES // 4)] * 2)
+    assert stack_instances([half, half])["rle"].shape == (2, 2)
+    with pytest.raises(
+        InputError, match="'rle' would take 67108865 bytes; allowed are 67108864: raise 'score_thr"
+    ) as e:
+        stack_instances([half, half, replace(image, rle=[b"", b"0"])])
+    assert e.value.kind == "output_too_large"
 
 
 def test_more_instances_than_allowed_are_refused():

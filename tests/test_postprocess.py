@@ -187,6 +187,18 @@ def test_without_masks_the_rest_is_the_same():
     np.testing.assert_array_equal(bare.areas, everything.areas)
 
 
+def test_rle_is_not_made_beyond_what_an_answer_may_have(monkeypatch):
+    made = []
+    monkeypatch.setattr(Masks, "rle", lambda _masks, index: made.append(index) or bytes(10_000_000))
+    with pytest.raises(
+        InputError, match=r"'rle' would take 80000000 bytes; allowed are 67108864: .*keep_top_k"
+    ) as error:
+        scene_settings(pre_top_k=-1)  # each of 30 masks is of four classes
+    assert error.value.kind == "output_too_large"
+    assert len(made) == 2
+    assert set(scene_settings(export_postprocess_mask=False).rle) == {b""}
+
+
 @pytest.mark.parametrize("stride", [1, 2, 8])
 def test_other_strides(stride):
     cls_logits, mask_logits = blobs(np.random.default_rng(10), cells=(16, 20))

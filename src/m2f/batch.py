@@ -12,7 +12,7 @@ import numpy.typing as npt
 from m2f.contract import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, MAX_SIDE, EngineError, InputError, of_image
 from m2f.geometry import Floats
 from m2f.postprocess import Instances
-from m2f.rle import decode_into, packed_width
+from m2f.rle import check_bytes, decode_into, packed_width
 
 NO_LABEL = -1
 
@@ -25,7 +25,7 @@ def stack_instances(images: Sequence[Instances], *, max_instances: int = MAX_INS
     Rows beyond an image's own are score 0, label -1, empty RLE; `num_instances` says how many count.
 
     Raises:
-        InputError: an image has more than `max_instances`.
+        InputError: an image has more than `max_instances`, or all their RLE takes more than MAX_RLE_BYTES.
     """
     rows = max(len(image.scores) for image in images)
     if rows > max_instances:
@@ -33,6 +33,7 @@ def stack_instances(images: Sequence[Instances], *, max_instances: int = MAX_INS
             f"an image has {rows} instances; allowed are {max_instances}: raise 'score_threshold', or set 'keep_top_k'",
             kind="output_too_large",
         )
+    check_bytes(sum(len(counts) for image in images for counts in image.rle))
     return {
         "num_instances": np.array([[len(image.scores)] for image in images], np.int32),
         "scores": _padded([image.scores for image in images], rows, 0),

@@ -22,8 +22,10 @@ MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JP
 MAX_IMAGE_BYTES = 1 << 26  # of an encoded image
 MAX_PIXELS = 1 << 26  # of an original image
 MAX_INSTANCES = 1000  # of an image
+MAX_RLE_BYTES = 1 << 26  # of all instances of one response; fixed
+MAX_EDGES = 1 << 26  # where runs of pixels begin and end, of an image's masks before scores are final; fixed
 MAX_PARAMETERS = 1 << 16  # characters of a request's parameters as JSON; fixed: thresholds of 1,203 classes are 30,000
-MAX_MASK_BYTES = 1 << 30  # dense `masks`, and each label map, of one response; RLE has no such limit
+MAX_MASK_BYTES = 1 << 30  # dense `masks`, and each label map, of one response
 
 
 ErrorKind = Literal[

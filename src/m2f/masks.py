@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import InputError
+from m2f.contract import MAX_EDGES, InputError
 from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps, outputs_reading
 from m2f.interpolate import Stages, doubtful, pixels, rounding
 from m2f.native import Edges, Records
@@ -25,7 +25,7 @@ from m2f.rle import encode_edges
 _STRIP_PIXELS = 1 << 16  # float32 strip and its temporaries stay in the second-level cache
 
 
-_Sample = Callable[[Floats, Ints], tuple[Records, Edges]]
+_Sample = Callable[[Floats, Ints, native.EdgeBudget], tuple[Records, Edges]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ class MaskSampler:
             queries: int64 [N].
 
         Raises:
-            InputError: logits of another size, or a query that there is not.
+            InputError: logits of another size, a query that there is not, or masks of too many edges.
         """
         if mask_logits.shape[1:] != self._cells:
             raise InputError(f"mask logits are {mask_logits.shape[1:]}; expected {self._cells}")
@@ -151,7 +151,8 @@ class MaskSampler:
         mask_logits = np.ascontiguousarray(mask_logits, np.float32)
         parts = np.array_split(np.ascontiguousarray(queries, np.int64), self._threads)
         run = map if self._threads == 1 else _pool(self._threads).map
-        records, edges = zip(*run(partial(self._sample, mask_logits), parts), strict=True)
+        budget = native.EdgeBudget(MAX_EDGES)
+        records, edges = zip(*run(lambda part: self._sample(mask_logits, part, budget), parts), strict=True)
         return self._masks(np.concatenate(records), edges[0] if len(edges) == 1 else np.concatenate(edges))
 
     def _masks(self, records: Records, edges: Edges) -> Masks:
@@ -216,13 +217,20 @@ def _natively(kernel: str, rows: native.Axis, columns: native.Axis) -> _Sample:
 
 
 def _sample_queries(
-    mask_logits: Floats, queries: Ints, *, rows: Taps, columns: Taps, stages: tuple[Stages, Stages] | None
+    mask_logits: Floats,
+    queries: Ints,
+    budget: native.EdgeBudget,
+    *,
+    rows: Taps,
+    columns: Taps,
+    stages: tuple[Stages, Stages] | None,
 ) -> tuple[Records, Edges]:
     """`native.sample` in numpy."""
     records = np.zeros(len(queries), native.RECORD)
     edges = [np.zeros(0, np.uint32)]
     for i, query in enumerate(queries.tolist()):
         found, sigmoid_sum = sample_query(mask_logits[query], rows, columns, stages)
+        budget.take(len(found))
         area = int((found[1::2] - found[0::2]).sum(dtype=np.int64))
         records[i] = (area, len(found), sigmoid_sum, _box(found, rows.source.shape[1]))
         edges.append(found)

@@ -7,13 +7,14 @@ answer and runs where the package was installed without a C compiler. `kernels` 
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import InputError
+from m2f.contract import MAX_EDGES, InputError
 from m2f.geometry import Floats, Ints, Taps
 
 NUMPY = "numpy"
@@ -25,6 +26,7 @@ RECORD = np.dtype([("area", np.int64), ("num_edges", np.int64), ("sigmoid_sum", 
 
 _LEVELS = ("baseline", "avx2", "avx512")  # in the order of kernel.h
 _USUAL_EDGES = 1 << 18  # of all the masks of a call; memory that is not touched costs nothing
+_COLUMN_MORE = 32  # edges for which the kernel wants room before a column, beyond its height, at most
 _CHARACTERS = 7  # of RLE at most, for each count
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
@@ -107,24 +109,58 @@ def taps_axis(taps: Taps, *, cells: int) -> Axis:
     return axis
 
 
-def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, columns: Axis) -> tuple[Records, Edges]:
+class EdgeBudget:
+    """The edges that the masks of an image may have, together, whichever thread finds them.
+
+    Attributes:
+        left: how many more.
+    """
+
+    def __init__(self, edges: int = MAX_EDGES) -> None:
+        self.left = self._allowed = edges
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Count edges that were found.
+
+        Raises:
+            InputError: there are too many.
+        """
+        with self._lock:
+            self.left -= count
+        if self.left < 0:
+            raise InputError(
+                f"the masks of an image have more edges than the {self._allowed} allowed, counted down its columns: "
+                "lower 'pre_top_k', or raise 'score_threshold'",
+                kind="output_too_large",
+            )
+
+
+def sample(
+    mask_logits: Floats, queries: Ints, budget: EdgeBudget, *, kernel: str, rows: Axis, columns: Axis
+) -> tuple[Records, Edges]:
     """Sample the masks of some queries: `masks.sample_query` for each.
 
     Args:
         mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
         queries: int64 [N], contiguous, each below Q.
+        budget: of edges. No more room is made than it has left, so it bounds the memory, too.
         kernel: one of `kernels`, not `numpy`.
         rows: the operator along the height.
         columns: the operator along the width.
 
     Returns:
         RECORD [N], and the masks' edges uint32 [sum of num_edges].
+
+    Raises:
+        InputError: more edges than the budget has.
     """
     masks = np.empty(len(queries), RECORD)
     parts: list[Edges] = []
     done, capacity = 0, _USUAL_EDGES
     while done < len(queries):
-        edges = np.empty(capacity, np.uint32)
+        enough = budget.left + rows.size_out + _COLUMN_MORE  # a mask for which this is none has too many
+        edges = np.empty(min(capacity, enough), np.uint32)
         step = _call().m2f_sample(
             _LEVELS.index(kernel),
             mask_logits.ctypes.data,
@@ -134,11 +170,13 @@ def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, colum
             ctypes.byref(columns),
             masks[done:].ctypes.data,
             edges.ctypes.data,
-            capacity,
+            len(edges),
         )
         if step < 0:
             raise MemoryError("no memory to sample a mask")
-        parts.append(edges[: masks["num_edges"][done : done + step].sum()])
+        found = int(masks["num_edges"][done : done + step].sum())
+        budget.take(found if step or capacity < enough else enough)
+        parts.append(edges[:found])
         done, capacity = done + step, 4 * capacity
     return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 

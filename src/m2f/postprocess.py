@@ -6,6 +6,7 @@ systems do otherwise, and a request may ask for theirs, stands in `semantics`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -18,6 +19,7 @@ from m2f.contract import MAX_SIDE, InputError
 from m2f.geometry import Floats, Ints, bilinear_taps
 from m2f.masks import Masks, MaskSampler
 from m2f.record import phase
+from m2f.rle import check_bytes
 from m2f.semantics import PROFILES, grid_taps
 from m2f.settings import NO_LIMIT, Settings
 
@@ -82,7 +84,8 @@ def postprocess(
         threads: that share the masks.
 
     Raises:
-        InputError: shapes that do not fit together, or a class or a kernel that does not exist.
+        InputError: shapes that do not fit together, a class or a kernel that does not exist, or masks that are too much
+            to work on or to answer.
     """
     cells, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     profile = PROFILES[settings.semantics]
@@ -104,15 +107,13 @@ def postprocess(
     kept = keep(scores, candidates.labels, masks, mask_of, settings=settings, thresholds=thresholds)
     boxes = masks.boxes[mask_of[kept]].astype(np.float32)
     rows = mask_of[kept].tolist()
-    # several classes of one query share its mask
-    rle = {i: masks.rle(i) if settings.export_postprocess_mask else b"" for i in set(rows)}
     return Instances(
         scores=scores[kept],
         labels=candidates.labels[kept].astype(np.int32),
         boxes=boxes if profile.gives_boxes else np.zeros_like(boxes),
         areas=masks.areas[mask_of[kept]].astype(np.int32),
         queries=candidates.queries[kept].astype(np.int32),
-        rle=[rle[i] for i in rows],
+        rle=_encoded(masks, rows) if settings.export_postprocess_mask else [b""] * len(rows),
         size_hw=ori_shape,
     )
 
@@ -213,6 +214,16 @@ def _sample_by_grid(
         for taps in (to_grid, to_image)
     )
     return replace(at_size, scores=on_grid.scores)
+
+
+def _encoded(masks: Masks, rows: list[int]) -> list[bytes]:
+    """The RLE of each row's mask; several classes of one query share it."""
+    rle, num_bytes = {}, 0
+    for row, times in Counter(rows).items():
+        rle[row] = masks.rle(row)
+        num_bytes += times * len(rle[row])
+        check_bytes(num_bytes)  # before more is made
+    return [rle[row] for row in rows]
 
 
 def _may_join(mask: int, better: list[int], iou: Callable[[int, int], float], settings: Settings) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import InputError
+from m2f.contract import MAX_RLE_BYTES, InputError
 from m2f.geometry import Ints
 
 _BITS = 5  # payload bits of a character; bit 5 says that more follow
@@ -36,6 +36,20 @@ def encode_edges(edges: native.Edges, num_pixels: int, *, kernel: str | None = N
     if counts[-1] == 0 and len(counts) > 1:
         counts = counts[:-1]  # as cocoapi: no zero run at the end
     return _compress(counts)
+
+
+def check_bytes(num_bytes: int, *, max_bytes: int = MAX_RLE_BYTES) -> None:
+    """Refuse the RLE of one response that would take more than `max_bytes`.
+
+    Raises:
+        InputError: it would.
+    """
+    if num_bytes > max_bytes:
+        raise InputError(
+            f"'rle' would take {num_bytes} bytes; allowed are {max_bytes}: raise 'score_threshold', or set "
+            "'keep_top_k', or 'export_postprocess_mask' to false",
+            kind="output_too_large",
+        )
 
 
 def encode_mask(mask: npt.NDArray[np.generic]) -> bytes:
