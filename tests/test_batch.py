@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f.batch import dense_masks, of_each_image, stack_instances
-from m2f.contract import MAX_RLE_BYTES, OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
+from m2f.contract import MAX_RLE_BYTES, MAX_WORK, OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
 from m2f.postprocess import Instances
 from m2f.rle import encode_mask
 
@@ -122,6 +122,34 @@ def test_an_image_with_an_error_is_named_where_there_are_several():
 def test_an_original_image_larger_than_allowed_is_refused():
     with pytest.raises(InputError, match=r"image 1 of 2: ori_shape \(9, 10\) is too large; allowed are 89 pixels"):
         of_each_image(a_request(), lambda *_logits, **_sizes: None, max_pixels=89)
+
+
+@pytest.mark.parametrize("classes", [0, 1])
+def test_logits_of_no_class_are_refused_before_they_are_looked_at(classes):
+    arrays = {**a_request(), "cls_logits": np.full((2, 3, classes), np.nan, np.float32)}
+    with pytest.raises(InputError, match=r"cls_logits \(3, \d\) must have from 1 to 1000 queries, and columns for"):
+        of_each_image(arrays, work=None)
+
+
+def test_more_work_than_a_request_may_make_is_refused_before_any_is_done():
+    arrays = {**a_request(), "ori_shape": np.array([[8192, 8192]] * 2, np.int32)}
+    most = MAX_WORK // (2 * 8192 * 8192)
+    assert of_each_image(arrays, lambda *_logits, **_sizes: 1, values=lambda *_sizes: most) == [1, 1]
+    message = (
+        f"{2 * 8192 * 8192} pixels of original images x {most + 1} values = .*; allowed are 17179869184: send fewer"
+    )
+    with pytest.raises(InputError, match=message) as error:
+        of_each_image(arrays, work=None, values=lambda *_sizes: most + 1)
+    assert error.value.kind == "output_too_large"
+    arrays["ori_shape"] = np.array([[8192, 8192], [-60_000, 60_000]], np.int32)  # takes nothing off
+    with pytest.raises(InputError, match=f"{8192 * 8192} pixels"):
+        of_each_image(arrays, work=None, values=lambda *_sizes: 2 * most + 1)
+
+
+def test_the_values_of_a_request_are_those_of_its_queries_and_classes():
+    seen = []
+    of_each_image(a_request(), lambda *_logits, **_sizes: 1, values=lambda *sizes: seen.append(sizes) or 1)
+    assert seen == [(3, 3)]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])

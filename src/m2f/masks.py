@@ -53,6 +53,11 @@ class Masks:
     def __len__(self) -> int:
         return len(self.areas)
 
+    @property
+    def num_edges(self) -> Ints:
+        """How many edges each mask has, int64 [N]."""
+        return np.diff(self._offsets)
+
     def edges(self, index: int) -> Edges:
         """Where the runs of ones of one mask start and end, in turn, down the columns: uint32 [2 R], ascending."""
         return self._edges[self._offsets[index] : self._offsets[index + 1]]
