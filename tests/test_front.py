@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from exposition import wait_until
 from test_client_server import picture
 from test_client_tls import certificates  # noqa: F401 - a fixture
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -275,7 +276,7 @@ def test_requests_in_flight(make_front, ask, connect):
         first.putrequest("POST", INFER)
         first.putheader("Content-Length", "100")
         first.endheaders(b"half")
-        time.sleep(0.3)
+        wait_until(lambda answer: answer[0] == 429, lambda: ask(front, "GET", "/v2/health/live"))
         assert ask(front, "GET", "/v2/health/live") == (429, "too many requests")
 
 

@@ -126,7 +126,7 @@ def until(condition, timeout=30):
 @contextmanager
 def watched(repository, monkeypatch):
     """A server under a `Watch` with little patience; yields it, the watch, its events and what ended it."""
-    monkeypatch.setattr(canary, "_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(canary, "_TIMEOUT_S", 2.0)
     monkeypatch.setattr(canary, "_LONGEST_WORK_S", 6.0)
     monkeypatch.setattr(watch, "_CANARY_PERIOD_S", 0.2)
     events, stop, ended = [], threading.Event(), []
