@@ -269,9 +269,9 @@ class Result:
         archive.save(self.outputs, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Result:
-        """Read what `save` wrote; see `archive.load`."""
-        return cls(archive.load(path))
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int = archive.MAX_BYTES) -> Result:
+        """Read what `save` wrote, up to `max_bytes`; see `archive.load`."""
+        return cls(archive.load(path, max_bytes=max_bytes))
 
     def _get(self, name: str) -> Array:
         try:
