@@ -119,6 +119,22 @@ def test_masks_of_more_edges_than_allowed_are_refused(kernel, threads, monkeypat
         assert error.value.kind == "output_too_large"
 
 
+@every_kernel
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixels_that_rounding_decides_are_limited(kernel, threads, monkeypatch):
+    """One large logit puts all others in doubt."""
+    logits = np.ones((2, 10, 12), np.float32)
+    logits[:, 0, 0] = 1e30
+    of_size = sampler((10, 12), (40, 48), (90, 80), kernel, threads=threads)
+    monkeypatch.setattr("m2f.masks.MAX_DOUBTS", 2 * 90 * 80)
+    assert of_size.sample(logits, np.arange(2)).areas.tolist() == [90 * 80] * 2
+    for allowed in (90 * 80, 100):
+        monkeypatch.setattr("m2f.masks.MAX_DOUBTS", allowed)
+        with pytest.raises(InputError, match=f"more pixels next to 0 than the {allowed} allowed: lower") as error:
+            of_size.sample(logits, np.arange(2))
+        assert error.value.kind == "output_too_large"
+
+
 def test_room_for_edges_is_made_as_far_as_they_are_allowed(monkeypatch):
     """Stripes of 1000 queries: a thousand times what the first few may have."""
     made = []

@@ -33,6 +33,7 @@ MAX_COMPARED_CANDIDATES = 10_000  # of an image, where NMS or the cap per class 
 MAX_COMPARED_EDGES = 1 << 31  # of NMS: for each mask those of all of its class
 MAX_RLE_BYTES = 1 << 26  # of all instances of one response
 MAX_EDGES = 1 << 26  # where runs of pixels begin and end, of an image's masks before scores are final
+MAX_DOUBTS = 1 << 27  # pixels of an image's masks that rounding decides, which takes a hundred times as long
 MAX_PARAMETERS = 1 << 16  # characters of a request's parameters as JSON: thresholds of 1,203 classes are 30,000
 
 

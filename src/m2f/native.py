@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_EDGES, InputError
+from m2f.contract import InputError
 from m2f.geometry import Floats, Ints, Taps
 
 NUMPY = "numpy"
@@ -57,7 +57,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         ("m2f_level", _int, ()),
         ("m2f_mask_taps", None, (_int, _int, _pointer)),
         ("m2f_outputs_reading", None, (_pointer,)),
-        ("m2f_sample", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _pointer, _pointer, _int)),
+        ("m2f_sample", _int, (_int, _pointer, _pointer, _int, *[_pointer] * 4, _int, _pointer)),
         ("m2f_probabilities", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _int, _int, _pointer)),
         ("m2f_compete", None, (_int, _pointer, _int, _int, _pointer, _pointer, _pointer)),
         ("m2f_intersection", _int, (_pointer, _int, _pointer, _int)),
@@ -109,42 +109,47 @@ def taps_axis(taps: Taps, *, cells: int) -> Axis:
     return axis
 
 
-class EdgeBudget:
-    """The edges that the masks of an image may have, together, whichever thread finds them.
+class Budget:
+    """What the masks of an image may take, together, whichever thread samples them.
 
     Attributes:
-        left: how many more.
+        edges: how many more they may have.
+        doubts: how many more pixels may be so close to 0 that they are decided one by one (`interpolate.doubtful`).
     """
 
-    def __init__(self, edges: int = MAX_EDGES) -> None:
-        self.left = self._allowed = edges
+    def __init__(self, *, edges: int, doubts: int) -> None:
+        self.edges, self.doubts = self._allowed = edges, doubts
         self._lock = threading.Lock()
 
-    def take(self, count: int) -> None:
-        """Count edges that were found.
+    def take(self, *, edges: int = 0, doubts: int = 0) -> None:
+        """Count what was found.
 
         Raises:
-            InputError: there are too many.
+            InputError: it was too much.
         """
         with self._lock:
-            self.left -= count
-        if self.left < 0:
-            raise InputError(
-                f"the masks of an image have more edges than the {self._allowed} allowed, counted down its columns: "
-                "lower 'pre_top_k', or raise 'score_threshold'",
-                kind="output_too_large",
-            )
+            self.edges -= edges
+            self.doubts -= doubts
+        for left, allowed, what in zip(
+            (self.edges, self.doubts), self._allowed, ("edges", "pixels next to 0"), strict=True
+        ):
+            if left < 0:
+                raise InputError(
+                    f"the masks of an image have more {what} than the {allowed} allowed: lower 'pre_top_k', or raise "
+                    "'score_threshold'",
+                    kind="output_too_large",
+                )
 
 
 def sample(
-    mask_logits: Floats, queries: Ints, budget: EdgeBudget, *, kernel: str, rows: Axis, columns: Axis
+    mask_logits: Floats, queries: Ints, budget: Budget, *, kernel: str, rows: Axis, columns: Axis
 ) -> tuple[Records, Edges]:
     """Sample the masks of some queries: `masks.sample_query` for each.
 
     Args:
         mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
         queries: int64 [N], contiguous, each below Q.
-        budget: of edges. No more room is made than it has left, so it bounds the memory, too.
+        budget: of the image. No more room for edges is made than it has left, so it bounds the memory, too.
         kernel: one of `kernels`, not `numpy`.
         rows: the operator along the height.
         columns: the operator along the width.
@@ -153,14 +158,14 @@ def sample(
         RECORD [N], and the masks' edges uint32 [sum of num_edges].
 
     Raises:
-        InputError: more edges than the budget has.
+        InputError: more than the budget has.
     """
     masks = np.empty(len(queries), RECORD)
     parts: list[Edges] = []
     done, capacity = 0, _USUAL_EDGES
     while done < len(queries):
-        enough = budget.left + rows.size_out + _COLUMN_MORE  # a mask for which this is none has too many
-        edges = np.empty(min(capacity, enough), np.uint32)
+        enough = budget.edges + rows.size_out + _COLUMN_MORE  # a mask for which this is none has too many
+        edges, doubts = np.empty(min(capacity, enough), np.uint32), _int(before := budget.doubts)
         step = _call().m2f_sample(
             _LEVELS.index(kernel),
             mask_logits.ctypes.data,
@@ -171,11 +176,14 @@ def sample(
             masks[done:].ctypes.data,
             edges.ctypes.data,
             len(edges),
+            ctypes.byref(doubts),
         )
         if step < 0:
             raise MemoryError("no memory to sample a mask")
         found = int(masks["num_edges"][done : done + step].sum())
-        budget.take(found if step or capacity < enough else enough)
+        budget.take(edges=found, doubts=before - doubts.value)
+        if not step and capacity >= enough:
+            budget.take(edges=enough)
         parts.append(edges[:found])
         done, capacity = done + step, 4 * capacity
     return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
