@@ -21,7 +21,7 @@ from m2f_client.errors import M2FError
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 1 << 30
-"""What is read from a file, unless more is asked for: as much as a server sends of dense masks."""
+"""What is read from a file, unless more is asked for."""
 
 _DATATYPES = {tensor.name: tensor.datatype for tensor in OUTPUTS}
 
