@@ -146,6 +146,11 @@ def test_more_work_than_a_request_may_make_is_refused_before_any_is_done():
         of_each_image(arrays, work=None, values=lambda *_sizes: 2 * most + 1)
 
 
+def test_sizes_below_zero_are_left_to_the_check_that_names_them():
+    arrays = {**a_request(), "ori_shape": np.full((2, 2), -(2**31), np.int32)}
+    assert of_each_image(arrays, lambda *_logits, **_sizes: 1) == [1, 1]
+
+
 def test_the_values_of_a_request_are_those_of_its_queries_and_classes():
     seen = []
     of_each_image(a_request(), lambda *_logits, **_sizes: 1, values=lambda *sizes: seen.append(sizes) or 1)

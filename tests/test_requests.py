@@ -64,7 +64,7 @@ def test_odd_shapes_are_images(triton, size):
     assert got["size"].tolist() == [list(size)]
 
 
-def test_dense_masks_beyond_a_gigabyte_are_refused(triton, tensor_inputs):
+def test_dense_masks_beyond_their_limit_are_refused(triton, tensor_inputs):
     inputs = {**tensor_inputs, "ori_shape": np.array([[65_535, 200]], np.int32)}
     refused(
         triton,

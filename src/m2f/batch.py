@@ -134,7 +134,9 @@ def of_each_image(
         with of_image(index, len(sizes)):
             if math.prod(sides) > max_pixels and min(sides) > 0:
                 raise InputError(f"ori_shape {sides} is too large; allowed are {max_pixels} pixels")
-    _check_work(sum(max(0, math.prod(sides)) for sides in sizes), values(cls_logits.shape[1], cls_logits.shape[2] - 1))
+    _check_work(
+        sum(math.prod(sides) for sides in sizes if min(sides) > 0), values(cls_logits.shape[1], cls_logits.shape[2] - 1)
+    )
     _check_scores(cls_logits)
     results = []
     names = ("cls_logits", "mask_logits", "img_shape", "ori_shape")
