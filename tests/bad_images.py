@@ -281,6 +281,7 @@ PNGS = {
     ),
     "png exif of no byte order": File(_png_with(chunk(b"eXIf", _exif(byte_order=b"XX")[6:]))),
     "png exif of a large TIFF": File(_png_with(chunk(b"eXIf", b"II+\0\x08\0\0\0" + bytes(40)))),
+    "png with a short chunk behind its pixels": File(_png_with(chunk(b"gAMA", b"\0"), behind=b"IDAT"), DAMAGED),
     "png signature alone": File(PNG[:8], DAMAGED),
     "png cut in its header": File(PNG[:20], DAMAGED),
     "png cut in its pixels": File(PNG[: len(PNG) // 2], DAMAGED),

@@ -274,6 +274,6 @@ def _reported(max_pixels: int) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:  # Pillow's own limit, some 179 megapixels
         raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error) as error:
         # Pillow's decoders raise any of these on damaged files
         raise InputError(f"the image is damaged: {error}", kind="image_damaged") from None
