@@ -22,7 +22,8 @@ MAX_SIDE = 65_535  # pixels of an original image along one axis: as many as a JP
 MAX_IMAGE_BYTES = 1 << 26  # of an encoded image
 MAX_PIXELS = 1 << 26  # of an original image
 MAX_INSTANCES = 1000  # of an image
-MAX_MASK_BYTES = 1 << 28  # dense `masks`, and each label map, of one response
+MAX_MASK_BYTES = 1 << 27  # dense masks of one response: 100 instances of 800 x 1333
+MAX_MAP_BYTES = 1 << 28  # a label map of one response: an image of MAX_PIXELS
 
 # and limits that are fixed
 MAX_QUERIES = 1000  # of logits

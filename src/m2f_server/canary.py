@@ -29,7 +29,7 @@ _HEIGHT, _WIDTH = 24, 32
 _FIRST_TIMEOUT_S = 60.0  # an engine's first inference may take many times what the others do
 _TIMEOUT_S = 10.0  # at least; ten times what the fastest one took where that is more
 _PATIENCE = 10
-_LONGEST_WORK_S = 120.0  # some times what the largest requests that are allowed take on a slow processor
+_LONGEST_WORK_S = 180.0  # more than the largest request that is allowed takes on a slow processor
 _SHARE = 0.1  # of a processor: a step that takes so much computes, one that waits for ever takes none
 _REJECTED = {http.client.TOO_MANY_REQUESTS, http.client.SERVICE_UNAVAILABLE}  # by a queue's limits
 

@@ -5,7 +5,7 @@ from functools import partial
 from threadpoolctl import threadpool_limits
 
 from m2f.batch import of_each_image
-from m2f.contract import MAX_MASK_BYTES, MAX_PIXELS
+from m2f.contract import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
 from m2f.semantic import NO_CLASS, semantic, values_a_pixel
 from m2f.settings import Settings, whole_number
@@ -21,7 +21,7 @@ class TritonPythonModel:
         self.settings = Settings.from_repository(self.step.parameters)
         self.mask_stride = whole_number(self.step.parameters, "mask_stride", 4)
         self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
-        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
+        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MAP_BYTES)
 
     def finalize(self):
         self.step.close()
