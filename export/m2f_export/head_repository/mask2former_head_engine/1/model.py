@@ -13,6 +13,7 @@ from m2f_server.onnx_session import open_session
 
 MAX_BYTES = 1 << 30  # of the masks of a response: no request has fewer rows than the graph
 
+
 class TritonPythonModel:
     """input, img_shape, ori_shape -> num_instances, scores, labels, boxes, masks."""
 
