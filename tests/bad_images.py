@@ -70,9 +70,9 @@ def _png_of(width, height, depth, colour, *chunks, rows=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *chunks, *data, chunk(b"IEND", b"")])
 
 
-def _jpeg_sized(height, width, data=JPEG):
+def _jpeg_sized(height, width, data=JPEG, header=b"\xff\xc0"):
     """A JPEG whose header claims another size."""
-    at = data.index(b"\xff\xc0") + 5
+    at = data.index(header) + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
@@ -95,6 +95,27 @@ def _exif(*entries, byte_order=b"MM", first=8):
 
 def _orientation(value):
     return _exif((0x112, 3, 1, struct.pack(">HH", value, 0)))
+
+
+def _shared(entries, size, kind=1):
+    """EXIF of values that are all the same bytes; kind 5 are fractions, of 8 bytes each."""
+    number = size // {1: 1, 5: 8}[kind]
+    return _exif(*[(tag, kind, number, b"\0\0\0\x08") for tag in range(entries)]) + bytes(size)
+
+
+def _exif_segments(exif, size=65_000):
+    """EXIF in as many segments as it takes."""
+    return [_segment(0xE1, b"Exif\0\0" + exif[at : at + size]) for at in range(6, len(exif), size)]
+
+
+def grey_scans(count, side=16):
+    """A JPEG that is not progressive, of a scan for each component, again and again."""
+    whole = encode(Image.new("RGB", (16, 16), (128, 128, 128)), "jpg", subsampling=0)
+    tables = _jpeg_sized(side, side, whole[: whole.index(b"\xff\xda")])
+    brightness = _segment(0xDA, b"\1\1\0\0\x3f\0") + b"\x28\xa2\x8a"  # a block is 00 1010: as before, no more
+    colours = [_segment(0xDA, bytes([1, colour, 0x11, 0, 0x3F, 0])) + bytes(2) for colour in (2, 3)]  # 00 00
+    scans = [brightness, *colours] * (count // 3 + 1)
+    return tables + b"".join(scans[:count]) + b"\xff\xd9"
 
 
 def _vp8x(width, height, *chunks):
@@ -178,6 +199,12 @@ JPEGS = {
     "jpeg exif of no byte order": File(_jpeg_with(_segment(0xE1, _exif(byte_order=b"XX")))),
     "jpeg exif cut off": File(_jpeg_with(_segment(0xE1, _orientation(6)[:17]))),
     "jpeg exif of a megabyte": File(_jpeg_with(*[_segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 16)),
+    "jpeg exif whose values share 40 kB": File(_jpeg_with(*_exif_segments(_shared(600, 40_000)))),
+    "jpeg exif whose values share a megabyte": File(_jpeg_with(*_exif_segments(_shared(2000, 1_000_000)))),
+    "jpeg exif in 16,000 segments": File(_jpeg_with(*[_segment(0xE1, b"Exif\0\0" + bytes(2000))] * 16_000)),
+    "jpeg index whose values share 30 kB": File(
+        _jpeg_with(_segment(0xE2, b"MPF\0" + _shared(2700, 32_000, kind=5)[6:65_000]))
+    ),
     "jpeg profile of no sense": File(_jpeg_with(_segment(0xE2, b"ICC_PROFILE\0\1\2nonsense"))),
     "jpeg index of pictures that lies": File(_jpeg_with(_segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\xff\xff" + bytes(40)))),
     "jpeg start alone": File(b"\xff\xd8", DAMAGED),
@@ -199,6 +226,17 @@ JPEGS = {
     "jpeg of very many segments": File(_jpeg_with(b"\xff\xe5\0\2" * 300_000), SLOW),
     "jpeg of very many scans": File(
         PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 5000 + b"\xff\xd9", SLOW
+    ),
+    "jpeg of very many scans of a component": File(grey_scans(3000, 8192), f"{SLOW}: 3000 scans; allowed are 20"),
+    "jpeg of 64 scans of 8192 x 8192": File(
+        _jpeg_sized(8192, 8192, PROGRESSIVE[:-2], b"\xff\xc2")
+        + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 54
+        + b"\xff\xd9",
+        f"{SLOW}: 64 scans; allowed are 20 of 8192 x 8192 pixels",
+    ),
+    "jpeg of 10 MB of tables": File(_jpeg_with(_segment(0xDB, bytes(65 * 1000)) * 160), SLOW),
+    "jpeg of millions of components": File(
+        _jpeg_with(_segment(0xC0, b"\x08\0\x08\0\x08\3" + bytes(65_499)) * 160), SLOW
     ),
 }
 
@@ -224,6 +262,26 @@ PNGS = {
     "png text of 256 MB": File(_text_chunk_of_256_megabytes(), DAMAGED),
     "png international text of 256 MB": File(_international_text_of_256_megabytes(), DAMAGED),
     "png profile of 256 MB": File(_profile_of_256_megabytes(), DAMAGED),
+    "png exif whose values share a megabyte": File(_png_with(chunk(b"eXIf", _shared(2000, 1_000_000)[6:]))),
+    "png exif as text whose values share 500 kB": File(
+        _png_with(
+            chunk(
+                b"zTXt",
+                b"Raw profile type exif\0\0"
+                + zlib.compress(b"\nexif\n 500000\n" + _shared(4000, 470_000).hex().encode(), 9),
+            )
+        )
+    ),
+    "png exif as 50 MB of empty lines": File(
+        _png_with(chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * 50_000_000))
+    ),
+    "png exif of many beginnings": File(_png_with(chunk(b"eXIf", b"Exif\0\0" * 300_000))),
+    "png exif of two million fractions": File(
+        _png_with(chunk(b"eXIf", _exif((0x112, 5, 2_000_000, b"\0\0\0\x08"))[6:] + bytes(16_000_000)))
+    ),
+    "png exif of no byte order": File(_png_with(chunk(b"eXIf", _exif(byte_order=b"XX")[6:]))),
+    "png exif of a large TIFF": File(_png_with(chunk(b"eXIf", b"II+\0\x08\0\0\0" + bytes(40)))),
+    "png with a short chunk behind its pixels": File(_png_with(chunk(b"gAMA", b"\0"), behind=b"IDAT"), DAMAGED),
     "png signature alone": File(PNG[:8], DAMAGED),
     "png cut in its header": File(PNG[:20], DAMAGED),
     "png cut in its pixels": File(PNG[: len(PNG) // 2], DAMAGED),
@@ -251,6 +309,7 @@ WEBPS = {
     "webp of one pixel": File(encode(photo(1, 1), "webp")),
     "webp with a zip behind it": File(WEBP + _zipped()),
     "webp orientation 6": File(oriented(6, "webp")),
+    "webp exif whose values share a megabyte": File(encode(PHOTO, "webp", exif=_shared(2000, 1_000_000))),
     "webp header alone": File(b"RIFF\x1a\0\0\0WEBP", DAMAGED),
     "webp cut in its pixels": File(WEBP[: len(WEBP) // 2], DAMAGED),
     "webp lossless cut": File(WEBP_ALPHA[: len(WEBP_ALPHA) // 2], DAMAGED),

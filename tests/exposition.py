@@ -27,7 +27,11 @@ class Exposition:
 
 
 def scrape(server):
-    with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+    return read(server.metrics_url)
+
+
+def read(url):
+    with urllib.request.urlopen(url, timeout=10) as response:
         lines = response.read().decode().splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith("#"))  # of a known type, names would be changed
     return Exposition([sample for family in text_string_to_metric_families(text) for sample in family.samples])

@@ -20,6 +20,7 @@ import numpy as np
 from scenes import KINDS, QUERIES, STRIDE, sizes
 
 from m2f import native, rle
+from m2f.batch import dense_masks
 from m2f.contract import InputError
 from m2f.label_maps import MaskProbabilities
 from m2f.masks import MaskSampler
@@ -77,6 +78,7 @@ def fuzz(library, seconds, seed):
             with np.errstate(all="ignore"):
                 sample(rng)
             decode(rng)
+            decode_at_sizes(rng)
         except BaseException:
             print(f"failed at seed {seed}, number {number}", file=sys.stderr)
             raise
@@ -140,6 +142,25 @@ def decode(rng):
             except InputError:
                 answers.append(None)
         assert answers[0] == answers[1], counts
+
+
+def decode_at_sizes(rng):
+    """Decode the RLE of a mask at sizes that are none: sides are a client's, and two negative ones cover as much."""
+    height, width = (int(n) for n in rng.integers(1, 12, 2))
+    counts, room = rle.encode_mask(rng.random((height, width)) < rng.random()), height * width
+    odd = [int(n) for n in rng.choice([-(2**31), -room, -height, -width, -1, 0, 1, height, 2**31 - 1], 2)]
+    for sides in ((height, width), (-height, -width), (-1, -room), (0, width), (height, 0), odd):
+        is_size, covers = min(sides) > 0, sides[0] * sides[1] == room
+        for packed in (False, True):
+            if covers or not is_size:  # the kernel leaves it to its caller that there is room
+                pixels = np.zeros(sides if is_size else (height, width), np.uint8)
+                assert native.decode_into(pixels, counts, *sides, packed) == is_size, sides
+            size, rows = np.array([(height, width), sides], np.int32), np.array([[b""], [counts]], object)
+            try:
+                assert dense_masks(rows, size, packed=packed).any() == rle.decode(counts, height, width).any()
+                assert (is_size, covers) == (True, True), sides
+            except InputError:
+                assert not (is_size and covers), sides
 
 
 if __name__ == "__main__":

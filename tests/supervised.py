@@ -25,6 +25,7 @@ class Supervised:
     Attributes:
         process: it.
         http_url: `host:port`, as `Server` has it; so has `grpc_url`.
+        metrics_url: those of the server; the command's own are `at_health("metrics")`.
     """
 
     def __init__(self, process: subprocess.Popen, log: Path) -> None:
@@ -34,6 +35,7 @@ class Supervised:
         assert line, log.read_text()
         self.announced = json.loads(line)
         self.http_url, self.grpc_url = self.announced["http"], self.announced["grpc"]
+        self.metrics_url = self.announced["metrics"]
 
     @property
     def server(self) -> psutil.Process:
@@ -45,7 +47,8 @@ class Supervised:
     def name(self) -> str:
         """What its folder and its shared memory are called."""
         words = self.server.cmdline()
-        return next(word for word in words if word.startswith("--id=")).removeprefix("--id=")
+        option = "--backend-config=python,shm-region-prefix-name="
+        return next(word for word in words if word.startswith(option)).removeprefix(option).removesuffix("-")
 
     def stubs(self) -> dict[str, psutil.Process]:
         """The live stub of each model."""
@@ -57,11 +60,14 @@ class Supervised:
                     found[Path(command[1]).parts[-3]] = child
         return found
 
+    def at_health(self, path: str) -> str:
+        """The URL of something of the health port."""
+        return self.announced["health"].replace("/ready", f"/{path}")
+
     def probe(self, name: str) -> tuple[int, dict]:
         """Ask /live or /ready: the status and the body."""
-        url = self.announced["health"].replace("/ready", f"/{name}")
         try:
-            with urllib.request.urlopen(url, timeout=5) as response:
+            with urllib.request.urlopen(self.at_health(name), timeout=5) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

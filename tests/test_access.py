@@ -1,8 +1,12 @@
 """What the live server refuses, over HTTP and gRPC, and to whom."""
 
 import json
+import threading
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import tritonclient.grpc
@@ -11,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from m2f_server import ADMIN_HEADER, AccessError
 from m2f_server.access import RESTRICTED, Access, read_access
+from m2f_server.control import Control
 
 TOKEN = "correct-horse-battery-staple"
 
@@ -160,6 +165,43 @@ def test_the_command_takes_the_token_from_a_file(tmp_path):
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+@pytest.mark.server
+def test_nobody_else_knows_what_the_server_will_call_itself(server):
+    identity = json.loads(http(server, "GET", "/v2")[1])["name"]
+    folder = Path(f"/proc/{server.pid}/cwd").resolve()
+    assert folder.name not in identity
+    assert len(identity) == len("m2f-") + 32
+
+
+def test_the_secret_is_told_to_the_restricted_interface_alone():
+    heard = []
+
+    class Impostor(BaseHTTPRequestHandler):
+        """Was on the port before the server."""
+
+        def do_GET(self):
+            heard.append((self.path, self.headers.get(ADMIN_HEADER)))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"name": "m2f"}')
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as impostor:
+        threading.Thread(target=impostor.serve_forever).start()
+        control = Control(http_url=f"127.0.0.1:{impostor.server_port}", metrics_url="", access=Access(TOKEN))
+        for call in (control.answered, lambda: control.config("x"), lambda: control.is_ready("x"), control.index):
+            with suppress(LookupError):  # the answer is none of Triton's
+                call()
+        control.call("GET", "/v2")
+        impostor.shutdown()
+    assert {path for path, secret in heard if secret} == {"/v2/repository/index"}
+    assert len(heard) == 5
 
 
 def test_tokens_are_checked_and_not_shown(tmp_path):

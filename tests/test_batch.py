@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f.batch import dense_masks, of_each_image, stack_instances
-from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
+from m2f.contract import MAX_RLE_BYTES, MAX_WORK, OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
 from m2f.postprocess import Instances
 from m2f.rle import encode_mask
 
@@ -68,6 +70,18 @@ def test_where_no_mask_was_exported_there_are_no_dense_ones():
     assert dense_masks(rle, np.array([[7, 9]], np.int32)).shape == (1, 0, 7, 9)
 
 
+@pytest.mark.parametrize("sides", [(-10, -10), (-1, -100), (0, 100), (10, 0), (10, -10), (1, 65_536), (-(2**31),) * 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_sizes_that_no_image_has_are_refused(sides, packed):
+    rle = np.array([[b""], [encode_mask(np.ones((10, 10)))]], object)
+    size = np.array([(100, 100), sides], np.int32)
+    message = rf"image 1 of 2: size \({sides[0]}, {sides[1]}\) must lie within 1 x 1 and 65535 x 65535"
+    with pytest.raises(InputError, match=message):
+        dense_masks(rle, size, packed=packed)
+    with pytest.raises(InputError, match=r"^size .* must lie within"):
+        dense_masks(rle[1:], size[1:], packed=packed)
+
+
 def a_request():
     return {
         "cls_logits": np.arange(2 * 3 * 4).reshape(2, 3, 4),
@@ -110,6 +124,39 @@ def test_an_original_image_larger_than_allowed_is_refused():
         of_each_image(a_request(), lambda *_logits, **_sizes: None, max_pixels=89)
 
 
+@pytest.mark.parametrize("classes", [0, 1])
+def test_logits_of_no_class_are_refused_before_they_are_looked_at(classes):
+    arrays = {**a_request(), "cls_logits": np.full((2, 3, classes), np.nan, np.float32)}
+    with pytest.raises(InputError, match=r"cls_logits \(3, \d\) must have from 1 to 1000 queries, and columns for"):
+        of_each_image(arrays, work=None)
+
+
+def test_more_work_than_a_request_may_make_is_refused_before_any_is_done():
+    arrays = {**a_request(), "ori_shape": np.array([[8192, 8192]] * 2, np.int32)}
+    most = MAX_WORK // (2 * 8192 * 8192)
+    assert of_each_image(arrays, lambda *_logits, **_sizes: 1, values=lambda *_sizes: most) == [1, 1]
+    message = (
+        f"{2 * 8192 * 8192} pixels of original images x {most + 1} values = .*; allowed are 17179869184: send fewer"
+    )
+    with pytest.raises(InputError, match=message) as error:
+        of_each_image(arrays, work=None, values=lambda *_sizes: most + 1)
+    assert error.value.kind == "output_too_large"
+    arrays["ori_shape"] = np.array([[8192, 8192], [-60_000, 60_000]], np.int32)  # takes nothing off
+    with pytest.raises(InputError, match=f"{8192 * 8192} pixels"):
+        of_each_image(arrays, work=None, values=lambda *_sizes: 2 * most + 1)
+
+
+def test_sizes_below_zero_are_left_to_the_check_that_names_them():
+    arrays = {**a_request(), "ori_shape": np.full((2, 2), -(2**31), np.int32)}
+    assert of_each_image(arrays, lambda *_logits, **_sizes: 1) == [1, 1]
+
+
+def test_the_values_of_a_request_are_those_of_its_queries_and_classes():
+    seen = []
+    of_each_image(a_request(), lambda *_logits, **_sizes: 1, values=lambda *sizes: seen.append(sizes) or 1)
+    assert seen == [(3, 3)]
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_class_logits_that_have_no_softmax_are_the_engines_fault(wrong):
     arrays = {**a_request(), "cls_logits": np.zeros((2, 3, 4), np.float32)}
@@ -118,6 +165,17 @@ def test_class_logits_that_have_no_softmax_are_the_engines_fault(wrong):
     arrays["cls_logits"][1, 2, 1] = wrong
     with pytest.raises(EngineError, match="cls_logits are not finite"):
         of_each_image(arrays, work=None)
+
+
+def test_more_rle_than_allowed_is_refused():
+    image, _ = an_image(np.random.default_rng(0), 2, 4, 5)
+    half = replace(image, rle=[bytes(MAX_RLE_BYTES // 4)] * 2)
+    assert stack_instances([half, half])["rle"].shape == (2, 2)
+    with pytest.raises(
+        InputError, match="'rle' would take 67108865 bytes; allowed are 67108864: raise 'score_thr"
+    ) as e:
+        stack_instances([half, half, replace(image, rle=[b"", b"0"])])
+    assert e.value.kind == "output_too_large"
 
 
 def test_more_instances_than_allowed_are_refused():

@@ -228,7 +228,7 @@ def test_nothing_grows_and_nothing_gets_slower(tmp_path, image_files, minutes):
         assert dear <= 1.2 * cheap
         report(f"soak of {minutes} minutes: all outputs, sizes and errors, mixed", figures)
     else:
-        assert grown < 100
+        assert grown < 250  # a fast machine comes to the first body of 64 MiB, over both protocols
 
 
 def test_the_slope_is_that_of_the_growth():

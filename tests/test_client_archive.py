@@ -1,6 +1,8 @@
 """`Result.save` and `Result.load`: the same arrays come back."""
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -80,6 +82,59 @@ def test_files_that_are_no_results(tmp_path):
     for name in ("empty", "text", "cut", "damaged", "other.npz", "one.npy", "pickle.npz"):
         with pytest.raises(M2FError, match=rf"{name} is not a result that Result.save wrote"):
             Result.load(tmp_path / name)
+
+
+def test_files_that_unpack_to_more_than_is_allowed(tmp_path):
+    result = result_of(np.zeros((3, 2000, 3000)))
+    path = tmp_path / "a.npz"
+    result.save(path)
+    assert path.stat().st_size < 100_000
+    assert_same(result, Result.load(path, max_bytes=30_000_000))
+    with pytest.raises(M2FError, match=r"a\.npz holds 20\d{6} bytes; allowed are 10000000"):
+        Result.load(path, max_bytes=10_000_000)
+    mask = {"rle": np.array([b"0"], object), "size": np.array([40_000, 40_000], np.int32)}
+    Result(mask).save(path)
+    with pytest.raises(M2FError, match=r"a\.npz holds 1600000000 bytes; allowed are 1073741824"):
+        Result.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("size", np.array([-5, -5])),
+        ("size", np.array([5])),
+        ("size", np.array([b"5", b"5"])),
+        ("rle", np.array([10**12])),  # as many zeros, to `bytes`
+        ("scores", np.array(["0.9"])),
+    ],
+)
+def test_arrays_that_are_no_outputs(tmp_path, name, array):
+    np.savez(tmp_path / "a.npz", **{name: array})
+    with pytest.raises(M2FError, match=f"a.npz is not a result that Result.save wrote: '{name}' is"):
+        Result.load(tmp_path / "a.npz")
+
+
+def test_headers_that_lie_and_members_that_are_packed_otherwise(tmp_path):
+    path = tmp_path / "a.npz"
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(0, np.uint8))
+    members = {"petabyte": _npy({**header, "shape": (1 << 50,)}), "open": _npy(header).replace(b"}", b"(")}
+    for member in members.values():
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("masks.npy", member)
+        with pytest.raises(M2FError, match="not a result"):
+            Result.load(path)
+    content = bytearray(path.read_bytes())
+    for marker, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(marker) + offset] = 99  # a method of packing that there is not
+    path.write_bytes(content)
+    with pytest.raises(M2FError, match="not a result"):
+        Result.load(path)
+
+
+def _npy(header):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, header)
+    return stream.getvalue()
 
 
 def test_places_that_cannot_be_read_or_written(tmp_path):

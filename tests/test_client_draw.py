@@ -49,6 +49,26 @@ def test_no_instances_and_empty_masks_draw_nothing():
         assert not np.asarray(overlay(image, result_of(masks), ["cat", "dog"])).any()
 
 
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        ((0, 0, 2e9, 2e9), (0, 0, 60, 40)),
+        ((-2e9, 10, np.inf, 30), (0, 10, 60, 30)),
+        ((np.nan, np.nan, 30, 20), (0, 0, 30, 20)),
+        ((np.nan,) * 4, (0, 0, 0, 0)),
+        ((70, 50, 90, 60), (60, 40, 60, 40)),
+    ],
+)
+def test_boxes_that_leave_the_picture_are_drawn_in_it(box, inside):
+    """Pillow would draw what is outside, for seconds."""
+    result = result_of(square(40, 60, 10, 20, 15))
+    drawn = []
+    for corners in (box, inside):
+        result.outputs["boxes"][:] = corners
+        drawn.append(np.asarray(overlay(Image.new("RGB", (60, 40)), result, ["cat"])))
+    assert np.array_equal(*drawn)
+
+
 def test_colour_by_class():
     masks = np.concatenate([square(300, 600, 50, 50, 100), square(300, 600, 50, 400, 100)])
     pixels = np.asarray(overlay(Image.new("RGB", (600, 300)), result_of(masks, labels=[3, 3]), colour_by="class"))

@@ -28,6 +28,8 @@ COMMAND = textwrap.dedent("""
     delay, life = float(sys.argv[1]), int(sys.argv[2])
 
     def answer(request):
+        if delay > 1:
+            print("asked", file=sys.stderr, flush=True)
         time.sleep(delay)
         if len(transport.requests) > life:
             raise ServerUnavailable("no server")
@@ -156,7 +158,7 @@ def test_other_settings_do_not_mix(folder):
 
 
 def test_two_runs_do_not_share_a_journal(folder):
-    first = start(folder, "in", "--jsonl", "run.jsonl", delay=0.01)
+    first = start(folder, "in", "--jsonl", "run.jsonl", delay=0.2)
     wait_for_lines(folder / "run.jsonl", 3)
     second = m2f(folder, "in", "--jsonl", "run.jsonl")
     first.kill()
@@ -174,7 +176,7 @@ def test_ctrl_c_finishes_what_is_in_flight(folder, number):
     _, errors = running.communicate()
     assert running.returncode == 1
     count = len(names(journal))
-    assert 8 <= count < 40
+    assert 8 <= count < COUNT // 2
     assert "finishing what is in flight" in errors
     assert f"m2f: stopped; {count} images done, kept in run.jsonl: the same command goes on from there" in errors
     assert "Traceback" not in errors
@@ -182,14 +184,14 @@ def test_ctrl_c_finishes_what_is_in_flight(folder, number):
 
 
 def test_a_second_ctrl_c_ends_at_once(folder):
-    running = start(folder, "in", "--jsonl", "run.jsonl", delay=20)
-    time.sleep(3)
-    for _ in range(2):
+    with start(folder, "in", "--jsonl", "run.jsonl", delay=20) as running:
+        assert running.stderr.readline() == "asked\n"
         running.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    _, errors = running.communicate(timeout=5)
-    assert running.returncode == -signal.SIGINT
-    assert "Traceback" not in errors
+        while "once more" not in (line := running.stderr.readline()):
+            assert line
+        running.send_signal(signal.SIGINT)
+        assert "Traceback" not in running.stderr.read()
+        assert running.wait(10) == -signal.SIGINT
 
 
 def test_a_lost_server_says_how_to_go_on(folder):
@@ -200,7 +202,7 @@ def test_a_lost_server_says_how_to_go_on(folder):
     assert lost.stderr.count("no server") == 1
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     done = sum("instances" in line for line in lines)
-    assert 16 <= done <= 20
+    assert 13 <= done <= 20  # others are at most 7 ahead of the first that failed
     assert len(lines) == done + 1
     assert f"m2f: stopped; {done} images done, kept in run.jsonl: the same command goes on from there" in lost.stderr
     assert m2f(folder, "in", "--jsonl", "run.jsonl").returncode == 0

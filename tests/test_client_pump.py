@@ -60,7 +60,7 @@ def test_results_come_as_soon_as_they_are_ready():
         yield 1
         time.sleep(0.1)
         yield 2
-        gate.wait(5)
+        assert gate.wait(60)
         yield 3
 
     results = in_order(lambda number: number, items(), concurrency=4, stop=Event())

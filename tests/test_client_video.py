@@ -126,6 +126,31 @@ def test_a_video_that_is_gone_on_with_is_whole(tmp_path, server):
 
 
 @pytest.mark.usefixtures("clip")
+@pytest.mark.parametrize("overlay", ["../../x_overlay.mp4", "/x_overlay.mp4", "a/x_overlay.mp4", 5, None])
+def test_a_journal_that_leads_out_of_its_folder(tmp_path, server, overlay):
+    """An output folder may come from somebody else."""
+    server.refuses = 7
+    folder = tmp_path / "deep" / "out"
+    assert m2f(server, "clip.avi", "--out", str(folder)).exit_code == 1
+    lines = [json.loads(line) for line in (folder / "instances.jsonl").read_text().splitlines()]
+    lines[0]["overlay"] = f"{tmp_path}{overlay}" if overlay == "/x_overlay.mp4" else overlay
+    (folder / "instances.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ran = m2f(server, "clip.avi", "--out", str(folder))
+    assert (ran.exit_code, "line 1 is not one that m2f predict writes" in ran.stderr) == (1, True)
+    assert not list(tmp_path.rglob("x_overlay*"))
+
+
+def test_a_video_in_a_folder_is_gone_on_with(tmp_path, clip, server):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / clip).rename(tmp_path / "a" / "b" / clip)
+    server.refuses = 7
+    assert m2f(server, f"a/b/{clip}", "--out", "out").exit_code == 1
+    server.refuses = None
+    assert m2f(server, f"a/b/{clip}", "--out", "out").exit_code == 0
+    assert len(annotated(tmp_path / "out/clip_overlay.mp4")) == FRAMES
+
+
+@pytest.mark.usefixtures("clip")
 def test_without_out_frames_are_not_drawn_again(server):
     assert m2f(server, "clip.avi", "--jsonl", "run.jsonl").exit_code == 0
     assert sorted(server.seen) == list(range(FRAMES))

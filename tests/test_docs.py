@@ -13,6 +13,7 @@ import zlib
 from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -26,6 +27,7 @@ import m2f_server
 from m2f.contract import OUTPUTS
 from m2f.settings import KEYS
 from m2f_client.cli import COMMANDS, main
+from m2f_server.watch import EventName
 
 try:
     import tomllib
@@ -346,6 +348,11 @@ def test_every_model_is_described():
     assert set(first_column(DOCS / "architecture.md", "model")) == {
         folder.parent.name for folder in (ROOT / "model_repository").glob("*/config.pbtxt")
     }
+
+
+def test_every_event_is_described():
+    words = first_column(DOCS / "operations.md", "`event=`")
+    assert set(get_args(EventName)) - set(words) == set()
 
 
 def test_every_extra_is_described():

@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from exposition import wait_until
 from test_client_server import picture
 from test_client_tls import certificates  # noqa: F401 - a fixture
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -184,6 +185,12 @@ def test_the_servers_errors_pass_through(front, ask, channel):
         ("POST", "/v2/models/mask2former/infer/../../../repository/index"),
         ("POST", "/v2/models/mask2former/%2e%2e/%2e%2e/repository/index"),
         ("POST", "/v2//repository//index"),
+        ("GET", "/v2/repository/index%23/../../../v2/health/live"),
+        ("GET", "/v2/repository/../health/live"),
+        ("GET", "/v2//health/live"),
+        ("GET", "/v2/health/./live"),
+        ("GET", "/v2/health/live;x"),
+        ("GET", "/v2/health/liv%65"),
         ("POST", "/invocations"),
         ("POST", "/predict"),
     ],
@@ -195,6 +202,13 @@ def test_all_else_does_not_exist(front, server, ask, method, path):
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v2/health/live"), ("DELETE", "/v2"), ("GET", INFER)])
 def test_methods(front, ask, method, path):
     assert ask(front, method, path) == (403, "this method is not allowed here")
+
+
+@pytest.mark.parametrize("name", ["RepositoryModelLoad/../ServerLive", "./ServerLive", "Server%4cive", "/ServerLive"])
+def test_grpc_methods_by_other_ways(front, channel, name):
+    with channel(front) as opened, pytest.raises(grpc.RpcError) as caught:
+        opened.unary_unary(f"{SERVICE}/{name}")(b"", timeout=20)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("name", ["RepositoryIndex", "SystemSharedMemoryStatus", "LogSettings", "ModelStreamInfer"])
@@ -262,7 +276,7 @@ def test_requests_in_flight(make_front, ask, connect):
         first.putrequest("POST", INFER)
         first.putheader("Content-Length", "100")
         first.endheaders(b"half")
-        time.sleep(0.3)
+        wait_until(lambda answer: answer[0] == 429, lambda: ask(front, "GET", "/v2/health/live"))
         assert ask(front, "GET", "/v2/health/live") == (429, "too many requests")
 
 

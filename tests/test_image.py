@@ -1,15 +1,20 @@
 import io
 import struct
+import subprocess
+import sys
 
+import bad_images
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pictures import chunk, encode, encode_cv2, oriented, photo, png_header_only
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from m2f import image
 from m2f.contract import InputError
-from m2f.image import FORMATS, decode_image
+from m2f.image import FORMATS, _exif_orientation, decode_image
 
 PHOTO = Image.fromarray(photo())
 ALPHA = Image.fromarray(np.random.default_rng(1).integers(0, 256, (61, 83), dtype=np.uint8))
@@ -136,6 +141,114 @@ def test_webp_is_turned_as_its_exif_says_too(orientation):
     np.testing.assert_array_equal(turned, {1: plain, **flips, **quarter}[orientation])
 
 
+def with_xmp(extension, exif=None):
+    """A file whose XMP says 6, and whose EXIF says something else or nothing."""
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    options = {} if exif is None else {"exif": exif}
+    if extension == "png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+        return encode(PHOTO, extension, **options)
+    return encode(PHOTO, extension, xmp=xmp, **options)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_xmp_turns_an_image_whose_exif_does_not_say(extension):
+    exif = Image.Exif()
+    exif[0x10F] = "a maker"
+    assert decode(with_xmp(extension)).shape == (83, 61, 3)
+    assert decode(with_xmp(extension, exif)).shape == (83, 61, 3)
+    exif[0x112] = 1
+    assert decode(with_xmp(extension, exif)).shape == (61, 83, 3)
+
+
+def test_exif_as_text_turns_a_png():
+    exif = Image.Exif()
+    exif[0x112], exif[0x10E] = 6, "long enough for two lines" * 9
+    digits = exif.tobytes().hex()
+    text = PngImagePlugin.PngInfo()
+    lines = "\n".join(digits[at : at + 71] for at in range(0, len(digits), 71))  # odd, so that lines part a byte
+    text.add_text("Raw profile type exif", f"\nexif\n{len(digits) // 2:8}\n{lines}\n", zip=True)
+    assert decode(encode(PHOTO, pnginfo=text)).shape == (83, 61, 3)
+
+
+def test_exif_in_several_segments_is_one():
+    data = oriented(6, "jpg")
+    begin = data.index(b"Exif\0\0") - 4
+    end = begin + 2 + struct.unpack(">H", data[begin + 2 : begin + 4])[0]
+    exif = data[begin + 10 : end]
+    parts = [b"\xff\xe1" + struct.pack(">H", 8 + len(p)) + b"Exif\0\0" + p for p in (exif[:13], exif[13:])]
+    assert decode(data[:begin] + b"".join(parts) + data[end:]).shape == (83, 61, 3)
+
+
+@st.composite
+def exif_blocks(draw):
+    """A small block of EXIF, most of them sound, of an orientation and other values of any type."""
+    sound = draw(st.sampled_from([True, True, True, False]))
+    magic = draw(st.sampled_from([b"II*\0", b"MM\0*"] if sound else [b"MM*\0", b"II\0*", b"II+\0", b"XX*\0"]))
+    order = "<" if magic.startswith(b"I") else ">"
+    entries = b""
+    for tag in draw(st.lists(st.sampled_from([0x10F, 0x112, 0x8769]), min_size=1, max_size=4)):
+        number = draw(st.sampled_from([1, 1, 1, 0, 2, 3, 20]))
+        kind = draw(st.sampled_from([3, 4]) | st.integers(0, 17))
+        form, values = draw(st.sampled_from([("HH", (6, 0)), ("I", (6,)), ("I", (40,)), ("I", (90,)), ("f", (6.0,))]))
+        entries += struct.pack(order + "HHI" + form, tag, kind, number, *values)
+    count = len(entries) // 12 + draw(st.sampled_from([0, 0, 0, 1, -1]))
+    block = struct.pack(order + "IH", 8 if sound else draw(st.sampled_from([8, 10, 4000])), count) + entries
+    block += bytes(draw(st.lists(st.integers(0, 9), max_size=60)))
+    return b"Exif\0\0" * draw(st.integers(0, 2)) + magic + block[: len(block) - draw(st.sampled_from([0, 0, 0, 9]))]
+
+
+@given(exif_blocks())
+@pytest.mark.filterwarnings("ignore")
+def test_the_orientation_is_the_one_that_pillow_reads(block):
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        expected = exif.get(0x112)
+    except (SyntaxError, struct.error):
+        expected = None
+    ours = _exif_orientation(block)
+    assert (ours is None) == (expected is None)
+    if not isinstance(expected, TiffImagePlugin.IFDRational):  # no camera writes a fraction: it turns nothing
+        assert image._TURNS.get(ours) is image._TURNS.get(expected)
+
+
+MEASURED = """
+import resource, sys, time
+from m2f.image import decode_image
+with open(sys.argv[1], "rb") as file:
+    data = file.read()
+before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+decode_image(data, max_pixels=1 << 26)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, time.process_time() - started)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "jpeg exif whose values share a megabyte",
+        "jpeg exif in 16,000 segments",
+        "jpeg index whose values share 30 kB",
+        "png exif whose values share a megabyte",
+        "png exif as text whose values share 500 kB",
+        "png exif as 50 MB of empty lines",
+        "png exif of many beginnings",
+        "png exif of two million fractions",
+        "webp exif whose values share a megabyte",
+    ],
+)
+def test_what_pillow_would_unpack_takes_neither_memory_nor_time(name, tmp_path):
+    """Pillow takes 0.8 to 2.6 GB for them, or ten seconds and more."""
+    path = tmp_path / "image"
+    path.write_bytes(bad_images.FILES[name].data)
+    measured = subprocess.run([sys.executable, "-c", MEASURED, path], check=True, capture_output=True, text=True)
+    megabytes, seconds = map(float, measured.stdout.split())
+    assert megabytes < 200
+    assert seconds < 3
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -187,6 +300,44 @@ def test_a_progressive_jpeg_of_very_many_scans_is_refused():
     assert decode(data[:-2] + scan * 50 + data[-2:]).shape == (61, 83, 3)
     with pytest.raises(InputError, match="takes too long to decode: 110 scans; allowed are 64"):
         decode(data[:-2] + scan * 100 + data[-2:])
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+def test_a_jpeg_of_very_many_scans_of_a_component_is_refused():
+    np.testing.assert_array_equal(decode(bad_images.grey_scans(3)), np.full((16, 16, 3), 128))
+    np.testing.assert_array_equal(decode(bad_images.grey_scans(64)), np.full((16, 16, 3), 128))
+    with pytest.raises(InputError, match="takes too long to decode: 65 scans; allowed are 64"):
+        decode(bad_images.grey_scans(65))
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+def test_the_larger_a_jpeg_the_fewer_are_its_scans():
+    data = FILES["jpeg progressive"]
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    data = data[:-2] + scan * 11 + data[-2:]
+    assert decode(data, max_pixels=61 * 83 + 300).shape == (61, 83, 3)
+    with pytest.raises(InputError, match="21 scans; allowed are 20 of 83 x 61 pixels"):
+        decode(data, max_pixels=61 * 83)
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+def test_only_what_is_decoded_counts_as_a_scan():
+    data, many = FILES["jpeg progressive"], b"\xff\xda\0\x0c" * 1000
+    assert decode(data + many).shape == (61, 83, 3)  # as in the film behind a photo
+    assert decode(data[:2] + b"\xff\xfe" + struct.pack(">H", len(many) + 2) + many + data[2:]).shape == (61, 83, 3)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    hidden = data[:-2] + b"\xff\x02\xff\xff" + scan * 1000  # libjpeg looks for a scan behind a marker that is none
+    with pytest.raises(InputError, match="takes too long to decode: 1010 scans"):
+        decode(hidden)
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"], ids=["", "behind an end"])
+def test_a_jpeg_of_very_many_tables_is_refused(end):
+    table = b"\xff\xdb\0\x43" + bytes([0] + [1] * 64)
+    assert decode(many_parts("jpeg 4:2:0", table, 900)).shape == (61, 83, 3)
+    with pytest.raises(InputError, match="takes too long to decode: more than 65536 bytes of tables"):
+        decode(many_parts("jpeg 4:2:0", end + table, 1100))
 
 
 def test_a_jpeg_of_fewer_pixels_than_its_header_says_is_not_filled_up_with_grey():

@@ -101,6 +101,52 @@ def test_more_edges_than_expected_are_kept(kernel, monkeypatch):
 
 
 @every_kernel
+@pytest.mark.parametrize("threads", [1, 3])
+def test_masks_of_more_edges_than_allowed_are_refused(kernel, threads, monkeypatch):
+    monkeypatch.setattr("m2f.native._USUAL_EDGES", 40)
+    logits = np.random.default_rng(14).normal(size=(4, 40, 40)).astype(np.float32)
+    of_size = sampler((40, 40), (160, 160), (120, 130), kernel, threads=threads)
+    all_edges = of_size.sample(logits, np.arange(4))._edges.size
+    for allowed in (all_edges, all_edges - 1, all_edges // 2, 1):
+        monkeypatch.setattr("m2f.masks.MAX_EDGES", allowed)
+        if allowed == all_edges:
+            assert of_size.sample(logits, np.arange(4))._edges.size == all_edges
+            continue
+        with pytest.raises(
+            InputError, match=f"have more edges than the {allowed} allowed.*: lower 'pre_top_k'"
+        ) as error:
+            of_size.sample(logits, np.arange(4))
+        assert error.value.kind == "output_too_large"
+
+
+@every_kernel
+@pytest.mark.parametrize("threads", [1, 2])
+def test_pixels_that_rounding_decides_are_limited(kernel, threads, monkeypatch):
+    """One large logit puts all others in doubt."""
+    logits = np.ones((2, 10, 12), np.float32)
+    logits[:, 0, 0] = 1e30
+    of_size = sampler((10, 12), (40, 48), (90, 80), kernel, threads=threads)
+    monkeypatch.setattr("m2f.masks.MAX_DOUBTS", 2 * 90 * 80)
+    assert of_size.sample(logits, np.arange(2)).areas.tolist() == [90 * 80] * 2
+    for allowed in (90 * 80, 100):
+        monkeypatch.setattr("m2f.masks.MAX_DOUBTS", allowed)
+        with pytest.raises(InputError, match=f"more pixels next to 0 than the {allowed} allowed: lower") as error:
+            of_size.sample(logits, np.arange(2))
+        assert error.value.kind == "output_too_large"
+
+
+def test_room_for_edges_is_made_as_far_as_they_are_allowed(monkeypatch):
+    """Stripes of 1000 queries: a thousand times what the first few may have."""
+    made = []
+    monkeypatch.setattr("m2f.masks.MAX_EDGES", 300_000)
+    monkeypatch.setattr("m2f.native.np.empty", lambda *args, empty=np.empty: made.append(empty(*args)) or made[-1])
+    stripes = np.tile(np.float32([[-1], [1]]), (1000, 250, 1))
+    with pytest.raises(InputError, match="have more edges than the 300000 allowed"):
+        sampler((500, 1), (500, 1), (500, 500), stride=1).sample(stripes, np.arange(1000))
+    assert sum(each.nbytes for each in made) < 5 << 20
+
+
+@every_kernel
 def test_no_queries_no_masks(kernel):
     masks = sampler((8, 8), (32, 32), (9, 9), kernel).sample(np.ones((3, 8, 8), np.float32), np.zeros(0, int))
     assert len(masks) == 0

@@ -7,9 +7,10 @@ from pathlib import Path
 import promql_parser
 import pytest
 import yaml
-from exposition import scrape, wait_until
+from exposition import Exposition, read, scrape, wait_until
 from kserve import connect, image_input
 from pictures import encode, photo
+from supervised import supervised
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import OUTPUTS, PUBLIC_MODEL
@@ -35,14 +36,17 @@ OF_PROMETHEUS = {"up"}
 
 
 @pytest.fixture(scope="module")
-def exported(server):
-    """A scrape after requests of every sort."""
-    triton = connect(server, "grpc")
-    triton.infer(PUBLIC_MODEL, image_input(encode(photo())), [tensor.name for tensor in OUTPUTS])
-    with pytest.raises(InferenceServerException):
-        triton.infer(PUBLIC_MODEL, image_input(b"no picture"), ["scores"])
-    complete = {"m2f_instances_count", "m2f_images_total", "m2f_phase_seconds_total", "nv_cpu_memory_used_bytes"}
-    return wait_until(lambda exposition: complete <= exposition.names(), lambda: scrape(server))
+def exported(tmp_path_factory):
+    """A scrape of `tritonserver` and of `m2f serve` after requests of every sort."""
+    with supervised(tmp_path_factory.mktemp("monitored")) as running:
+        triton = connect(running, "grpc")
+        triton.infer(PUBLIC_MODEL, image_input(encode(photo())), [tensor.name for tensor in OUTPUTS])
+        with pytest.raises(InferenceServerException):
+            triton.infer(PUBLIC_MODEL, image_input(b"no picture"), ["scores"])
+        complete = {"m2f_instances_count", "m2f_images_total", "m2f_phase_seconds_total", "nv_cpu_memory_used_bytes"}
+        own = read(running.at_health("metrics"))
+        theirs = wait_until(lambda exposition: complete <= exposition.names(), lambda: scrape(running))
+        return Exposition(theirs.samples + own.samples)
 
 
 def selectors(expression):

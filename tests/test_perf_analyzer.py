@@ -1,5 +1,6 @@
 """The benchmark drives both ensembles of the real server."""
 
+import contextlib
 import importlib.util
 import os
 import struct
@@ -32,6 +33,14 @@ def benchmark():
 DEMANDED = ["masks", "packed_masks", "panoptic", "semantic", "raw"]  # perf_analyzer asks for all that is declared
 
 
+def measured(benchmark, model, **options):
+    """A measurement in a window as short as the machine allows."""
+    for window_s in (1, 5):
+        with contextlib.suppress(benchmark.BenchmarkError):
+            return benchmark.measure(model, window_s=window_s, **options)
+    return benchmark.measure(model, window_s=20, **options)
+
+
 @pytest.mark.server
 @pytest.mark.parametrize(
     ("model", "protocol", "steps"),
@@ -46,9 +55,7 @@ def test_drives_both_ensembles(benchmark, server, tmp_path, *, model, protocol, 
     urls = {"http": server.http_url, "grpc": server.grpc_url}
     inputs = tmp_path / "inputs.json"
     benchmark.write_inputs(model, images=IMAGES, http_url=server.http_url, path=inputs)
-    row = benchmark.measure(
-        model, protocol=protocol, concurrency=2, urls=urls, inputs=inputs, window_s=1, folder=FOLDER
-    )
+    row = measured(benchmark, model, protocol=protocol, concurrency=2, urls=urls, inputs=inputs, folder=FOLDER)
     assert list(row.step_ms) == steps
     assert min(row.step_ms.values()) > 0
     assert row.images_per_second > 0

@@ -19,7 +19,7 @@ from m2f_client import Client
 from m2f_client.cli import main
 from m2f_server.launch import serve
 
-pytestmark = [pytest.mark.torch, pytest.mark.server, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.torch, pytest.mark.server, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
 IMAGES = sorted((ROOT / "examples/images").glob("scene_*"))
 R50 = "mask2former_r50_8xb2-lsj-50e_coco.py"

@@ -187,6 +187,18 @@ def test_without_masks_the_rest_is_the_same():
     np.testing.assert_array_equal(bare.areas, everything.areas)
 
 
+def test_rle_is_not_made_beyond_what_an_answer_may_have(monkeypatch):
+    made = []
+    monkeypatch.setattr(Masks, "rle", lambda _masks, index: made.append(index) or bytes(10_000_000))
+    with pytest.raises(
+        InputError, match=r"'rle' would take 80000000 bytes; allowed are 67108864: .*keep_top_k"
+    ) as error:
+        scene_settings(pre_top_k=-1)  # each of 30 masks is of four classes
+    assert error.value.kind == "output_too_large"
+    assert len(made) == 2
+    assert set(scene_settings(export_postprocess_mask=False).rle) == {b""}
+
+
 @pytest.mark.parametrize("stride", [1, 2, 8])
 def test_other_strides(stride):
     cls_logits, mask_logits = blobs(np.random.default_rng(10), cells=(16, 20))
@@ -208,6 +220,15 @@ def test_other_strides(stride):
         ({"ori_shape": (0, 5)}, "ori_shape"),
         ({"cls_logits": np.zeros((11, 5), np.float32)}, "logits do not fit together"),
         ({"cls_logits": np.zeros(5, np.float32)}, "logits do not fit together"),
+        ({"cls_logits": np.zeros((12, 0), np.float32)}, r"cls_logits \(12, 0\) must have .* classes and no-object"),
+        ({"cls_logits": np.zeros((12, 1), np.float32)}, r"cls_logits \(12, 1\) must have from 1 to 1000 queries"),
+        ({"cls_logits": np.zeros((12, 10_002), np.float32)}, "columns for from 1 to 10000 classes"),
+        ({"cls_logits": np.zeros((0, 5)), "mask_logits": np.zeros((0, 4, 4))}, r"\(0, 5\) must have from 1 to 1000"),
+        (
+            {"cls_logits": np.zeros((1001, 5)), "mask_logits": np.zeros((1001, 4, 4))},
+            "must have from 1 to 1000 queries",
+        ),
+        ({"mask_logits": np.zeros((12, 1, 65_536), np.float32)}, "must have at most 65535 cells along a side"),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(change, message):
@@ -290,6 +311,40 @@ def test_two_masks_are_compared_once_whatever_the_classes(monkeypatch):
     found = postprocess(cls_logits, mask_logits, settings=settings, img_shape=(32, 32), ori_shape=(32, 32))
     assert len(found.scores) == 12 * 30
     assert len(compared) == len({frozenset(pair) for pair in compared}) == 66
+
+
+@pytest.mark.parametrize("changed", [{"iou_threshold": 0.9}, {"max_output_boxes_per_class": 3}])
+def test_candidates_that_would_take_long_to_compare_are_refused(monkeypatch, changed):
+    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_CANDIDATES", 120)
+    assert len(scene_settings(pre_top_k=-1, **changed).scores) > 0
+    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_CANDIDATES", 119)
+    message = (
+        "an image has 120 candidates for 'iou_threshold' or .*; allowed are 119: lower 'pre_top_k', or raise 'score"
+    )
+    with pytest.raises(InputError, match=message) as error:
+        scene_settings(pre_top_k=-1, **changed)
+    assert error.value.kind == "output_too_large"
+    assert len(scene_settings(pre_top_k=-1).scores) == 120
+
+
+@pytest.mark.parametrize("same_class", [False, True])
+def test_masks_that_would_take_long_to_compare_are_refused(monkeypatch, same_class):
+    """Three masks of 2 edges, of one class or of a class each."""
+    cls_logits = np.full((3, 4), -20, np.float32)
+    cls_logits[range(3), [0] * 3 if same_class else range(3)] = 0
+    arguments = {"img_shape": (8, 8), "ori_shape": (8, 8), "settings": Settings(score_threshold=0.5, iou_threshold=0.9)}
+    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_EDGES", 18 if same_class else 6)
+    assert len(postprocess(cls_logits, np.ones((3, 2, 2), np.float32), **arguments).scores) == (1 if same_class else 3)
+    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_EDGES", 17 if same_class else 5)
+    with pytest.raises(InputError, match=r"'iou_threshold' would compare masks at .* edges; .*: lower 'pre_top_k'"):
+        postprocess(cls_logits, np.ones((3, 2, 2), np.float32), **arguments)
+
+
+def test_more_candidates_than_an_image_may_have_are_refused(monkeypatch):
+    monkeypatch.setattr("m2f.postprocess.MAX_CANDIDATES", 119)
+    with pytest.raises(InputError, match="an image has 120 candidates; allowed are 119: lower 'pre_top_k', or raise"):
+        scene_settings(pre_top_k=-1)
+    assert len(scene_settings(pre_top_k=119).scores) == 119
 
 
 def test_the_caps_count_what_nms_left():

@@ -7,6 +7,7 @@ from pictures import encode, photo, png_header_only
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.rle import encode_mask
 from m2f.settings import KEYS
 
 pytestmark = pytest.mark.server
@@ -63,7 +64,7 @@ def test_odd_shapes_are_images(triton, size):
     assert got["size"].tolist() == [list(size)]
 
 
-def test_dense_masks_beyond_a_gigabyte_are_refused(triton, tensor_inputs):
+def test_dense_masks_beyond_their_limit_are_refused(triton, tensor_inputs):
     inputs = {**tensor_inputs, "ori_shape": np.array([[65_535, 200]], np.int32)}
     refused(
         triton,
@@ -136,6 +137,35 @@ def tensor_inputs():
 )
 def test_tensors_that_do_not_fit_are_refused(triton, tensor_inputs, name, array, message):
     refused(triton, PUBLIC_TENSOR_MODEL, {**tensor_inputs, name: array}, message)
+
+
+def _logits(queries=1, columns=2, side=1):
+    shapes = {name: np.full((1, 2), side, np.int32) for name in ("img_shape", "ori_shape")}
+    zeros = np.zeros((1, queries, columns), np.float32)
+    return {"cls_logits": zeros, "mask_logits": np.zeros((1, queries, 1, 1), np.float32), **shapes}
+
+
+@pytest.mark.parametrize("step", ["postprocess", "panoptic", "semantic"])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (_logits(columns=0), "must have from 1 to 1000 queries, and columns for from 1 to 10000 classes"),
+        (_logits(columns=1), "must have from 1 to 1000 queries, and columns for from 1 to 10000 classes"),
+        (_logits(queries=1001), "must have from 1 to 1000 queries"),
+        ({**_logits(queries=300), "ori_shape": np.full((1, 2), 8192, np.int32)}, "the request is too much work"),
+    ],
+    ids=["no columns", "no class", "queries", "work"],
+)
+def test_a_step_by_itself_refuses_logits_that_are_none_or_too_much(triton, step, inputs, message):
+    output = {"postprocess": "num_instances"}.get(step, step)
+    refused(triton, f"mask2former_{step}", inputs, message, [output])
+
+
+@pytest.mark.parametrize("step", ["masks", "packed_masks"])
+def test_masks_of_a_size_that_there_is_not_are_refused(triton, step):
+    rle = np.array([[b""], [encode_mask(np.ones((10, 10)))]], object)
+    inputs = {"rle": rle, "size": np.array([[100, 100], [-10, -10]], np.int32)}
+    refused(triton, f"mask2former_{step}", inputs, r"image 1 of 2: size \(-10, -10\) must lie within 1 x 1", [step])
 
 
 PARAMETER_EFFECTS = [

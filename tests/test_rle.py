@@ -7,7 +7,7 @@ from pycocotools import mask as coco
 
 from m2f.contract import InputError
 from m2f.native import kernels
-from m2f.rle import decode, decode_into, encode_edges, encode_mask
+from m2f.rle import _compress, decode, decode_into, encode_edges, encode_mask
 
 MASKS = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 
@@ -79,6 +79,25 @@ def test_extremes_equal_pycocotools(shape, fill, kernel):
 def test_rejects_what_is_not_rle(counts, kernel):
     with pytest.raises(InputError, match="not the COCO compressed RLE of a mask of 4 x 4 pixels"):
         decode(counts, 4, 4, kernel=kernel)
+
+
+@every_kernel
+@pytest.mark.parametrize("sides", [(-4, -4), (-1, -16), (0, 0), (0, 4), (4, 0), (4, -4)])
+@pytest.mark.parametrize("counts", [None, b"", b"0"])
+def test_rejects_sizes_that_are_none(counts, sides, kernel):
+    counts = encode_mask(np.ones((4, 4))) if counts is None else counts
+    with pytest.raises(InputError, match="not the COCO compressed RLE of a mask of"):
+        decode(counts, *sides, kernel=kernel)
+    with pytest.raises(InputError, match="not the COCO compressed RLE of a mask of"):
+        decode_into(np.zeros((4, 4), np.uint8), counts, *sides, kernel=kernel)
+
+
+@every_kernel
+def test_rejects_counts_whose_sum_overflows(kernel):
+    counts = np.append(np.arange(1 << 17) // 2 << 33, (1 << 49) + 16)
+    assert counts.sum() % (1 << 64) == 16
+    with pytest.raises(InputError, match="of a mask of 4 x 4"):
+        decode(_compress(counts), 4, 4, kernel=kernel)
 
 
 @settings(deadline=None)

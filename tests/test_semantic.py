@@ -7,7 +7,7 @@ from reference_maps import mask_probabilities, semantic_scores
 
 from m2f import native
 from m2f.contract import InputError
-from m2f.semantic import semantic
+from m2f.semantic import semantic, values_a_pixel
 from m2f.settings import Settings
 
 
@@ -93,6 +93,24 @@ def test_memory_beyond_the_answer_is_bounded():
     finally:
         tracemalloc.stop()
     assert peak - classes.nbytes < 32 << 20
+
+
+def test_memory_is_bounded_whatever_the_classes():
+    cls_logits, mask_logits = np.zeros((1, 10_001), np.float32), np.ones((1, 4, 4), np.float32)
+    cls_logits[0, 7_000] = 1
+    tracemalloc.start()
+    try:
+        classes = semantic(cls_logits, mask_logits, img_shape=(16, 16), ori_shape=(64, 200), settings=Settings())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (classes == 7_000).all()
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize(("queries", "classes", "values"), [(100, 80, 125), (100, 5, 100), (1, 900, 900)])
+def test_a_pixel_costs_its_queries_its_classes_or_their_product(queries, classes, values):
+    assert values_a_pixel(queries, classes) == values
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -97,9 +97,10 @@ def nothing_stays(tmp_path_factory, monkeypatch):
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+    before = leftovers(temporary)  # of others
     yield
     deadline = time.monotonic() + 30  # the guard of a killed command needs a moment
-    while (after := leftovers(temporary)) and time.monotonic() < deadline:
+    while (after := leftovers(temporary) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not after
 

@@ -1,4 +1,5 @@
 import re
+import time
 
 import numpy as np
 import pytest
@@ -90,6 +91,30 @@ def test_thing_classes_that_are_no_indices_are_refused(text):
 )
 def test_classes_by_index_or_name(classes, expected):
     assert Settings(classes=classes).class_indices(("bird", "a dog", "cat", "7"), 4) == expected
+
+
+def test_of_two_classes_with_one_name_the_first_is_meant():
+    names = ("bird", "cat", "cat", "bird")
+    assert Settings(classes="cat,bird,cat").class_indices(names, 4) == {0, 1}
+    assert Settings(class_score_thresholds="cat=0.5").thresholds(names, 4).tolist() == [0, 0.5, 0, 0]
+
+
+def test_a_name_beyond_the_classes_of_the_logits_is_none():
+    for attempt in (Settings(classes="cat").class_indices, Settings(class_score_thresholds="cat=1").thresholds):
+        with pytest.raises(InputError, match="has no class 'cat'; allowed: 0 to 0; names: bird, cat"):
+            attempt(("bird", "cat"), 1)
+
+
+def test_many_words_take_no_time():
+    """Most of 64 KiB, of 1,203 names; found one by one they took half a second."""
+    names = tuple(f"{i:x}" for i in range(1203))
+    settings = Settings(classes=",".join(["4b2"] * 16_000))
+    thresholds = Settings(class_score_thresholds=",".join(f"{name}=0.5" for name in names))
+    began = time.process_time()
+    for _ in range(20):
+        assert settings.class_indices(names, 1203) == {1202}
+        assert thresholds.thresholds(names, 1203).tolist() == [0.5] * 1203
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("classes", ["4", "-1", "Cat", "cat,,bird", "1.0"])

@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
+from exposition import read
 from kserve import connect, image_input
 from supervised import supervised
 from tritonclient.utils import InferenceServerException
@@ -49,6 +50,10 @@ class TritonPythonModel:
                 os._exit(3)
             while word == b"hang":
                 pass
+            if word.startswith(b"work"):
+                end = time.monotonic() + float(word.split()[1])
+                while time.monotonic() < end:
+                    pass
             if word.startswith(b"sleep"):
                 time.sleep(float(word.split()[1]))
             size = pb_utils.Tensor("size", np.array([[24, 32]], np.int32))
@@ -121,7 +126,8 @@ def until(condition, timeout=30):
 @contextmanager
 def watched(repository, monkeypatch):
     """A server under a `Watch` with little patience; yields it, the watch, its events and what ended it."""
-    monkeypatch.setattr(canary, "_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(canary, "_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(canary, "_LONGEST_WORK_S", 6.0)
     monkeypatch.setattr(watch, "_CANARY_PERIOD_S", 0.2)
     events, stop, ended = [], threading.Event(), []
     with serve(model_repository=repository, **FREE_PORTS) as server:
@@ -159,6 +165,10 @@ def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
             assert running.probe("live")[0] == 200
             running.wait_for("ready", since=ended["at"])
             assert ask(running) == [[24, 32]]  # on the same port
+        metrics = read(running.at_health("metrics"))
+        assert metrics.values("m2f_ready") == [1]
+        assert metrics.values("m2f_events_total", event="server_ended") == [2]
+        assert metrics.values("m2f_events_total", event="stub_lost") == [0]
     assert log_file.read_text().count("Started HTTPService") == 3
 
 
@@ -170,6 +180,7 @@ def test_drain_answers_what_is_in_flight_and_nothing_new(tmp_path, repository):
         running.wait_for("draining", since=0)
         status, health = running.probe("ready")
         assert (status, health["state"], health["live"]) == (503, "draining", True)
+        assert read(running.at_health("metrics")).values("m2f_ready") == [0]
         until(lambda: "no available versions" in str(ask(running)), timeout=10)
         running.process.wait(30)
         request.join()
@@ -196,7 +207,7 @@ def test_a_drain_ends_in_time_or_at_a_second_signal(tmp_path, repository, second
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("word", [b"crash", b"hang"])
+@pytest.mark.parametrize("word", [b"crash", b"hang", b"sleep 600"])
 def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_answer(repository, monkeypatch, word):
     with watched(repository, monkeypatch) as (server, own, events, ended):
         request = Asked(server, word)
@@ -205,7 +216,24 @@ def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_ans
         until(lambda: ("reloaded" in [name for name, _ in events]) and not own.trouble)
         assert ask(server) == [[24, 32]]
         why = next(fields["why"] for name, fields in events if name == "stub_lost" and fields["model"] == "worker")
-        assert why == "exit code 3" or re.fullmatch(r"public does not answer within \S+ s: worker hangs", why)
+        assert re.fullmatch(
+            {
+                b"crash": "exit code 3",
+                b"hang": r"worker hangs: no answer in \d+ s, though requests wait for it",
+                b"sleep 600": r"public does not answer within \S+ s: worker hangs",
+            }[word],
+            why,
+        )
+        assert not ended
+
+
+@pytest.mark.server
+def test_a_step_may_work_on_a_large_request(repository, monkeypatch):
+    with watched(repository, monkeypatch) as (server, own, events, ended):
+        monkeypatch.setattr(canary, "_LONGEST_WORK_S", 60.0)
+        assert ask(server, b"work 5") == [[24, 32]]
+        until(lambda: [name for name, _ in events] == ["ready", "busy", "ready"])
+        assert not own.trouble
         assert not ended
 
 
@@ -394,6 +422,18 @@ def test_verdicts(server, kind, blame):
     verdict = Canary(FakeControl(**server), ["public"]).ask()
     assert (verdict.kind, verdict.blame) == (kind, blame)
     assert bool(verdict.reason) == (kind is not Kind.SERVES)
+
+
+@pytest.mark.parametrize(("longest", "last"), [(60.0, Kind.BUSY), (0.0, Kind.FAILS)])
+def test_a_step_that_computes_is_busy_for_a_while(monkeypatch, longest, last):
+    monkeypatch.setattr(canary, "_LONGEST_WORK_S", longest)
+    monkeypatch.setattr(canary, "_FIRST_TIMEOUT_S", 1e-9)
+    used = iter(range(100, 10**6, 100))  # processor seconds, at each look
+    server = FakeControl(error=NO_ANSWER, answered=12 * [{"first": 1}], pending={"first": 9})
+    asked = Canary(server, ["public"], lambda _: next(used))
+    verdicts = [asked.ask() for _ in range(3)]
+    assert [verdict.kind for verdict in verdicts] == [Kind.BUSY, last, last]
+    assert verdicts[0].reason == "no answer within 1e-09 s: first works on a large request"
 
 
 FULL = CallError("Exceeds maximum queue size", status=503)

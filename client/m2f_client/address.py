@@ -76,6 +76,7 @@ def _target(url: str, scheme: str, host: str) -> str:
     try:
         parts = urlsplit(f"{scheme}://{host.strip()}")
         port = parts.port or _DEFAULT_PORTS[scheme]
+        (parts.hostname or "").encode("idna")  # as the look-up does: a label may be too long
     except ValueError as error:
         raise InvalidAddress(f"{url!r} is not an address: {error}") from None
     if not parts.hostname or parts.query or parts.fragment:

@@ -92,8 +92,7 @@ class AsyncClient:
             build_request, images, model=self._model, outputs=outputs, timeout=seconds, parameters=parameters
         )
         with identified(request):
-            answer = await self._transport.infer(request)
-        return read_answer(answer, len(images))
+            return read_answer(await self._transport.infer(request), request)
 
     @property
     def class_names(self) -> Awaitable[tuple[str, ...] | None]:

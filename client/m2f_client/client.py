@@ -118,8 +118,7 @@ class Client:
         seconds = effective_timeout(timeout, self._timeout)
         request = build_request(images, model=self._model, outputs=outputs, timeout=seconds, parameters=parameters)
         with identified(request):
-            answer = self._transport.infer(request)
-        return read_answer(answer, len(images))
+            return read_answer(self._transport.infer(request), request)
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:

@@ -59,7 +59,7 @@ def write_panoptic(stream: TextIO, journal: Journal, class_names: Sequence[str] 
 
     def annotations() -> Iterator[Row]:
         for image_id, line in _numbered(journal):
-            things.update({segment["category_id"]: segment["isthing"] for segment in line["segments_info"]})
+            things.update({segment["category_id"]: segment.get("isthing", 1) for segment in line["segments_info"]})
             yield {"image_id": image_id, "file_name": line["panoptic"], "segments_info": line["segments_info"]}
 
     _write_head(stream, "segments found by m2f", server)

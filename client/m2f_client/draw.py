@@ -93,7 +93,8 @@ def overlay(
     style = Style.for_size(width, height)
     keys = range(len(result)) if colour_by == "instance" else result.labels.tolist()
     colours = [colour(key) for key in keys]
-    sides = result.boxes[:, 2:] - result.boxes[:, :2]  # [K, 2]
+    boxes = np.nan_to_num(result.boxes).clip(0, (width, height) * 2)  # Pillow draws what is outside, too, for seconds
+    sides = boxes[:, 2:] - boxes[:, :2]  # [K, 2]
     big_first = np.argsort(-sides.prod(axis=1), kind="stable")
 
     pixels = np.array(image)  # [H, W, 3]
@@ -102,9 +103,9 @@ def overlay(
     canvas = Image.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
     for index in big_first:
-        _draw_box(draw, result.boxes[index].tolist(), colours[index], style.box)
+        _draw_box(draw, boxes[index].tolist(), colours[index], style.box)
     texts = [f"{n} {s:.2f}" for n, s in zip(result.names(class_names), result.scores, strict=True)]
-    _draw_labels(draw, texts, result.boxes.tolist(), colours, style)
+    _draw_labels(draw, texts, boxes.tolist(), colours, style)
     return canvas
 
 

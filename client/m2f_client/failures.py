@@ -48,6 +48,8 @@ _TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError
 _RESTRICTED = re.compile(r"restricted, expecting header '([^']+)'")  # UNAVAILABLE to gRPC
 _SHARED_MEMORY = re.compile(r"shared memory size specified|shared memory region:? '/?m2f-client-")  # a client's region
 _UNLOADED = "no available versions"  # of a model that the server had: it is stopping, or drained
+# tritonclient of JSON that is none, in an error, and of JSON that is not UTF-8, in an answer
+_NO_JSON = ("an exception occurred in the client while decoding", "Failed to encode using UTF-8")
 _PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
 _FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
@@ -102,8 +104,8 @@ def _from_server(error: InferenceServerException, url: str, timeout: float | Non
         return NoSharedMemory(clean(raw))
     kind = _BY_STATUS.get(status, ServerError)
     foreign = kind is ModelNotFound and "model" not in raw  # some other server's 404
-    if foreign or raw.startswith("an exception occurred in the client while decoding"):
-        return ServerError(f"what answers at {url} is not a Triton server ({status})")
+    if foreign or raw.startswith(_NO_JSON):
+        return ServerError(f"what answers at {url} is not a Triton server ({status or 'no UTF-8'})")
     if kind is ModelNotFound and _UNLOADED in raw:
         kind = ServerUnavailable
     if kind is Timeout:

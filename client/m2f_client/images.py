@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, npt.NDArray[np.uint
 """Path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; an image of Pillow."""
 
 _DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits start so; what is white in them, nobody says
+
+_END_OF_SIDES = 24  # signature, head of the first chunk, and width and height
 
 
 def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
@@ -60,6 +63,14 @@ def encoded(image: ImageSource) -> bytes:
         f"an image is a path, bytes, a uint8 array or a Pillow image; got {type(image).__name__}"
         + (" (for a list of images: predict_batch)" if isinstance(image, list | tuple) else "")
     )
+
+
+def pixels_of_png(data: bytes) -> int | None:
+    """Return how many pixels a PNG says it has; None where it is something else."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < _END_OF_SIDES:
+        return None
+    width, height = struct.unpack_from(">II", data, _END_OF_SIDES - 8)
+    return int(width * height)
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:

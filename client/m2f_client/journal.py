@@ -176,7 +176,13 @@ def _parsed(text: bytes) -> Line | None:
         return None
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(line, dict) and {"file_name", "parameters"} <= line.keys()
+    whole = whole and all(_is_name(line[kind]) for kind in ARTEFACTS if kind in line)
     return line if whole and ("error" in line or "instances" in line) else None
+
+
+def _is_name(value: object) -> bool:
+    """Say whether it names a file in the run's folder: of somebody else's, it could lead out of there."""
+    return isinstance(value, str) and Path(value).name == value

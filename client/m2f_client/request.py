@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, check_size, readable
 from m2f_client.errors import InvalidRequest, M2FError, ServerError
-from m2f_client.images import ImageSource, image_tensor
-from m2f_client.result import LABEL_MAPS, ROW_OUTPUTS, Result
+from m2f_client.images import ImageSource, image_tensor, pixels_of_png
+from m2f_client.result import Result
 from m2f_client.transport import Array, Parameter, Request
 
 NAMES_MODEL = "mask2former_postprocess"
@@ -38,6 +39,7 @@ def build_request(
     Raises:
         InvalidRequest, UnreadableImage: as `Client.predict_batch`.
     """
+    _check_text("the model's name", model)
     return Request(
         model=model,
         inputs={"image": image_tensor(images)},
@@ -57,9 +59,20 @@ def identified(request: Request) -> Iterator[None]:
         raise
 
 
-def read_answer(answer: Mapping[str, Array], count: int) -> list[Result]:
-    """Return the results of `count` images."""
-    return [Result.from_batch(answer, index) for index in range(count)]
+def read_answer(answer: Mapping[str, Array], request: Request) -> list[Result]:
+    """Return the results of the images of a request.
+
+    Raises:
+        ServerError: the answer cannot be read.
+    """
+    with readable():
+        images = request.inputs["image"][:, 0]
+        results = [Result.from_batch(answer, index) for index in range(len(images))]
+        for image, result in zip(images, results, strict=True):
+            sent = pixels_of_png(image)
+            if sent is not None and "size" in result.outputs:
+                check_size(*result.size, max_pixels=sent)
+    return results
 
 
 def checked_timeout(timeout: float | None) -> float | None:
@@ -87,6 +100,8 @@ def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
     names = list(dict.fromkeys(outputs))
     if not names:
         raise InvalidRequest("no outputs asked for")
+    for name in names:
+        _check_text("the name of an output", name)
     if batched and any(name in ROW_OUTPUTS for name in names):
         names.append("num_instances")
     padded = "masks" in names or any(name in LABEL_MAPS for name in names)
@@ -110,6 +125,8 @@ def checked_parameters(parameters: Mapping[str, Parameter | None]) -> dict[str, 
             raise InvalidRequest(f"parameter '{name}' must be str, int, float or bool; got {type(value).__name__}")
         if isinstance(plain, int) and plain not in _INT64:
             raise InvalidRequest(f"parameter '{name}' must fit 64 bits; got {plain}")
+        for text in (name, plain) if isinstance(plain, str) else (name,):
+            _check_text(f"parameter {name!r}", text)
         checked[name] = plain
     return checked
 
@@ -120,13 +137,25 @@ def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     Raises:
         ServerError: the parameter is there and is something else.
     """
-    text = config.get("parameters", {}).get("class_names", {}).get("string_value", "")
-    if not text:
-        return None
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError:
-        names = None
+    with readable():
+        text = config.get("parameters", {}).get("class_names", {}).get("string_value", "")
+        if not text:
+            return None
+        try:
+            names = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ServerError(f"{NAMES_MODEL}: parameter class_names must be a JSON list of strings; got {text[:80]!r}")
     return tuple(names) or None
+
+
+def _check_text(what: str, text: object) -> None:
+    """Refuse what neither protocol can carry, such as half a surrogate pair, before a transport fails at it."""
+    try:
+        if isinstance(text, str):
+            text.encode()
+            return
+    except UnicodeEncodeError:
+        pass
+    raise InvalidRequest(f"{what} must be text that UTF-8 can carry; got {text!r}")

@@ -16,6 +16,7 @@ from m2f import rle as coco_rle
 from m2f.contract import InputError
 from m2f.rle import packed_width
 from m2f_client import archive, coco
+from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, check
 from m2f_client.errors import OutputNotRequested, ServerError
 from m2f_client.images import ImageSource, encoded
 
@@ -28,14 +29,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks", "packed_masks")
-"""Outputs with one row an instance; in a batch they are padded, and `num_instances` says where the padding starts."""
-
 MASK_OUTPUTS = ("masks", "packed_masks", "rle")
 """Outputs that hold the masks, those that are read fastest first."""
-
-LABEL_MAPS = ("panoptic", "semantic")
-"""Outputs with a number for each pixel; in a batch they are padded, and `size` says what is the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +52,12 @@ class Result:
             outputs: arrays with the batch dimension first; in a batch of several images with row outputs,
                 `num_instances` [N, 1] must be among them, and `size` [N, 2] too where masks or label maps are.
             index: which image.
+
+        Raises:
+            ServerError: the arrays are not as the contract has them, or do not go together.
         """
         one = {name: array[index] for name, array in outputs.items()}
+        check(one)
         if "num_instances" in one:
             count = int(one["num_instances"][0])
             one.update({name: one[name][:count] for name in ROW_OUTPUTS if name in one})
@@ -129,13 +128,15 @@ class Result:
 
         Raises:
             OutputNotRequested: `segments` was not asked for.
-            ServerError: the server's answer is not JSON.
+            ServerError: the server's answer is not JSON, or of something else.
         """
         text = self._get("segments")[0]
         try:
             segments: list[dict[str, Any]] = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(f"segments from the server are not JSON: {text[:80]!r}") from error
+        if not isinstance(segments, list) or not all(map(_is_segment, segments)):
+            raise ServerError(f"segments from the server have no id and category_id each: {text[:80]!r}")
         return segments
 
     @property
@@ -268,12 +269,16 @@ class Result:
         archive.save(self.outputs, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Result:
-        """Read what `save` wrote; see `archive.load`."""
-        return cls(archive.load(path))
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int = archive.MAX_BYTES) -> Result:
+        """Read what `save` wrote, up to `max_bytes`; see `archive.load`."""
+        return cls(archive.load(path, max_bytes=max_bytes))
 
     def _get(self, name: str) -> Array:
         try:
             return self.outputs[name]
         except KeyError:
             raise OutputNotRequested(f"this result has no '{name}'; ask for it: outputs=(..., '{name}')") from None
+
+
+def _is_segment(segment: object) -> bool:
+    return isinstance(segment, dict) and all(type(segment.get(name)) is int for name in ("id", "category_id"))

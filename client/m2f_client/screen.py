@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from m2f_client.printable import printable
 from m2f_client.result import Result
 from m2f_client.table import instances_table
 
@@ -57,20 +58,20 @@ class Screen:
 
     def show(self, name: str, result: Result, written: Sequence[Path]) -> None:
         """Print what was found in one image."""
-        name = click.format_filename(name)  # bytes that are not UTF-8 cannot be printed
-        files = ", ".join(map(click.format_filename, written))
+        files = ", ".join(map(str, written))
         if self._tables:
             self._console.print(instances_table(name, result, self._names, files))
             return
         height, width = result.size
         found = ", ".join(f"{label} x{count}" for label, count in Counter(result.names(self._names)).most_common())
-        self._console.print(Text(f"{name}  {width}x{height}  {found or 'nothing'}"), soft_wrap=True)
+        line = printable(f"{name}  {width}x{height}  {found or 'nothing'}")
+        self._console.print(Text(line), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Print a remark."""
-        self._console.print(Text(click.format_filename(message), style="dim"), soft_wrap=True)
+        self._console.print(Text(printable(message), style="dim"), soft_wrap=True)
 
 
 def complain(message: str) -> None:
     """Say on standard error what went wrong."""
-    click.echo(f"m2f: {click.format_filename(message)}", err=True)
+    click.echo(f"m2f: {printable(message)}", err=True)

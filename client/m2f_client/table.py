@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from m2f_client.draw import colour
+from m2f_client.printable import printable
 from m2f_client.result import Result
 
 
@@ -24,11 +25,11 @@ def instances_table(title: str, result: Result, class_names: Sequence[str] | Non
     """
     height, width = result.size
     count = f"{len(result)} instance" + ("" if len(result) == 1 else "s")
-    parts: list[RenderableType] = [Text.assemble((title, "bold"), f"  {width}x{height}, {count}")]
+    parts: list[RenderableType] = [Text.assemble((printable(title), "bold"), f"  {width}x{height}, {count}")]
     if len(result):
         parts.append(_rows(result, class_names))
     if written:
-        parts.append(Text(f"wrote {written}", style="dim"))
+        parts.append(Text(printable(f"wrote {written}"), style="dim"))
     return Group(*parts, Text())
 
 
@@ -39,7 +40,7 @@ def _rows(result: Result, class_names: Sequence[str] | None) -> Table:
         table.add_column(column, justify="right")
     for index, name in enumerate(result.names(class_names)):
         red, green, blue = colour(index)
-        swatch = Text.assemble(("■ ", f"rgb({red},{green},{blue})"), name)
+        swatch = Text.assemble(("■ ", f"rgb({red},{green},{blue})"), printable(name))
         numbers = [f"{value:.0f}" for value in (*result.boxes[index].tolist(), result.areas[index])]
         table.add_row(swatch, f"{result.scores[index]:.3f}", *numbers)
     return table

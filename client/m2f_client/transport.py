@@ -17,7 +17,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from m2f_client.errors import ServerUnavailable
+from m2f_client.answer import readable
+from m2f_client.errors import ServerError, ServerUnavailable
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -201,13 +202,21 @@ def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -
 
 
 def arrays(answer: Any, request: Request) -> dict[str, Array]:
-    """Return the outputs that `request` asked for out of tritonclient's `InferResult`."""
-    return {
-        name: _placed(answer.get_output(name), request.places[name])
-        if name in request.places
-        else answer.as_numpy(name)
-        for name in request.outputs
-    }
+    """Return the outputs that `request` asked for out of tritonclient's `InferResult`.
+
+    Raises:
+        ServerError: one is missing or cannot be read.
+    """
+    with readable():
+        missing = [name for name in request.outputs if answer.get_output(name) is None]
+        if missing:
+            raise ServerError(f"the server's answer has no output '{missing[0]}'")
+        return {
+            name: _placed(answer.get_output(name), request.places[name])
+            if name in request.places
+            else answer.as_numpy(name)
+            for name in request.outputs
+        }
 
 
 def _placed(output: Any, place: Place) -> Array:

@@ -13,6 +13,7 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.address import Endpoint
+from m2f_client.answer import readable
 from m2f_client.errors import ServerUnavailable
 from m2f_client.failures import translated
 from m2f_client.transport import (
@@ -27,6 +28,7 @@ from m2f_client.transport import (
 )
 
 _MAX_BYTES = 2**31 - 1  # of a message, protobuf's limit: enough for raw logits and dense masks
+_NO_COMPRESSION = 1  # "identity" alone: a few kilobytes could be gigabytes when they are unpacked
 _MAX_RECONNECT_MS = 5_000  # gRPC's own is two minutes: a server that is back would be left alone for so long
 
 
@@ -70,7 +72,8 @@ class GrpcTransport:
 
         def call(client: Any, seconds: float | None) -> dict[str, Any]:
             answer = client.get_model_config(model, as_json=True, headers=dict(self._headers), client_timeout=seconds)
-            config: dict[str, Any] = answer["config"]
+            with readable():
+                config: dict[str, Any] = answer["config"]
             return config
 
         return self._call(call, timeout)
@@ -141,7 +144,8 @@ class AsyncGrpcTransport:
         async def call(client: Any, seconds: float | None) -> dict[str, Any]:
             headers = dict(self._headers)
             answer = await client.get_model_config(model, as_json=True, headers=headers, client_timeout=seconds)
-            config: dict[str, Any] = answer["config"]
+            with readable():
+                config: dict[str, Any] = answer["config"]
             return config
 
         return await self._call(call, timeout)
@@ -199,6 +203,7 @@ def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) ->
             ("grpc.max_receive_message_length", _MAX_BYTES),
             ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # 256 KiB by default: a larger request is not retried
             ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
+            ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
             *options,
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import gevent
@@ -15,7 +16,8 @@ from geventhttpclient.response import HTTPParseError
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.address import Endpoint
-from m2f_client.errors import ServerUnavailable, Timeout
+from m2f_client.answer import PLAIN, readable, refuse_encoded
+from m2f_client.errors import ServerError, ServerUnavailable, Timeout
 from m2f_client.failures import translated
 from m2f_client.transport import Array, Deadline, Request, T, Targets, arrays, first_available, infer_arguments
 
@@ -23,6 +25,16 @@ _ERRORS = (InferenceServerException, HTTPParseError, OSError, concurrent.futures
 
 MAX_THREADS = 32
 """Requests in flight at most, over one transport, from threads other than the main one."""
+
+
+class _Client(triton.InferenceServerClient):  # type: ignore[misc]
+    """tritonclient's, which unpacks whatever comes: the one place where headers are seen before it does."""
+
+    def _post(self, request_uri: str, request_body: Any, headers: Mapping[str, str], query_params: Any) -> Any:
+        response = super()._post(request_uri, request_body, headers, query_params)
+        if response.status_code == HTTPStatus.OK:  # it reads errors as they are
+            refuse_encoded(response.get("Content-Encoding"), headers["accept-encoding"])
+        return response
 
 
 class _Connections:
@@ -39,7 +51,7 @@ class _Connections:
         """Return the client of a server; it connects at its first request."""
         if target not in self._clients:
             tls = self._endpoint.tls
-            self._clients[target] = triton.InferenceServerClient(
+            self._clients[target] = _Client(
                 target + self._endpoint.path,
                 connection_timeout=None,  # each call has a timeout as a whole
                 network_timeout=None,
@@ -50,7 +62,9 @@ class _Connections:
 
     def drop(self, target: str) -> None:
         """Close the client of a server: a call that was cut off leaves half an answer in its socket."""
-        self._clients.pop(target).close()
+        client = self._clients.pop(target, None)
+        if client is not None:
+            client.close()
 
     def __del__(self) -> None:
         """Close the connections, and in a worker, which ends now, the file descriptors of gevent's hubs too."""
@@ -71,6 +85,7 @@ class HttpTransport:
     def __init__(self, endpoint: Endpoint) -> None:
         self.url = endpoint.url
         self._endpoint = endpoint
+        self._headers = {**PLAIN, **endpoint.headers}
         self._targets = Targets(endpoint.targets)
         self._main: _Connections | None = None
         self._workers = concurrent.futures.ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="m2f-http")
@@ -80,30 +95,30 @@ class HttpTransport:
         """Run the model; see `Transport.infer`."""
 
         def call(client: Any) -> dict[str, Array]:
-            return arrays(client.infer(**infer_arguments(triton, request, self._endpoint.headers)), request)
+            return arrays(client.infer(**infer_arguments(triton, request, self._headers)), request)
 
         return self._call(call, request.timeout)
 
     def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        headers = dict(self._endpoint.headers)
+        headers = dict(self._headers)
         return self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
 
     def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
         """Let the server map memory; see `SharingTransport.register_memory`."""
-        headers = dict(self._endpoint.headers)
+        headers = dict(self._headers)
         self._call(
             lambda client: client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers), timeout
         )
 
     def unregister_memory(self, name: str, timeout: float | None) -> None:
         """Let the server unmap memory; see `SharingTransport.unregister_memory`."""
-        headers = dict(self._endpoint.headers)
+        headers = dict(self._headers)
         self._call(lambda client: client.unregister_system_shared_memory(name, headers=headers), timeout)
 
     def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
         """Return the server's statistics; see `Connection.statistics`."""
-        headers = dict(self._endpoint.headers)
+        headers = dict(self._headers)
         answer = self._call(lambda client: client.get_inference_statistics(headers=headers), timeout)
         stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
         return stats
@@ -136,8 +151,11 @@ class HttpTransport:
     ) -> T:
         def ask(target: str) -> T:
             try:
-                with translated(_ERRORS, self.url, timeout):
+                with readable(), translated(_ERRORS, self.url, timeout):
                     return _bounded(deadline.left(), function, connections.client(target))
+            except ServerError:
+                connections.drop(target)  # the rest of the answer may be in its socket
+                raise
             except (ServerUnavailable, Timeout):
                 connections.drop(target)
                 self._targets.pass_over(target)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -12,7 +13,8 @@ import tritonclient.http.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.address import Endpoint
-from m2f_client.errors import ServerUnavailable, Timeout
+from m2f_client.answer import PLAIN, readable, refuse_encoded
+from m2f_client.errors import ServerError, ServerUnavailable, Timeout
 from m2f_client.failures import translated
 from m2f_client.transport import Array, Deadline, Request, T, Targets, arrays, first_available_async, infer_arguments
 
@@ -24,12 +26,27 @@ else:
 _ERRORS = (InferenceServerException, aiohttp.ClientError, OSError, asyncio.TimeoutError)
 
 
+class _Client(triton.InferenceServerClient):  # type: ignore[misc]
+    """tritonclient's, which unpacks whatever comes; see `transport_http._Client`."""
+
+    async def _post(self, request_uri: str, request_body: Any, headers: Mapping[str, str], query_params: Any) -> Any:
+        response = await super()._post(request_uri, request_body, headers, query_params)
+        try:
+            if response.status == HTTPStatus.OK:
+                refuse_encoded(response.headers.get("Content-Encoding"), headers["accept-encoding"])
+        except ServerError:
+            response.close()
+            raise
+        return response
+
+
 class AsyncHttpTransport:
     """HTTP connections of one event loop, up to 100 a server. A timeout bounds a whole call."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.url = endpoint.url
         self._endpoint = endpoint
+        self._headers = {**PLAIN, **endpoint.headers}
         self._targets = Targets(endpoint.targets)
         self._clients: dict[str, Any] = {}
 
@@ -37,18 +54,18 @@ class AsyncHttpTransport:
         """Run the model; see `Transport.infer`."""
 
         async def call(client: Any) -> dict[str, Array]:
-            return arrays(await client.infer(**infer_arguments(triton, request, self._endpoint.headers)), request)
+            return arrays(await client.infer(**infer_arguments(triton, request, self._headers)), request)
 
         return await self._call(call, request.timeout)
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        headers = dict(self._endpoint.headers)
+        headers = dict(self._headers)
         return await self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
 
     async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
         """Let the server map memory; see `SharingTransport.register_memory`."""
-        headers = dict(self._endpoint.headers)
+        headers = dict(self._headers)
         await self._call(
             lambda client: client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers), timeout
         )
@@ -63,7 +80,7 @@ class AsyncHttpTransport:
 
         async def ask(target: str) -> T:
             try:
-                with translated(_ERRORS, self.url, timeout):
+                with readable(), translated(_ERRORS, self.url, timeout):
                     async with bounded(deadline.left()):
                         return await function(self._client(target))
             except (ServerUnavailable, Timeout):
@@ -75,7 +92,7 @@ class AsyncHttpTransport:
     def _client(self, target: str) -> Any:
         if target not in self._clients:
             tls = self._endpoint.tls
-            self._clients[target] = triton.InferenceServerClient(
+            self._clients[target] = _Client(
                 target + self._endpoint.path,
                 conn_timeout=None,  # each call has a timeout as a whole
                 ssl=tls is not None,

@@ -9,10 +9,19 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, EngineError, InputError, of_image
+from m2f.contract import (
+    MAX_INSTANCES,
+    MAX_MASK_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    MAX_WORK,
+    EngineError,
+    InputError,
+    of_image,
+)
 from m2f.geometry import Floats
-from m2f.postprocess import Instances
-from m2f.rle import decode_into, packed_width
+from m2f.postprocess import Instances, check_logits
+from m2f.rle import check_bytes, decode_into, packed_width
 
 NO_LABEL = -1
 
@@ -25,7 +34,7 @@ def stack_instances(images: Sequence[Instances], *, max_instances: int = MAX_INS
     Rows beyond an image's own are score 0, label -1, empty RLE; `num_instances` says how many count.
 
     Raises:
-        InputError: an image has more than `max_instances`.
+        InputError: an image has more than `max_instances`, or all their RLE takes more than MAX_RLE_BYTES.
     """
     rows = max(len(image.scores) for image in images)
     if rows > max_instances:
@@ -33,6 +42,7 @@ def stack_instances(images: Sequence[Instances], *, max_instances: int = MAX_INS
             f"an image has {rows} instances; allowed are {max_instances}: raise 'score_threshold', or set 'keep_top_k'",
             kind="output_too_large",
         )
+    check_bytes(sum(len(counts) for image in images for counts in image.rle))
     return {
         "num_instances": np.array([[len(image.scores)] for image in images], np.int32),
         "scores": _padded([image.scores for image in images], rows, 0),
@@ -64,8 +74,10 @@ def dense_masks(
         0/1 uint8 [N, K, H, W]; packed: uint8 [N, K, H, ceil(W / 8)].
 
     Raises:
-        InputError: the masks would take more than `max_bytes`.
+        InputError: a size that no image has, what is not the RLE of a mask of its size, or the masks would take more
+            than `max_bytes`.
     """
+    _check_sizes(size)
     images, rows = rle.shape
     if not any(counts for counts in rle.flat):
         rows = 0
@@ -86,8 +98,18 @@ def dense_masks(
     return masks
 
 
+def one_a_query(queries: int, classes: int) -> int:
+    """Values that are computed for a pixel of instances or of a panoptic map, given Q and C."""
+    del classes
+    return queries
+
+
 def of_each_image(
-    arrays: Mapping[str, npt.NDArray[Any]], work: Callable[..., T], *, max_pixels: int = MAX_PIXELS
+    arrays: Mapping[str, npt.NDArray[Any]],
+    work: Callable[..., T],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    values: Callable[[int, int], int] = one_a_query,
 ) -> list[T]:
     """Return what `work` makes of each image of a request.
 
@@ -95,24 +117,50 @@ def of_each_image(
         arrays: `cls_logits` [N, Q, C+1], `mask_logits` [N, Q, h, w], `img_shape` and `ori_shape` [N, 2].
         work: called with an image's two logits, and `img_shape` and `ori_shape` as (height, width).
         max_pixels: of an original image.
+        values: how many values `work` computes for a pixel, given Q and C.
 
     Raises:
-        InputError: shapes that do not fit, or a larger image; the message says which image where there are several.
+        InputError: shapes that do not fit, a larger image, or more than MAX_WORK values for all images together. The
+            message says which image where there are several.
         EngineError: class logits that no scores can be made of.
     """
     for name in ("img_shape", "ori_shape"):
         if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
             raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(arrays[name].shape)}")
-    _check_scores(arrays["cls_logits"])
+    cls_logits, mask_logits = arrays["cls_logits"], arrays["mask_logits"]
+    check_logits(cls_logits.shape[1:], mask_logits.shape[1:])
+    sizes = [tuple(sides) for sides in arrays["ori_shape"].tolist()]
+    for index, sides in enumerate(sizes):
+        with of_image(index, len(sizes)):
+            if math.prod(sides) > max_pixels and min(sides) > 0:
+                raise InputError(f"ori_shape {sides} is too large; allowed are {max_pixels} pixels")
+    _check_work(
+        sum(math.prod(sides) for sides in sizes if min(sides) > 0), values(cls_logits.shape[1], cls_logits.shape[2] - 1)
+    )
+    _check_scores(cls_logits)
     results = []
     names = ("cls_logits", "mask_logits", "img_shape", "ori_shape")
     for index, (*logits, valid, original) in enumerate(zip(*(arrays[name] for name in names), strict=True)):
         img_shape, ori_shape = tuple(valid.tolist()), tuple(original.tolist())
         with of_image(index, len(arrays["ori_shape"])):
-            if math.prod(ori_shape) > max_pixels and min(ori_shape) > 0:
-                raise InputError(f"ori_shape {ori_shape} is too large; allowed are {max_pixels} pixels")
             results.append(work(*logits, img_shape=img_shape, ori_shape=ori_shape))
     return results
+
+
+def _check_sizes(size: npt.NDArray[np.int32]) -> None:
+    for index, sides in enumerate(size.tolist()):
+        with of_image(index, len(size)):
+            if not all(1 <= side <= MAX_SIDE for side in sides):
+                raise InputError(f"size {tuple(sides)} must lie within 1 x 1 and {MAX_SIDE} x {MAX_SIDE}")
+
+
+def _check_work(pixels: int, values: int) -> None:
+    if (work := pixels * values) > MAX_WORK:
+        raise InputError(
+            f"the request is too much work: {pixels} pixels of original images x {values} values = {work}; allowed are "
+            f"{MAX_WORK}: send fewer images, or smaller ones",
+            kind="output_too_large",
+        )
 
 
 def _check_scores(cls_logits: Floats) -> None:

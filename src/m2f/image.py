@@ -8,11 +8,16 @@ same ones (`benchmarks/preprocess.py`): JPEG from simplejpeg, still WebP from Op
 also gets what those two refuse and says what is wrong with it; but a JPEG with too few pixels, which Pillow would
 fill up with grey, is refused. PNG never goes to OpenCV: the last release for NumPy 1, 4.11, crashes on damaged
 animations (as opencv/opencv#27744).
+
+EXIF is kept from Pillow, and so is the index of a JPEG of several pictures: Pillow unpacks every value in them, and
+thousands of values may be the same bytes, so that a file of 30 kB took a minute and 2.6 GB.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,23 +37,44 @@ except ImportError:  # no wheel for this machine: Pillow decodes JPEG as well, a
 FORMATS = ("JPEG", "PNG", "WEBP")
 _STRIP_ROWS = 64
 _MAX_READS = 1 << 16  # Pillow reads a part of a PNG in four; libpng's are 8 KiB, so those of 64 MiB are 1 << 13
-_MAX_SCANS = 64  # of a progressive JPEG: encoders make about ten, and each is a pass over all its pixels
+_MAX_SCANS = 64  # of a JPEG: encoders make about ten, and each is a pass over all its pixels
+_MAX_PASSES = 20  # over `max_pixels`: libjpeg makes 10 scans of colour, 18 of CMYK, mozjpeg up to 16
+_MAX_TABLES = 1 << 16  # bytes of a JPEG's tables before its first scan: encoders write some 1,000
+_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")  # of a JPEG: what has a length, or EOI
+_EOI, _SOS, _APP0, _APP1 = 0xD9, 0xDA, 0xE0, 0xE1
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # of a JPEG's headers, those that are not progressive
+_EXIF = b"Exif\0\0"
+_INDEX = b"MPF\0"  # of the pictures in a JPEG of several
+_FORMATS = {  # EXIF's types, as struct calls them; what is no number is bytes
+    **{1: "s", 2: "s", 3: "H", 4: "I", 5: "8s", 6: "b", 7: "s"},
+    **{8: "h", 9: "i", 10: "8s", 11: "f", 12: "d", 13: "I", 16: "Q"},
+}
 
 Pixels = npt.NDArray[np.uint8]
 
 
 class _File(io.BytesIO):
-    """A file in memory that ends a search through millions of tiny parts, which would take minutes."""
+    """A file in memory that ends a search through millions of tiny parts, which would take minutes.
+
+    What begins with one of `hidden` is read with another first byte, so that nobody knows it.
+    """
 
     _reads = 0
+
+    def __init__(self, data: bytes, hidden: tuple[bytes, ...] = ()) -> None:
+        super().__init__(data)
+        self._hidden = hidden
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._reads += 1
         if self._reads > _MAX_READS:
-            raise InputError(
-                f"the image takes too long to decode: more than {_MAX_READS} parts", kind="image_too_large"
-            )
-        return super().read(size)
+            raise _too_slow(f"more than {_MAX_READS} parts")
+        part = super().read(size)
+        return b"\0" + part[1:] if part.startswith(self._hidden) else part
+
+
+def _too_slow(why: str) -> InputError:
+    return InputError(f"the image takes too long to decode: {why}", kind="image_too_large")
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
@@ -74,18 +100,62 @@ def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read and check the header."""
-    image = Image.open(_File(data), formats=FORMATS)
-    if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
+    if data.startswith(b"\xff\xd8"):
+        scans, exif = _survey_jpeg(data)
+        image = Image.open(_File(data, (_EXIF, _INDEX)), formats=FORMATS)
+        image.info["exif"] = exif
+    else:
+        scans, image = 0, Image.open(_File(data), formats=FORMATS)
+    pixels = image.width * image.height
+    if pixels > max_pixels or max(image.size) > MAX_SIDE:
         raise InputError(
             f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels "
             f"and {MAX_SIDE} along a side",
             kind="image_too_large",
         )
-    if image.info.get("progressive") and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
-        raise InputError(
-            f"the image takes too long to decode: {scans} scans; allowed are {_MAX_SCANS}", kind="image_too_large"
-        )
+    allowed = min(_MAX_SCANS, _MAX_PASSES * max_pixels // pixels)
+    if scans > allowed:
+        raise _too_slow(f"{scans} scans; allowed are {allowed} of {image.width} x {image.height} pixels")
     return image
+
+
+def _survey_jpeg(data: bytes) -> tuple[int, bytes]:
+    """Return the number of scans, and EXIF from all the segments before them."""
+    scans, tables = 0, 0
+    components, exif = b"", []
+    for marker, content in _segments(data):
+        if marker == _SOS:
+            scans += 1
+            if scans == 1 and content[:1] == components:
+                break  # it has all of them, and libjpeg reads no scan behind it
+        elif scans:
+            continue
+        elif marker == _APP1 and content.startswith(_EXIF):
+            exif.append(content[len(_EXIF) :])
+        elif marker < _APP0:
+            tables += len(content)
+            if tables > _MAX_TABLES:
+                raise _too_slow(f"more than {_MAX_TABLES} bytes of tables")
+            if marker in _SEQUENTIAL:
+                components = content[5:6]
+    return scans, b"".join(exif)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the marker and the content of each segment of a JPEG, to the end of its first picture."""
+    at, scanned = 2, False
+    for _ in range(_MAX_READS):
+        found = _MARKER.search(data, at)
+        if not found:
+            return
+        marker, at = found[1][0], found.end()
+        if marker != _EOI:
+            end = at + max(2, int.from_bytes(data[at : at + 2], "big"))
+            yield marker, data[at + 2 : end]
+            at, scanned = end, scanned or marker == _SOS
+        elif scanned:  # in front of a scan Pillow reads on
+            return
+    raise _too_slow(f"more than {_MAX_READS} parts")
 
 
 def _decode(data: bytes, image: Image.Image) -> tuple[Pixels, object]:
@@ -93,13 +163,13 @@ def _decode(data: bytes, image: Image.Image) -> tuple[Pixels, object]:
     pixels = _decode_fast(data, image)
     if pixels is None:
         pixels = _decode_with_pillow(image)
-    image_decoded("JPEG" if image.format == "MPO" else image.format or "")  # several JPEGs in a file
-    return pixels, image.getexif().get(ExifTags.Base.Orientation)  # of a PNG it may stand behind the pixels
+    image_decoded(image.format or "")
+    return pixels, _orientation(image)  # of a PNG it may stand behind the pixels
 
 
 def _decode_fast(data: bytes, image: Image.Image) -> Pixels | None:
     """Return the pixels of a format that Pillow is not the fastest for; None where Pillow must say."""
-    decode = {"JPEG": _decode_jpeg, "MPO": _decode_jpeg, "WEBP": _decode_webp}.get(image.format or "")
+    decode = {"JPEG": _decode_jpeg, "WEBP": _decode_webp}.get(image.format or "")
     pixels = decode(data, image) if decode else None
     return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
 
@@ -145,6 +215,41 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _orientation(image: Image.Image) -> object:
+    """Return the orientation of EXIF, or else of XMP, which Pillow reads once there is no EXIF."""
+    text = image.info.pop("Raw profile type exif", "")  # EXIF in hexadecimal behind three lines
+    exif = image.info.pop("exif", None)
+    if exif is None:
+        exif = bytes.fromhex("".join(text.split("\n", 3)[3:]).replace("\n", ""))
+    found = _exif_orientation(exif)
+    return image.getexif().get(ExifTags.Base.Orientation) if found is None else found
+
+
+def _exif_orientation(exif: bytes) -> object:
+    """Return the one value of EXIF that matters, as Pillow finds it, without a copy of the others."""
+    begin = 0
+    while exif.startswith(_EXIF, begin):  # some programs write it twice
+        begin += len(_EXIF)
+    tiff = exif[begin:]
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or sorted(tiff[2:4]) != [0, 42] or len(tiff) < 8:
+        return None
+    (at,) = struct.unpack_from(order + "I", tiff, 4)
+    count = int.from_bytes(tiff[at : at + 2], "little" if order == "<" else "big")
+    orientation = None
+    for entry in range(at + 2, min(at + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, kind, number, value_at = struct.unpack_from(order + "HHII", tiff, entry)
+        form = order + _FORMATS.get(kind, "")
+        size = struct.calcsize(form) * number
+        if size <= 4:
+            value_at = entry + 8
+        elif value_at + size > len(tiff):
+            break  # damaged: nothing behind it counts
+        if tag == ExifTags.Base.Orientation and size:
+            (orientation,) = struct.unpack_from(form, tiff, value_at)
+    return orientation
+
+
 _TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by the value of EXIF's orientation; 1 is upright
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
@@ -169,6 +274,6 @@ def _reported(max_pixels: int) -> Iterator[None]:
         ) from None
     except Image.DecompressionBombError:  # Pillow's own limit, some 179 megapixels
         raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error) as error:
         # Pillow's decoders raise any of these on damaged files
         raise InputError(f"the image is damaged: {error}", kind="image_damaged") from None

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import MAX_MASK_BYTES, InputError
+from m2f.contract import MAX_MAP_BYTES, InputError
 from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps
 
 LabelMap = npt.NDArray[np.int32]
@@ -106,7 +106,7 @@ def sigmoid(logits: Floats) -> Floats:
     return np.reciprocal(logits, out=logits)
 
 
-def check_size(name: str, ori_shapes: Sequence[Sequence[int]], *, max_bytes: int = MAX_MASK_BYTES) -> None:
+def check_size(name: str, ori_shapes: Sequence[Sequence[int]], *, max_bytes: int = MAX_MAP_BYTES) -> None:
     """Refuse label maps of one response that would take more than `max_bytes`.
 
     Args:

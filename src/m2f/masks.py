@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import InputError
+from m2f.contract import MAX_DOUBTS, MAX_EDGES, InputError
 from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps, outputs_reading
 from m2f.interpolate import Stages, doubtful, pixels, rounding
 from m2f.native import Edges, Records
@@ -25,7 +25,7 @@ from m2f.rle import encode_edges
 _STRIP_PIXELS = 1 << 16  # float32 strip and its temporaries stay in the second-level cache
 
 
-_Sample = Callable[[Floats, Ints], tuple[Records, Edges]]
+_Sample = Callable[[Floats, Ints, native.Budget], tuple[Records, Edges]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,11 @@ class Masks:
 
     def __len__(self) -> int:
         return len(self.areas)
+
+    @property
+    def num_edges(self) -> Ints:
+        """How many edges each mask has, int64 [N]."""
+        return np.diff(self._offsets)
 
     def edges(self, index: int) -> Edges:
         """Where the runs of ones of one mask start and end, in turn, down the columns: uint32 [2 R], ascending."""
@@ -142,7 +147,7 @@ class MaskSampler:
             queries: int64 [N].
 
         Raises:
-            InputError: logits of another size, or a query that there is not.
+            InputError: logits of another size, a query that there is not, or more than a `native.Budget`.
         """
         if mask_logits.shape[1:] != self._cells:
             raise InputError(f"mask logits are {mask_logits.shape[1:]}; expected {self._cells}")
@@ -151,7 +156,8 @@ class MaskSampler:
         mask_logits = np.ascontiguousarray(mask_logits, np.float32)
         parts = np.array_split(np.ascontiguousarray(queries, np.int64), self._threads)
         run = map if self._threads == 1 else _pool(self._threads).map
-        records, edges = zip(*run(partial(self._sample, mask_logits), parts), strict=True)
+        budget = native.Budget(edges=MAX_EDGES, doubts=MAX_DOUBTS)
+        records, edges = zip(*run(lambda part: self._sample(mask_logits, part, budget), parts), strict=True)
         return self._masks(np.concatenate(records), edges[0] if len(edges) == 1 else np.concatenate(edges))
 
     def _masks(self, records: Records, edges: Edges) -> Masks:
@@ -169,7 +175,11 @@ class MaskSampler:
 
 
 def sample_query(
-    logits: Floats, rows: Taps, columns: Taps, stages: tuple[Stages, Stages] | None = None
+    logits: Floats,
+    rows: Taps,
+    columns: Taps,
+    stages: tuple[Stages, Stages] | None = None,
+    budget: native.Budget | None = None,
 ) -> tuple[Edges, float]:
     """Sample one query's mask in numpy.
 
@@ -179,6 +189,7 @@ def sample_query(
         columns: the operator along the width.
         stages: the interpolations that both operators were composed of, which decide where rounding leaves a doubt.
             None: of others, which stand as they are.
+        budget: what is in doubt is taken from it.
 
     Returns:
         The mask's edges, and the sum of sigmoid(logit) over its pixels.
@@ -200,6 +211,8 @@ def sample_query(
         strip = apply_rows(np.ascontiguousarray(tall), taps)
         if stages is not None:
             x, y = np.nonzero(doubtful(strip, reach))
+            if budget is not None:
+                budget.take(doubts=len(x))
             strip[x, y] = pixels(logits, *stages, y + row_begin, x + begin)
         inside = strip > 0  # [columns, rows]
         edges.append(_column_edges(inside, begin * height + row_begin, height))
@@ -216,13 +229,20 @@ def _natively(kernel: str, rows: native.Axis, columns: native.Axis) -> _Sample:
 
 
 def _sample_queries(
-    mask_logits: Floats, queries: Ints, *, rows: Taps, columns: Taps, stages: tuple[Stages, Stages] | None
+    mask_logits: Floats,
+    queries: Ints,
+    budget: native.Budget,
+    *,
+    rows: Taps,
+    columns: Taps,
+    stages: tuple[Stages, Stages] | None,
 ) -> tuple[Records, Edges]:
     """`native.sample` in numpy."""
     records = np.zeros(len(queries), native.RECORD)
     edges = [np.zeros(0, np.uint32)]
     for i, query in enumerate(queries.tolist()):
-        found, sigmoid_sum = sample_query(mask_logits[query], rows, columns, stages)
+        found, sigmoid_sum = sample_query(mask_logits[query], rows, columns, stages, budget)
+        budget.take(edges=len(found))
         area = int((found[1::2] - found[0::2]).sum(dtype=np.int64))
         records[i] = (area, len(found), sigmoid_sum, _box(found, rows.source.shape[1]))
         edges.append(found)

@@ -7,6 +7,7 @@ answer and runs where the package was installed without a C compiler. `kernels` 
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,7 @@ RECORD = np.dtype([("area", np.int64), ("num_edges", np.int64), ("sigmoid_sum", 
 
 _LEVELS = ("baseline", "avx2", "avx512")  # in the order of kernel.h
 _USUAL_EDGES = 1 << 18  # of all the masks of a call; memory that is not touched costs nothing
+_COLUMN_MORE = 32  # edges for which the kernel wants room before a column, beyond its height, at most
 _CHARACTERS = 7  # of RLE at most, for each count
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
@@ -55,7 +57,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         ("m2f_level", _int, ()),
         ("m2f_mask_taps", None, (_int, _int, _pointer)),
         ("m2f_outputs_reading", None, (_pointer,)),
-        ("m2f_sample", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _pointer, _pointer, _int)),
+        ("m2f_sample", _int, (_int, _pointer, _pointer, _int, *[_pointer] * 4, _int, _pointer)),
         ("m2f_probabilities", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _int, _int, _pointer)),
         ("m2f_compete", None, (_int, _pointer, _int, _int, _pointer, _pointer, _pointer)),
         ("m2f_intersection", _int, (_pointer, _int, _pointer, _int)),
@@ -107,24 +109,63 @@ def taps_axis(taps: Taps, *, cells: int) -> Axis:
     return axis
 
 
-def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, columns: Axis) -> tuple[Records, Edges]:
+class Budget:
+    """What the masks of an image may take, together, whichever thread samples them.
+
+    Attributes:
+        edges: how many more they may have.
+        doubts: how many more pixels may be so close to 0 that they are decided one by one (`interpolate.doubtful`).
+    """
+
+    def __init__(self, *, edges: int, doubts: int) -> None:
+        self.edges, self.doubts = self._allowed = edges, doubts
+        self._lock = threading.Lock()
+
+    def take(self, *, edges: int = 0, doubts: int = 0) -> None:
+        """Count what was found.
+
+        Raises:
+            InputError: it was too much.
+        """
+        with self._lock:
+            self.edges -= edges
+            self.doubts -= doubts
+        for left, allowed, what in zip(
+            (self.edges, self.doubts), self._allowed, ("edges", "pixels next to 0"), strict=True
+        ):
+            if left < 0:
+                raise InputError(
+                    f"the masks of an image have more {what} than the {allowed} allowed: lower 'pre_top_k', or raise "
+                    "'score_threshold'",
+                    kind="output_too_large",
+                )
+
+
+def sample(
+    mask_logits: Floats, queries: Ints, budget: Budget, *, kernel: str, rows: Axis, columns: Axis
+) -> tuple[Records, Edges]:
     """Sample the masks of some queries: `masks.sample_query` for each.
 
     Args:
         mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
         queries: int64 [N], contiguous, each below Q.
+        budget: of the image. No more room for edges is made than it has left, so it bounds the memory, too.
         kernel: one of `kernels`, not `numpy`.
         rows: the operator along the height.
         columns: the operator along the width.
 
     Returns:
         RECORD [N], and the masks' edges uint32 [sum of num_edges].
+
+    Raises:
+        InputError: more than the budget has.
     """
     masks = np.empty(len(queries), RECORD)
     parts: list[Edges] = []
     done, capacity = 0, _USUAL_EDGES
     while done < len(queries):
-        edges = np.empty(capacity, np.uint32)
+        enough = budget.edges + rows.size_out + _COLUMN_MORE  # a mask for which this is none has too many
+        edges, doubts = np.empty(min(capacity, enough), np.uint32), _int(before := budget.doubts)
         step = _call().m2f_sample(
             _LEVELS.index(kernel),
             mask_logits.ctypes.data,
@@ -134,11 +175,16 @@ def sample(mask_logits: Floats, queries: Ints, *, kernel: str, rows: Axis, colum
             ctypes.byref(columns),
             masks[done:].ctypes.data,
             edges.ctypes.data,
-            capacity,
+            len(edges),
+            ctypes.byref(doubts),
         )
         if step < 0:
             raise MemoryError("no memory to sample a mask")
-        parts.append(edges[: masks["num_edges"][done : done + step].sum()])
+        found = int(masks["num_edges"][done : done + step].sum())
+        budget.take(edges=found, doubts=before - doubts.value)
+        if not step and capacity >= enough:
+            budget.take(edges=enough)
+        parts.append(edges[:found])
         done, capacity = done + step, 4 * capacity
     return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
@@ -207,7 +253,7 @@ def decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width
     """`rle.decode_into`; whether `counts` is RLE and covers the mask."""
     library, stride = _call(), pixels.strides[0]
     covered = library.m2f_decode(counts, len(counts), height, width, packed, pixels.ctypes.data, stride)
-    return bool(covered == height * width)
+    return bool(covered == height * width > 0)  # -1 is also the product of two sides
 
 
 def _call() -> ctypes.CDLL:

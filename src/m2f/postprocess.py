@@ -6,6 +6,7 @@ systems do otherwise, and a request may ask for theirs, stands in `semantics`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,12 +15,23 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_SIDE, InputError
+from m2f.contract import (
+    MAX_CANDIDATES,
+    MAX_CLASSES,
+    MAX_COMPARED_CANDIDATES,
+    MAX_COMPARED_EDGES,
+    MAX_QUERIES,
+    MAX_SIDE,
+    InputError,
+)
 from m2f.geometry import Floats, Ints, bilinear_taps
 from m2f.masks import Masks, MaskSampler
 from m2f.record import phase
+from m2f.rle import check_bytes
 from m2f.semantics import PROFILES, grid_taps
 from m2f.settings import NO_LIMIT, Settings
+
+_FEWER = "lower 'pre_top_k', or raise 'score_threshold'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +94,8 @@ def postprocess(
         threads: that share the masks.
 
     Raises:
-        InputError: shapes that do not fit together, or a class or a kernel that does not exist.
+        InputError: shapes that do not fit together, a class or a kernel that does not exist, or masks that are too much
+            to work on or to answer.
     """
     cells, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     profile = PROFILES[settings.semantics]
@@ -104,15 +117,13 @@ def postprocess(
     kept = keep(scores, candidates.labels, masks, mask_of, settings=settings, thresholds=thresholds)
     boxes = masks.boxes[mask_of[kept]].astype(np.float32)
     rows = mask_of[kept].tolist()
-    # several classes of one query share its mask
-    rle = {i: masks.rle(i) if settings.export_postprocess_mask else b"" for i in set(rows)}
     return Instances(
         scores=scores[kept],
         labels=candidates.labels[kept].astype(np.int32),
         boxes=boxes if profile.gives_boxes else np.zeros_like(boxes),
         areas=masks.areas[mask_of[kept]].astype(np.int32),
         queries=candidates.queries[kept].astype(np.int32),
-        rle=[rle[i] for i in rows],
+        rle=_encoded(masks, rows) if settings.export_postprocess_mask else [b""] * len(rows),
         size_hw=ori_shape,
     )
 
@@ -134,6 +145,9 @@ def select(scores: Floats, settings: Settings, thresholds: Floats) -> Candidates
         scores: float32 [Q, C].
         settings: how many are taken.
         thresholds: float32 [C].
+
+    Raises:
+        InputError: more than MAX_CANDIDATES.
     """
     flat = scores.reshape(-1)
     order = np.flatnonzero(flat >= thresholds.min(initial=np.inf))
@@ -141,6 +155,10 @@ def select(scores: Floats, settings: Settings, thresholds: Floats) -> Candidates
         order = _largest(flat, order, settings.pre_top_k)
     if PROFILES[settings.semantics].as_many_as_queries:
         order = _largest(flat, order, len(scores))
+    if len(order) > MAX_CANDIDATES:
+        raise InputError(
+            f"an image has {len(order)} candidates; allowed are {MAX_CANDIDATES}: {_FEWER}", kind="output_too_large"
+        )
     order = order[np.argsort(-flat[order], kind="stable")]
     queries, labels = np.divmod(order, scores.shape[1])
     passed = flat[order] >= thresholds[labels]
@@ -160,6 +178,9 @@ def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, *, settings:
 
     Returns:
         int64 [K], the candidates that stay, best first; equal scores stay in the order of the candidates.
+
+    Raises:
+        InputError: NMS or the cap per class would take too long.
     """
     passes = scores >= thresholds[labels]
     if PROFILES[settings.semantics].drops_empty:
@@ -169,6 +190,7 @@ def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, *, settings:
     limit = len(order) if settings.keep_top_k == NO_LIMIT else settings.keep_top_k
     if settings.iou_threshold >= 1 and settings.max_output_boxes_per_class == NO_LIMIT:
         return order[:limit]
+    _check_comparisons(labels[order], mask_of[order], masks, compares=settings.iou_threshold < 1)
     kept: dict[int, list[int]] = {}  # masks by class
     passed: list[int] = []
     iou = cache(masks.iou)  # the same two masks meet in many classes
@@ -215,6 +237,35 @@ def _sample_by_grid(
     return replace(at_size, scores=on_grid.scores)
 
 
+def _encoded(masks: Masks, rows: list[int]) -> list[bytes]:
+    """The RLE of each row's mask; several classes of one query share it."""
+    rle, num_bytes = {}, 0
+    for row, times in Counter(rows).items():
+        rle[row] = masks.rle(row)
+        num_bytes += times * len(rle[row])
+        check_bytes(num_bytes)  # before more is made
+    return [rle[row] for row in rows]
+
+
+def _check_comparisons(labels: Ints, mask_of: Ints, masks: Masks, *, compares: bool) -> None:
+    """Refuse candidates, int64 [N] each, that would take some seconds to compare."""
+    if len(labels) > MAX_COMPARED_CANDIDATES:
+        raise InputError(
+            f"an image has {len(labels)} candidates for 'iou_threshold' or 'max_output_boxes_per_class'; allowed are "
+            f"{MAX_COMPARED_CANDIDATES}: {_FEWER}",
+            kind="output_too_large",
+        )
+    if not compares or not len(labels):
+        return
+    in_classes = int(np.bincount(labels) @ np.bincount(labels, masks.num_edges[mask_of]))
+    edges = min(in_classes, len(masks) * int(masks.num_edges.sum()))  # the same two masks are compared once
+    if edges > MAX_COMPARED_EDGES:
+        raise InputError(
+            f"'iou_threshold' would compare masks at {edges} edges; allowed are {MAX_COMPARED_EDGES}: {_FEWER}",
+            kind="output_too_large",
+        )
+
+
 def _may_join(mask: int, better: list[int], iou: Callable[[int, int], float], settings: Settings) -> bool:
     if len(better) == settings.max_output_boxes_per_class:
         return False
@@ -233,19 +284,39 @@ def _largest(values: Floats, indices: Ints, count: int) -> Ints:
     return np.sort(np.concatenate([above, equal[: count - len(above)]]))
 
 
+def check_logits(cls_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
+    """Check the shapes of one image's logits; anybody may send some to a step.
+
+    Args:
+        cls_shape: (Q, C+1).
+        mask_shape: (Q, h, w).
+
+    Raises:
+        InputError: they do not fit together, or are of more queries, classes or cells than there may be.
+    """
+    if len(cls_shape) != 2 or len(mask_shape) != 3 or cls_shape[0] != mask_shape[0]:
+        raise InputError(
+            f"logits do not fit together: cls_logits {cls_shape}, mask_logits {mask_shape}; "
+            "expected [Q, C+1] and [Q, h, w]"
+        )
+    if not (1 <= cls_shape[0] <= MAX_QUERIES and 2 <= cls_shape[1] <= MAX_CLASSES + 1):
+        raise InputError(
+            f"cls_logits {cls_shape} must have from 1 to {MAX_QUERIES} queries, and columns for from 1 to "
+            f"{MAX_CLASSES} classes and no-object"
+        )
+    if max(mask_shape[1:]) > MAX_SIDE:
+        raise InputError(f"mask_logits {mask_shape} must have at most {MAX_SIDE} cells along a side")
+
+
 def check_shapes(
     cls_logits: Floats, mask_logits: Floats, img_shape: tuple[int, int], ori_shape: tuple[int, int], mask_stride: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the mask cells (h, w) and the padded network input (H, W) they stand for.
 
     Raises:
-        InputError: the shapes do not fit together.
+        InputError: the shapes do not fit together, or are of more than there may be.
     """
-    if cls_logits.ndim != 2 or mask_logits.ndim != 3 or cls_logits.shape[0] != mask_logits.shape[0]:
-        raise InputError(
-            f"logits do not fit together: cls_logits {cls_logits.shape}, mask_logits {mask_logits.shape}; "
-            "expected [Q, C+1] and [Q, h, w]"
-        )
+    check_logits(cls_logits.shape, mask_logits.shape)
     height, width = mask_logits.shape[1:]
     padded = (height * mask_stride, width * mask_stride)
     if not all(1 <= valid <= size for valid, size in zip(img_shape, padded, strict=True)):

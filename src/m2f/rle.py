@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import InputError
+from m2f.contract import MAX_RLE_BYTES, InputError
 from m2f.geometry import Ints
 
 _BITS = 5  # payload bits of a character; bit 5 says that more follow
@@ -38,6 +38,20 @@ def encode_edges(edges: native.Edges, num_pixels: int, *, kernel: str | None = N
     return _compress(counts)
 
 
+def check_bytes(num_bytes: int, *, max_bytes: int = MAX_RLE_BYTES) -> None:
+    """Refuse the RLE of one response that would take more than `max_bytes`.
+
+    Raises:
+        InputError: it would.
+    """
+    if num_bytes > max_bytes:
+        raise InputError(
+            f"'rle' would take {num_bytes} bytes; allowed are {max_bytes}: raise 'score_threshold', or set "
+            "'keep_top_k', or 'export_postprocess_mask' to false",
+            kind="output_too_large",
+        )
+
+
 def encode_mask(mask: npt.NDArray[np.generic]) -> bytes:
     """Encode a dense mask [H, W] (non-zero is inside) as COCO compressed RLE."""
     column_major = np.asarray(mask).T.reshape(-1) != 0
@@ -61,9 +75,9 @@ def decode(
         0/1 uint8 [height, width]; packed: uint8 [height, ceil(width / 8)].
 
     Raises:
-        InputError: the string is not RLE, or does not cover height x width pixels.
+        InputError: the string is not RLE, does not cover height x width pixels, or a side is below 1.
     """
-    pixels = np.zeros((height, packed_width(width) if packed else width), np.uint8)
+    pixels = np.zeros((max(0, height), max(0, packed_width(width) if packed else width)), np.uint8)
     decode_into(pixels, counts, height, width, packed=packed, kernel=kernel)
     return pixels
 
@@ -88,13 +102,13 @@ def decode_into(
         InputError: as `decode`; what `pixels` then holds is not said.
     """
     decoder = _decode_into if native.resolve(kernel) == native.NUMPY else native.decode_into
-    if not decoder(pixels, counts, height, width, packed):
+    if min(height, width) < 1 or not decoder(pixels, counts, height, width, packed):
         raise InputError(f"not the COCO compressed RLE of a mask of {height} x {width} pixels")
 
 
 def _decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width: int, packed: bool) -> bool:
     runs = _decompress(counts)
-    if runs is None or (runs < 0).any() or runs.sum() != height * width:
+    if runs is None or not ((runs >= 0) & (runs <= height * width)).all() or runs.sum() != height * width:
         return False
     values = np.arange(len(runs), dtype=np.uint8) & 1  # runs of zeros and ones alternate, zeros first
     mask = np.repeat(values, runs).reshape(width, height).T

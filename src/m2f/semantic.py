@@ -17,7 +17,13 @@ from m2f.settings import Settings
 
 NO_CLASS = -1  # a pixel beyond the image, in a batch of several sizes
 
-_BLOCK_VALUES = 1 << 21  # float32 of a block: 8 MB for all its queries and classes
+_BLOCK_VALUES = 1 << 21  # float32 of a block: 8 MB for all its queries, and for all its classes
+_PRODUCTS = 64  # of a class probability and a mask's that take as long as a mask's own
+
+
+def values_a_pixel(queries: int, classes: int) -> int:
+    """What a pixel costs, in values of about 4 ns: the masks', the classes', or the product that makes these."""
+    return max(queries, classes, queries * classes // _PRODUCTS)
 
 
 def semantic(
@@ -52,6 +58,8 @@ def semantic(
     masks = MaskProbabilities(mask_logits, queries, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel)
     classes = np.empty(ori_shape, np.int32)
     for rows, probabilities in masks.blocks(_BLOCK_VALUES):
-        sums = probabilities.reshape(len(scores), -1).T @ scores  # [rows * W, C]: side by side for argmax
-        classes[rows] = sums.argmax(axis=1).reshape(-1, ori_shape[1])
+        found, pixels = classes[rows].reshape(-1), probabilities.reshape(len(scores), -1).T
+        step = max(1, _BLOCK_VALUES // scores.shape[1])
+        for begin in range(0, len(found), step):  # [step, C]: side by side for argmax
+            found[begin : begin + step] = (pixels[begin : begin + step] @ scores).argmax(axis=1)
     return classes

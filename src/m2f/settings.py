@@ -95,8 +95,8 @@ class Settings:
         """
         if not self.classes.strip():
             return None
-        words = [word.strip() for word in self.classes.split(",")]
-        return frozenset(_class_index("classes", word, class_names, num_classes) for word in words)
+        words = dict.fromkeys(word.strip() for word in self.classes.split(","))
+        return frozenset(map(_class_finder("classes", class_names, num_classes), words))
 
     def thresholds(self, class_names: tuple[str, ...], num_classes: int) -> npt.NDArray[np.float32]:
         """Return what the score of each class must reach: float32 [C].
@@ -106,8 +106,9 @@ class Settings:
         """
         thresholds = np.full(num_classes, self.score_threshold, np.float32)
         named = set()
+        find = _class_finder("class_score_thresholds", class_names, num_classes)
         for word, threshold in _threshold_pairs(self.class_score_thresholds):
-            label = _class_index("class_score_thresholds", word, class_names, num_classes)
+            label = find(word)
             if label in named:
                 raise InputError(
                     f"parameter 'class_score_thresholds' has class {label} twice; allowed: once", kind="parameter"
@@ -227,13 +228,19 @@ def _parse(name: str, text: str) -> Any:
         ) from None
 
 
-def _class_index(key: str, word: str, class_names: tuple[str, ...], num_classes: int) -> int:
-    if word in class_names:
-        return class_names.index(word)
-    if word.isdecimal() and len(word) <= len(str(num_classes)) and int(word) < num_classes:
-        return int(word)
-    more = f" and {len(class_names) - _NAMES_SHOWN} more" if len(class_names) > _NAMES_SHOWN else ""
-    known = f"; names: {', '.join(class_names[:_NAMES_SHOWN])}{more}" if class_names else ""
-    raise InputError(
-        f"parameter '{key}' has no class {shown(word)}; allowed: 0 to {num_classes - 1}{known}", kind="parameter"
-    )
+def _class_finder(key: str, class_names: tuple[str, ...], num_classes: int) -> Callable[[str], int]:
+    """Return what finds a class by its name, the first where several have it, or by its index, or raises InputError."""
+    by_name = {name: index for index, name in reversed(list(enumerate(class_names[:num_classes])))}
+
+    def find(word: str) -> int:
+        if word in by_name:
+            return by_name[word]
+        if word.isdecimal() and len(word) <= len(str(num_classes)) and int(word) < num_classes:
+            return int(word)
+        more = f" and {len(class_names) - _NAMES_SHOWN} more" if len(class_names) > _NAMES_SHOWN else ""
+        known = f"; names: {', '.join(class_names[:_NAMES_SHOWN])}{more}" if class_names else ""
+        raise InputError(
+            f"parameter '{key}' has no class {shown(word)}; allowed: 0 to {num_classes - 1}{known}", kind="parameter"
+        )
+
+    return find

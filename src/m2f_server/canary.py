@@ -9,7 +9,7 @@ import http.client
 import json
 import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -29,6 +29,8 @@ _HEIGHT, _WIDTH = 24, 32
 _FIRST_TIMEOUT_S = 60.0  # an engine's first inference may take many times what the others do
 _TIMEOUT_S = 10.0  # at least; ten times what the fastest one took where that is more
 _PATIENCE = 10
+_LONGEST_WORK_S = 180.0  # more than the largest request that is allowed takes on a slow processor
+_SHARE = 0.1  # of a processor: a step that takes so much computes, one that waits for ever takes none
 _REJECTED = {http.client.TOO_MANY_REQUESTS, http.client.SERVICE_UNAVAILABLE}  # by a queue's limits
 
 
@@ -72,11 +74,27 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the models had done and to do at a time; `answered` and `waiting` are requests by model."""
+    """What the models had done and to do at a time.
+
+    Attributes:
+        at: the time.
+        answered: requests by model, since it was loaded.
+        waiting: likewise, those in its queue.
+        seconds: processor time that the processes of each step have used.
+    """
 
     at: float
     answered: Mapping[str, int]
     waiting: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+    def goes_on(self, step: str, now: "_Work") -> bool:
+        """Tell whether a step has answered anybody since."""
+        return now.answered.get(step, 0) != self.answered.get(step, 0)
+
+    def computes(self, step: str, now: "_Work") -> bool:
+        """Tell whether a step that has answered nobody since was at work: on a large request, or in an endless loop."""
+        return now.seconds[step] - self.seconds[step] >= _SHARE * (now.at - self.at)
 
 
 class Canary:
@@ -85,10 +103,14 @@ class Canary:
     Args:
         control: the server.
         models: all models that it has loaded.
+        processor_seconds: returns what a model's processes have used so far.
     """
 
-    def __init__(self, control: Control, models: Iterable[str]) -> None:
+    def __init__(
+        self, control: Control, models: Iterable[str], processor_seconds: Callable[[str], float] = lambda _: 0.0
+    ) -> None:
         self._control = control
+        self._processor_seconds = processor_seconds
         self._models = tuple(models)
         self._targets = [target for model in self._models if (target := _target(control.config(model)))]
         self._fastest = float("inf")
@@ -113,7 +135,7 @@ class Canary:
         return Verdict(Kind.SERVES)
 
     def _ask(self, target: _Target) -> Verdict:
-        before = self._control.answered()
+        before = self._look(target)
         timeout = self._timeout()
         try:
             size = _infer(self._control, target, timeout=timeout)
@@ -127,13 +149,15 @@ class Canary:
     def _timeout(self) -> float:
         return _FIRST_TIMEOUT_S if self._fastest == float("inf") else max(_TIMEOUT_S, _PATIENCE * self._fastest)
 
-    def _explain(self, target: _Target, error: CallError, before: Mapping[str, int], timeout: float) -> Verdict:
+    def _explain(self, target: _Target, error: CallError, before: _Work, timeout: float) -> Verdict:
         """Tell a busy server from a broken one, and find the model to blame."""
         if error.status is None:  # no answer in time
-            after, waiting = self._control.answered(), self._control.pending()
-            stuck = next((step for step in target.steps if after.get(step, 0) == before.get(step, 0)), None)
-            if stuck is None or any(waiting.get(step) for step in target.steps if step != stuck):  # may be in a queue
+            now = self._look(target)
+            stuck = next((step for step in target.steps if not before.goes_on(step, now)), None)
+            if stuck is None or any(now.waiting.get(step) for step in target.steps if step != stuck):  # in a queue
                 return self._busy(target, f"no answer within {timeout:g} s, but every step goes on")
+            if before.computes(stuck, now):
+                return self._busy(target, f"no answer within {timeout:g} s: {stuck} works on a large request")
             return Verdict(Kind.FAILS, f"{target.name} does not answer within {timeout:g} s: {stuck} hangs", stuck)
         if error.status in _REJECTED:
             return self._busy(target, str(error))
@@ -143,17 +167,24 @@ class Canary:
 
     def _busy(self, target: _Target, reason: str) -> Verdict:
         """Tell a busy server from one with a step that hangs under load: requests wait for it, and it answers none."""
-        now = _Work(time.monotonic(), self._control.answered(), self._control.pending())
+        now = self._look(target)
         then = self._busy_since.setdefault(target.name, now)
-        if now.at - then.at < self._timeout():
+        seconds = now.at - then.at
+        if seconds < self._timeout():
             return Verdict(Kind.BUSY, reason)
-        self._busy_since[target.name] = now
-        for step in target.steps:
-            waited = then.waiting.get(step) and now.waiting.get(step)
-            if waited and now.answered.get(step, 0) == then.answered.get(step, 0):
-                why = f"{step} hangs: no answer in {now.at - then.at:.0f} s, though requests wait for it"
-                return Verdict(Kind.FAILS, why, step)
+        waited_for = [step for step in target.steps if then.waiting.get(step) and now.waiting.get(step)]
+        silent = [step for step in waited_for if not then.goes_on(step, now)]
+        hung = [step for step in silent if seconds >= _LONGEST_WORK_S or not then.computes(step, now)]
+        if hung or not silent:
+            self._busy_since[target.name] = now
+        if hung:
+            why = f"{hung[0]} hangs: no answer in {seconds:.0f} s, though requests wait for it"
+            return Verdict(Kind.FAILS, why, hung[0])
         return Verdict(Kind.BUSY, reason)
+
+    def _look(self, target: _Target) -> _Work:
+        seconds = {step: self._processor_seconds(step) for step in target.steps}
+        return _Work(time.monotonic(), self._control.answered(), self._control.pending(), seconds)
 
     def _unready(self) -> str | None:
         return next((model for model in self._models if not self._control.is_ready(model)), None)

@@ -13,6 +13,7 @@ from m2f_server.access import Access
 from m2f_server.errors import CallError
 
 _TIMEOUT_S = 5.0
+_RESTRICTED = "/v2/repository/"
 _LOAD_TIMEOUT_S = 300.0  # a large engine
 _PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)".*\} (\S+)$', re.MULTILINE)
 
@@ -42,8 +43,12 @@ class Control:
         headers: Mapping[str, str] | None = None,
         timeout: float = _TIMEOUT_S,
     ) -> bytes:
-        """Return the body of a 200 answer; `timeout` seconds bound each wait for the server."""
-        headers = {**self._access.headers, **(headers or {})}
+        """Return the body of a 200 answer; `timeout` seconds bound each wait for the server.
+
+        The secret goes only where it is needed: somebody else may listen on the port before the server does.
+        """
+        if path.startswith(_RESTRICTED):
+            headers = {**self._access.headers, **(headers or {})}
         return _fetch(self._http_url, method, path, body=body, headers=headers, timeout=timeout)
 
     def metrics(self) -> str:

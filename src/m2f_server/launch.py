@@ -148,8 +148,9 @@ def _running(settings: _Settings) -> Iterator[Server]:
 def _start(settings: _Settings, guard: Guard, *, name: str, work_dir: Path) -> Server:
     """Start the process."""
     installation = prepare(work_dir)
+    identity = f"m2f-{secrets.token_hex(16)}"  # what it calls itself, which nobody else can know before it answers
     ports = pick_ports(hosts=settings.hosts, ports=settings.ports)
-    arguments = [*installation.arguments, *_arguments(settings, name=name, ports=ports, work_dir=work_dir)]
+    arguments = [*installation.arguments, *_arguments(settings, name, identity, ports, work_dir)]
     log_path = settings.log_file or work_dir / "tritonserver.log"
     log_start = log_path.stat().st_size if log_path.is_file() else 0
     process = _spawn(
@@ -163,7 +164,7 @@ def _start(settings: _Settings, guard: Guard, *, name: str, work_dir: Path) -> S
     guard.watch(process.pid)
     return Server(
         process=process,
-        name=name,
+        identity=identity,
         hosts=settings.hosts,
         ports=ports,
         log_path=log_path,
@@ -182,10 +183,10 @@ def _start_errors() -> Iterator[None]:
         raise ServeError(f"tritonserver could not be started: {error}") from error
 
 
-def _arguments(settings: _Settings, *, name: str, ports: Mapping[str, int], work_dir: Path) -> list[str]:
+def _arguments(settings: _Settings, name: str, identity: str, ports: Mapping[str, int], work_dir: Path) -> list[str]:
     """Return the command line, without the executable."""
     arguments = [
-        f"--id={name}",
+        f"--id={identity}",
         f"--model-repository={_plain_path(settings.repository, work_dir)}",
         "--model-control-mode=explicit",  # so that one model can be reloaded, and the ensembles unloaded at the end
         "--load-model=*",

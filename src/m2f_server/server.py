@@ -46,7 +46,7 @@ class Server:
         self,
         *,
         process: subprocess.Popen[bytes],
-        name: str,
+        identity: str,
         hosts: Mapping[str, str],
         ports: Mapping[str, int],
         log_path: Path,
@@ -64,7 +64,7 @@ class Server:
         self.tls = tls
         self.control = Control(http_url=self.http_url, metrics_url=self._address("metrics"), access=access)
         self._log_start = log_start
-        self._name = name
+        self._identity = identity
         self._process = process
 
     @property
@@ -159,8 +159,8 @@ class Server:
     def _ready_models(self) -> list[str] | None:
         """Return the names of the models, or None while anything is not ready."""
         try:
-            if json.loads(self.control.call("GET", "/v2"))["name"] != self._name:
-                return None  # someone else's server came first on this port
+            if json.loads(self.control.call("GET", "/v2"))["name"] != self._identity:
+                return None  # someone else came first on this port
             self.control.call("GET", "/v2/health/ready")
             index = self.control.index()
             self.control.metrics()  # started last

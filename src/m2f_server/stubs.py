@@ -63,6 +63,12 @@ class Stubs:
             self._look()
             return [stub for process, stub in self._known.items() if stub.model == model and not _end(process)]
 
+    def processor_seconds(self, model: str) -> float:
+        """Return the processor time that a model's living stubs have used."""
+        with self._lock:
+            self._look()
+            return sum(_seconds(process) for process, stub in self._known.items() if stub.model == model)
+
     def kill(self, stub: Stub) -> None:
         """End a stub, stopped or not; whoever has its number by now is left alone."""
         with self._lock, suppress(psutil.NoSuchProcess):
@@ -107,6 +113,13 @@ def _end(process: psutil.Process) -> str:
     if status == psutil.STATUS_STOPPED:
         return "stopped"
     return _cause(process.pid) if status in _ENDED else ""
+
+
+def _seconds(process: psutil.Process) -> float:
+    with suppress(psutil.Error):
+        times = process.cpu_times()
+        return times.user + times.system
+    return 0.0
 
 
 def _cause(pid: int) -> str:

@@ -4,19 +4,23 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from m2f_server import launch
 from m2f_server.errors import CrashLoopError, PortTakenError, ServeError, StoppedError, WornOutError
 from m2f_server.health import Health, endpoint
 from m2f_server.server import Server, reachable
-from m2f_server.watch import Event, Watch
+from m2f_server.watch import Event, EventName, Watch
 
 _LONG_RUN_S = 60.0  # a server that served for so long had a good start
 _SHORT_RUNS = 5  # in a row, then more will not help
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 10.0
 _LIVE_WITHIN_S = 30.0  # a round is a quarter of a second, and some calls to the server
 _STOP_TIMEOUT_S = 5.0  # for a server that has nothing to do any more
+
+disable_created_metrics()  # a second series beside each counter's
 
 
 class Supervisor:
@@ -50,7 +54,7 @@ class Supervisor:
         self._health_port = health_port
         self._drain_timeout = drain_timeout
         self._announce = announce
-        self._event = event
+        self._log_event = event
         self._stop = stop
         self._hasten = hasten
         self._announced = False
@@ -58,6 +62,12 @@ class Supervisor:
         self._watch: Watch | None = None
         self._good_since: float | None = None  # when the server of the moment first answered right
         self._last_round = time.monotonic()
+        self._metrics = CollectorRegistry()
+        ready = Gauge("m2f_ready", "Whether requests should be sent here, as /ready says", registry=self._metrics)
+        ready.set_function(lambda: self.health().ready)
+        self._events = Counter("m2f_events", "What happened, as the log says", ["event"], registry=self._metrics)
+        for name in get_args(EventName):  # from 0 on, so that the first is an increase, too
+            self._events.labels(name)
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -67,7 +77,9 @@ class Supervisor:
         """
         with ExitStack() as stack:
             try:
-                self._health_port = stack.enter_context(endpoint(self._health_host, self._health_port, self.health))
+                self._health_port = stack.enter_context(
+                    endpoint(self._health_host, self._health_port, self.health, self._metrics)
+                )
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise PortTakenError(
@@ -106,6 +118,10 @@ class Supervisor:
                 long_run = self._good_since is not None and time.monotonic() - self._good_since >= _LONG_RUN_S
                 short_runs = 1 if long_run else short_runs + 1
                 self._wait_to_restart(error, short_runs)
+
+    def _event(self, event: EventName, **circumstances: object) -> None:
+        self._events.labels(event).inc()
+        self._log_event(event, **circumstances)
 
     def _wait_to_restart(self, error: ServeError, short_runs: int) -> None:
         self._state, self._watch = "restarting", None

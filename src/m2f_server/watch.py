@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Literal, Protocol
 
 import psutil
 
@@ -21,7 +22,25 @@ _MOST_RELOADS = 100  # Triton 2.51 keeps threads and shared memory of each stub 
 _FAILURES = 3  # of the canary in a row, with nothing to reload, until the server is restarted
 _SETTLE_S = 0.2  # answers are on their way when the model that gave them is gone
 
-Event = Callable[..., None]
+EventName = Literal[
+    "ready",
+    "busy",
+    "canary_failed",
+    "stub_lost",
+    "reloaded",
+    "reload_failed",
+    "server_ended",
+    "draining",
+    "drained",
+    "drain_failed",
+]
+
+
+class Event(Protocol):
+    """A function to tell what happened."""
+
+    def __call__(self, event: EventName, **circumstances: object) -> None:
+        """Write it down, with its circumstances."""
 
 
 class Watch:
@@ -37,7 +56,7 @@ class Watch:
         self._control = server.control
         self._event = event
         self._stubs = Stubs(server.pid)
-        self._canary = Canary(server.control, server.models)
+        self._canary = Canary(server.control, server.models, self._stubs.processor_seconds)
         self._verdict = Verdict(Kind.FAILS, "the first canary is under way")
         self._lock = threading.Lock()
         self._healing: set[str] = set()

@@ -15,6 +15,7 @@ import click
 
 from m2f_client.address import DEFAULT_URL, Endpoint, connect
 from m2f_client.errors import InvalidAddress, M2FError
+from m2f_client.printable import printable
 
 if find_spec("gradio") is None:  # importing it takes seconds, which `m2f --help` should not
     raise ModuleNotFoundError("No module named 'gradio'", name="gradio")
@@ -49,7 +50,7 @@ def demo(*, url: str, host: str, port: int, examples: Path | None, open_browser:
                 webbrowser.open(address)
             signal.pause()
     except M2FError as error:
-        click.echo(f"m2f: {error}", err=True)
+        click.echo(f"m2f: {printable(str(error))}", err=True)
         sys.exit(1)
 
 

@@ -28,6 +28,8 @@ from m2f_client.evaluation.evaluate import (
     panoptic_against_server,
 )
 from m2f_client.predict import MAX_CONCURRENCY, KeyValue
+from m2f_client.printable import printable
+from m2f_client.screen import complain
 from m2f_client.transport import Parameter
 
 Connect = Callable[[str], Client]
@@ -104,7 +106,7 @@ def evaluate(
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url or --against") from None
     except M2FError as error:
-        click.echo(f"m2f: {error}", err=True)
+        complain(str(error))
         sys.exit(1)
     sys.exit(_show(document, as_json=as_json))
 
@@ -142,7 +144,7 @@ def _show(document: Document, *, as_json: bool) -> int:
     else:
         console = Console()
         for part in report.summary(document):
-            console.print(Text(part) if isinstance(part, str) else part, soft_wrap=True)
+            console.print(Text(printable(part)) if isinstance(part, str) else part, soft_wrap=True)
     return 1 if any(failed) else 0
 
 
@@ -150,9 +152,9 @@ def _complain(part: Document) -> bool:
     """Say what one server did not do; return whether there was something."""
     server, failures = part.get("server") or part["name"], part["failures"]
     for message in part["warnings"]:
-        click.echo(f"m2f: {server}: {message}", err=True)
+        complain(f"{server}: {message}")
     for failure in failures:
-        click.echo(f"m2f: {failure['file_name']}: {failure['reason']}", err=True)
+        complain(f"{failure['file_name']}: {failure['reason']}")
     if failures:
-        click.echo(f"m2f: {server}: images that did not work, and are in no figure: {len(failures)}", err=True)
+        complain(f"{server}: images that did not work, and are in no figure: {len(failures)}")
     return bool(failures)

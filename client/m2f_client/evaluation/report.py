@@ -10,9 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from m2f_client.evaluation.dataset import listed
 from m2f_client.evaluation.precision import Precision
+from m2f_client.printable import printable
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 """The figures of COCO's summary that fit a screen; the others are in the JSON."""
@@ -111,7 +113,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))  # rich takes brackets in a str for markup
     return table
 
 

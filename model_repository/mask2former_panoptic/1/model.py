@@ -7,7 +7,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from m2f.batch import of_each_image
-from m2f.contract import MAX_MASK_BYTES, MAX_PIXELS
+from m2f.contract import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
 from m2f.panoptic import VOID, panoptic
 from m2f.settings import Settings, model_facts, whole_number
@@ -23,7 +23,7 @@ class TritonPythonModel:
         self.settings = Settings.from_repository(self.step.parameters)
         self.facts = model_facts(self.step.parameters)
         self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
-        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
+        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MAP_BYTES)
 
     def finalize(self):
         self.step.close()

@@ -5,9 +5,9 @@ from functools import partial
 from threadpoolctl import threadpool_limits
 
 from m2f.batch import of_each_image
-from m2f.contract import MAX_MASK_BYTES, MAX_PIXELS
+from m2f.contract import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
-from m2f.semantic import NO_CLASS, semantic
+from m2f.semantic import NO_CLASS, semantic, values_a_pixel
 from m2f.settings import Settings, whole_number
 from m2f_server.glue import Step
 
@@ -21,7 +21,7 @@ class TritonPythonModel:
         self.settings = Settings.from_repository(self.step.parameters)
         self.mask_stride = whole_number(self.step.parameters, "mask_stride", 4)
         self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
-        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MASK_BYTES)
+        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MAP_BYTES)
 
     def finalize(self):
         self.step.close()
@@ -32,5 +32,6 @@ class TritonPythonModel:
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), "mask_stride": self.mask_stride}
         check_size("semantic", arrays["ori_shape"].tolist(), max_bytes=self.max_bytes)
-        found = of_each_image(arrays, partial(semantic, **own), max_pixels=self.max_pixels)
+        work = partial(semantic, **own)
+        found = of_each_image(arrays, work, max_pixels=self.max_pixels, values=values_a_pixel)
         return {"semantic": stack_maps(found, NO_CLASS)}

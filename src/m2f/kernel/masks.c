@@ -28,6 +28,7 @@ typedef struct {
     float *values;          // logits of pixel columns, until there are BATCH
     uint8_t *inside;        // [pitch]: whether those of the column at hand are above 0
     int64_t pitch;
+    int64_t doubts;         // pixels that may still be decided one by one
 } Scratch;
 
 INLINE int32_t bits_of(float x) {
@@ -150,15 +151,18 @@ INLINE float interpolate_column(const Axis *columns, int64_t x, int64_t y0, int6
     return closest;
 }
 
-// Let PyTorch's order of roundings decide what is in doubt of a pixel column, see interpolate.doubtful.
-static void decide_column(const float *logits, const Axis *rows, const Axis *columns, int64_t x, int64_t y0, int64_t y1,
+// Let PyTorch's order of roundings decide what is in doubt of a pixel column, see interpolate.doubtful. Returns how many
+// pixels that were: each takes as long as a hundred others.
+static int64_t decide_column(const float *logits, const Axis *rows, const Axis *columns, int64_t x, int64_t y0, int64_t y1,
                           float reach, float *values, uint8_t *inside) {
-    int64_t count = min64(y1, rows->size_out) - y0;
+    int64_t count = min64(y1, rows->size_out) - y0, decided = 0;
     for (int64_t i = 0; i < count; i++) {
         if (!(fabsf(values[i]) <= reach || values[i] == INFINITY)) continue;
         values[i] = pytorch_pixel(logits, rows, columns, y0 + i, x);
         inside[i] = values[i] > 0;
+        decided++;
     }
+    return decided;
 }
 
 INLINE uint64_t eight_at(const uint8_t *inside) {
@@ -205,7 +209,7 @@ INLINE int rows_reading(const Scratch *s, const Axis *rows, int64_t c0, int64_t 
     return rows->begin[first] < rows->end[last];
 }
 
-// One query. Returns the edges used, or -1 when there may be no room for more.
+// One query. Returns the edges used, or -1 when there may be no room for more, or are too many doubts.
 INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *columns, int64_t taps, int fma,
                             Scratch *s, Mask *mask, uint32_t *edges, int64_t capacity) {
     int64_t w = columns->size_in, height = rows->size_out, width = columns->size_out;
@@ -226,7 +230,8 @@ INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *c
         }
         float *values = s->values + batched, closest = interpolate_column(columns, x, y0, y1, taps, s, values);
         if (columns->padded && (closest <= reach || !(largest < INFINITY)))
-            decide_column(logits, rows, columns, x, y0, y1, reach, values, s->inside);
+            s->doubts -= decide_column(logits, rows, columns, x, y0, y1, reach, values, s->inside);
+        if (s->doubts < 0) return -1;
         int64_t first = y0;
         count = column_edges(s->inside, x * height, &first, &y1, edges, count);
         if (first < 0) continue;
@@ -245,13 +250,13 @@ INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *c
 }
 
 INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, const Axis *rows, const Axis *columns,
-                      Mask *masks, uint32_t *edges, int64_t capacity, int fma) {
+                      Mask *masks, uint32_t *edges, int64_t capacity, int64_t *doubts, int fma) {
     int64_t w = columns->size_in, pitch = ceil_to(rows->size_out, STRIP);
     if (pitch % (2 * STRIP) == 0) pitch += STRIP;  // columns of the ring a power of two apart would share cache sets
     int64_t values = BATCH + pitch + 4 * STRIP;
     float *memory = aligned_alloc(64, (size_t)ceil_to((RING * pitch + values + 2 * w) * 4 + pitch, 64));
     if (!memory) return -1;
-    Scratch s = {.ring = memory, .pitch = pitch};
+    Scratch s = {.ring = memory, .pitch = pitch, .doubts = *doubts};
     s.values = s.ring + RING * pitch;
     s.first = (int32_t *)(s.values + values);
     s.last = s.first + w;
@@ -267,13 +272,15 @@ INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, co
         used += count;
     }
     free(memory);
+    *doubts = s.doubts;
     return done;
 }
 
 #define LEVEL(name, fma, target)                                                                                    \
     target static int64_t sample_##name(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,   \
-                                        const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {      \
-        return sample(logits, queries, n, rows, columns, masks, edges, capacity, fma);                              \
+                                        const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity,        \
+                                        int64_t *doubts) {                                                          \
+        return sample(logits, queries, n, rows, columns, masks, edges, capacity, doubts, fma);                      \
     }
 
 EACH_LEVEL(LEVEL)
@@ -288,11 +295,12 @@ EXPORT int64_t m2f_level(void) {
     return 0;
 }
 
-// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full, or -1 without
-// memory. The edges of each mask follow those of the mask before.
+// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full or `doubts` were
+// below 0, or -1 without memory. The edges of each mask follow those of the mask before. Pixels that were decided one by
+// one are taken off `doubts`.
 EXPORT int64_t m2f_sample(int64_t level, const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
-                          const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity) {
+                          const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity, int64_t *doubts) {
 #define SAMPLE(name, fma, target) sample_##name,
     __typeof__(sample_baseline) *const levels[] = {EACH_LEVEL(SAMPLE)};
-    return levels[level](logits, queries, n, rows, columns, masks, edges, capacity);
+    return levels[level](logits, queries, n, rows, columns, masks, edges, capacity, doubts);
 }

@@ -48,10 +48,11 @@ static int64_t next_value(const uint8_t *characters, int64_t length, int64_t *at
 
 // Decode COCO's compressed RLE to [height][stride] bytes of zeros, a byte a pixel, or a bit (`packed`, the first is the
 // highest). Only the rows where a column changes are marked; then each row takes over from the row above.
-// Returns the pixels that the RLE covers, or -1 for what is not RLE; only height x width is a mask.
+// Returns the pixels that the RLE covers, or -1 for what is not RLE or a size; only height x width is a mask.
 EXPORT int64_t m2f_decode(const uint8_t *characters, int64_t length, int64_t height, int64_t width, int64_t packed,
                           uint8_t *pixels, int64_t stride) {
     int64_t at = 0, position = 0, before[2] = {0, 0}, left = stride, right = 0;
+    if (height < 1 || width < 1) return -1;  // the product of two negative sides is a room that is not there
     for (int64_t i = 0; at < length; i++) {
         int64_t count = next_value(characters, length, &at);
         if (count == INT64_MIN) return -1;

@@ -7,9 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from m2f.contract import MAX_MASK_BYTES, InputError
+from m2f.contract import InputError
 from m2f_server.glue import Arrays, Step
 from m2f_server.onnx_session import open_session
+
+MAX_BYTES = 1 << 30  # of the masks of a response: no request has fewer rows than the graph
 
 
 class TritonPythonModel:
@@ -46,9 +48,9 @@ class TritonPythonModel:
     def check_size(self, ori_shape: npt.NDArray[np.int32]) -> None:
         """Refuse what would not fit in memory: every row is made at full size, whatever it scores."""
         height, width = ori_shape.max(axis=0).tolist()
-        if (num_bytes := len(ori_shape) * self.rows * height * width) > MAX_MASK_BYTES:
+        if (num_bytes := len(ori_shape) * self.rows * height * width) > MAX_BYTES:
             raise InputError(
                 f"the masks would take {num_bytes} bytes ({len(ori_shape)} x {self.rows} x {height} x {width}); "
-                f"allowed are {MAX_MASK_BYTES}: ask mask2former instead",
+                f"allowed are {MAX_BYTES}: ask mask2former instead",
                 kind="output_too_large",
             )
