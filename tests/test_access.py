@@ -1,15 +1,15 @@
 """What the live server refuses, over HTTP and gRPC, and to whom."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import tritonclient.grpc
+from listen import listen_http
 from test_serve import FREE_PORT_OPTIONS, command, write_model
 from tritonclient.utils import InferenceServerException
 
@@ -192,14 +192,13 @@ def test_the_secret_is_told_to_the_restricted_interface_alone():
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Impostor) as impostor:
-        threading.Thread(target=impostor.serve_forever).start()
-        control = Control(http_url=f"127.0.0.1:{impostor.server_port}", metrics_url="", access=Access(TOKEN))
-        for call in (control.answered, lambda: control.config("x"), lambda: control.is_ready("x"), control.index):
-            with suppress(LookupError):  # the answer is none of Triton's
-                call()
-        control.call("GET", "/v2")
-        impostor.shutdown()
+    stop, port = listen_http(Impostor)
+    control = Control(http_url=f"127.0.0.1:{port}", metrics_url="", access=Access(TOKEN))
+    for call in (control.answered, lambda: control.config("x"), lambda: control.is_ready("x"), control.index):
+        with suppress(LookupError):  # the answer is none of Triton's
+            call()
+    control.call("GET", "/v2")
+    stop()
     assert {path for path, secret in heard if secret} == {"/v2/repository/index"}
     assert len(heard) == 5
 

@@ -6,12 +6,13 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import grpc
 import numpy as np
 import pytest
 from conftest import ROOT
+from listen import listen_grpc, listen_http
 from test_client_server import picture
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
@@ -104,14 +105,7 @@ class Fake:
             def log_message(self, *_):
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
-
-        def stop():
-            server.shutdown()
-            server.server_close()
-
-        return stop, server.server_address[1]
+        return listen_http(Handler)
 
     def _serve_grpc(self):
         fake = self
@@ -125,11 +119,7 @@ class Fake:
                 config.parameters["class_names"].string_value = '["cat"]'
                 return service_pb2.ModelConfigResponse(config=config)
 
-        server = grpc.server(ThreadPoolExecutor(4))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Service(), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        return lambda: server.stop(None).wait(), port
+        return listen_grpc(Service())
 
 
 @contextlib.contextmanager

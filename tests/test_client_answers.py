@@ -5,14 +5,13 @@ import contextlib
 import gzip
 import json
 import struct
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import grpc
 import numpy as np
 import pytest
+from listen import listen_grpc, listen_http
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from m2f.contract import STRUCTURED_OUTPUTS
@@ -96,14 +95,7 @@ class Hostile:
             def log_message(self, *_):
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
-
-        def stop():
-            server.shutdown()
-            server.server_close()
-
-        return stop, server.server_address[1]
+        return listen_http(Handler)
 
     def _serve_grpc(self):
         hostile = self
@@ -121,11 +113,7 @@ class Hostile:
             def ModelConfig(self, request, context):  # noqa: ARG002, N802
                 return service_pb2.ModelConfigResponse()
 
-        server = grpc.server(ThreadPoolExecutor(4))
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Service(), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        return lambda: server.stop(None).wait(), port
+        return listen_grpc(Service())
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 import json
-import tracemalloc
 
 import numpy as np
 import pytest
 import reference_maps
 from logits import SIZES, blobs
+from memory import peak_of
 
 from m2f import native
 from m2f.contract import InputError
@@ -220,12 +220,9 @@ def test_logits_that_are_no_numbers_spoil_only_their_own_query():
 
 def test_memory_beyond_the_answer_is_bounded():
     cls_logits, mask_logits = blobs(np.random.default_rng(6), queries=12, cells=(64, 64), objects=12)
-    tracemalloc.start()
-    try:
-        got = panoptic(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(4000, 4000), settings=Settings())
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    got, peak = peak_of(
+        lambda: panoptic(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(4000, 4000), settings=Settings())
+    )
     assert len(got.segments) > 1
     assert peak - got.ids.nbytes < 8 << 20
 

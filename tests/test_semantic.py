@@ -1,8 +1,7 @@
-import tracemalloc
-
 import numpy as np
 import pytest
 from logits import SIZES, blobs
+from memory import peak_of
 from reference_maps import mask_probabilities, semantic_scores
 
 from m2f import native
@@ -86,24 +85,18 @@ def test_logits_that_are_no_numbers_spoil_only_their_own_query():
 
 def test_memory_beyond_the_answer_is_bounded():
     cls_logits, mask_logits = blobs(np.random.default_rng(6), queries=20, classes=5, cells=(64, 64))
-    tracemalloc.start()
-    try:
-        classes = semantic(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(4000, 4000), settings=Settings())
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    classes, peak = peak_of(
+        lambda: semantic(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(4000, 4000), settings=Settings())
+    )
     assert peak - classes.nbytes < 32 << 20
 
 
 def test_memory_is_bounded_whatever_the_classes():
     cls_logits, mask_logits = np.zeros((1, 10_001), np.float32), np.ones((1, 4, 4), np.float32)
     cls_logits[0, 7_000] = 1
-    tracemalloc.start()
-    try:
-        classes = semantic(cls_logits, mask_logits, img_shape=(16, 16), ori_shape=(64, 200), settings=Settings())
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    classes, peak = peak_of(
+        lambda: semantic(cls_logits, mask_logits, img_shape=(16, 16), ori_shape=(64, 200), settings=Settings())
+    )
     assert (classes == 7_000).all()
     assert peak < 32 << 20
 
