@@ -1,6 +1,9 @@
-"""How many threads an engine on ONNX Runtime has, and where they may run."""
+"""How many threads an engine on ONNX Runtime has and where they may run; that it is the configuration's."""
 
+import json
 import os
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,9 @@ from m2f_server.onnx_session import open_session
 ARGS = {
     "model_repository": str(Path(__file__).parents[1] / "model_repository/mask2former_engine"),
     "model_version": "1",
+    "model_config": json.dumps(
+        {"input": [{"name": "input"}], "output": [{"name": "mask_logits"}, {"name": "cls_logits"}]}
+    ),
 }
 
 
@@ -46,3 +52,19 @@ def test_where_it_may_use_all_onnx_runtime_decides():
 @pytest.mark.usefixtures("one_core")
 def test_a_number_that_is_stated_holds():
     assert threads_of(open_session(ARGS, {"intra_op_num_threads": "3"})) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "message"),
+    [
+        ("input", ["image"], "model.onnx has the inputs input; wanted are image"),
+        ("input", ["input", "size"], "model.onnx has the inputs input; wanted are input, size"),
+        ("output", ["pred_logits"], "model.onnx has the outputs cls_logits, mask_logits; wanted are pred_logits"),
+        ("output", ["cls_logits"], None),  # more than is asked for does no harm
+    ],
+)
+def test_the_graph_must_have_what_the_configuration_names(kind, names, message):
+    config = {**json.loads(ARGS["model_config"]), kind: [{"name": name} for name in names]}
+    args = {**ARGS, "model_config": json.dumps(config)}
+    with pytest.raises(ValueError, match=re.escape(message)) if message else nullcontext():
+        open_session(args, {})

@@ -373,3 +373,8 @@ E1 server.cc:7] "failed to load 'engine' version 1: Internal: RuntimeError: no G
 )
 def test_diagnosis_of_other_ends(log, returncode, kind):
     assert type(diagnose(log=log, returncode=returncode)) is kind
+
+
+def test_diagnosis_shows_what_was_said_before_a_stack_without_names():
+    log = "\n".join(["event=error message=why", "Signal (11) received.", *(f" {n}# 0x0 in server" for n in range(20))])
+    assert str(diagnose(log=log, returncode=-11)).endswith("\n  event=error message=why\n  Signal (11) received.")

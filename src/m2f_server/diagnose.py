@@ -9,6 +9,7 @@ _POLL = re.compile(r"Poll failed for model directory '(?P<name>[^']+)': (?P<reas
 _PARSE = re.compile(r"Error parsing text-format \S+: (?P<reason>.*)$", re.MULTILINE)
 _SOCKET = re.compile(r"failed to start (?P<protocol>\w+) service: .*Socket '(?P<host>.*):(?P<port>\d+)' already in use")
 _NO_BACKEND = "unable to find backend library"
+_NOISE = re.compile(r"\s*($|[+|]|\d+# )")  # nothing, a table, a frame of a stack without names
 _TAIL_LINES = 15
 
 
@@ -36,8 +37,8 @@ def model_failures(log: str) -> dict[str, str]:
 
 
 def tail(log: str) -> str:
-    """Return the last lines of a log that say something (its tables do not)."""
-    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "+|"]
+    """Return the last lines of a log that say something."""
+    lines = [line for line in log.splitlines() if not _NOISE.match(line)]
     return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from m2f.contract import PUBLIC_MODEL
 from m2f_client.evaluation.parity import Parity, Row, compare
@@ -141,9 +141,11 @@ def roll_out(
     server = _Server(control, http_url)
     with _only_one(repository / ENGINE) as folder:
         before = _serving_version(control, folder)
-        files = _new_files(engine, folder / str(before), _engine_file(control))
+        config = control.config(ENGINE)
+        files = _new_files(engine, folder / str(before), _engine_file(config))
         say(f"version {before} serves; loading {engine} beside it")
-        with _candidate(control, files):
+        with _candidate(control, config, files):
+            _warm_up(server, config)
             parity, wanted = _judge(server, images)
         if not parity.instances + parity.extra and min_agreement > 0:
             raise RolloutError("neither engine finds anything in the images, so they prove nothing; give others")
@@ -204,10 +206,9 @@ def _versions(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
-def _engine_file(control: Control) -> str:
+def _engine_file(config: Mapping[str, Any]) -> str:
     """Return the file that the server takes for the engine; on ONNX Runtime in Python the code names it."""
-    config = control.config(ENGINE)
-    return "model.onnx" if config.get("backend") == "python" else config["default_model_filename"]
+    return "model.onnx" if config.get("backend") == "python" else str(config["default_model_filename"])
 
 
 def _new_files(engine: Path, serving: Path, name: str) -> dict[str, Path]:
@@ -220,11 +221,14 @@ def _new_files(engine: Path, serving: Path, name: str) -> dict[str, Path]:
 
 
 @contextmanager
-def _candidate(control: Control, files: Mapping[str, Path]) -> Iterator[None]:
-    """Have the candidate loaded under its own name; its files travel in the request, so nothing is left on disk."""
-    config = {**control.config(ENGINE), "name": CANDIDATE}
+def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[None]:
+    """Have the candidate loaded under its own name; its files travel in the request, so nothing is left on disk.
+
+    It is not warmed up (`_warm_up` does that): where it fails, Triton 2.51 often ends with a SIGSEGV.
+    """
+    own = {**config, "name": CANDIDATE, "model_warmup": []}
     try:
-        control.load(CANDIDATE, config, {f"1/{name}": path.read_bytes() for name, path in files.items()})
+        control.load(CANDIDATE, own, {f"1/{name}": path.read_bytes() for name, path in files.items()})
     except CallError as error:
         raise RolloutError(f"the candidate does not load: {error}") from error
     except OSError as error:
@@ -234,6 +238,19 @@ def _candidate(control: Control, files: Mapping[str, Path]) -> Iterator[None]:
     finally:
         with suppress(CallError):
             control.unload(CANDIDATE)
+
+
+def _warm_up(server: _Server, config: Mapping[str, Any]) -> None:
+    """Ask the candidate for what Triton will ask the new version for as it loads."""
+    for sample in config.get("model_warmup", []):
+        inputs = {
+            name: np.zeros(
+                [int(sample["batch_size"]), *map(int, given["dims"])],
+                triton_to_np_dtype(given["data_type"].removeprefix("TYPE_")),
+            )
+            for name, given in sample["inputs"].items()
+        }
+        server.infer(CANDIDATE, inputs, _LOGITS)
 
 
 def _judge(server: _Server, images: Mapping[str, bytes]) -> tuple[Parity, dict[int, Rows]]:
