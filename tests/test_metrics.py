@@ -1,12 +1,10 @@
 """The steps' own metrics on the `/metrics` of the real server."""
 
-import os
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http
 from exposition import scrape, wait_until
@@ -128,8 +126,8 @@ def reloadable(tmp_path):
 
 
 def kill_a_stub(server, model):
-    listing = subprocess.run(["pgrep", "-f", "-P", str(server.pid), model], capture_output=True, text=True, check=True)
-    os.kill(int(listing.stdout.split()[0]), signal.SIGKILL)
+    living = [child for child in psutil.Process(server.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    next(stub for stub in living if any(model in word for word in stub.cmdline())).kill()
 
 
 def test_counts_survive_instances_kills_and_reloads(reloadable):
