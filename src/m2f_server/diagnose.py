@@ -32,7 +32,7 @@ def model_failures(log: str) -> dict[str, str]:
             reason += f": line:column {parse_errors.pop(0)}"
         failures.setdefault(found["name"], reason)
     for found in _LOAD.finditer(log):
-        failures.setdefault(found["name"], _one_line(found["reason"]))
+        failures.setdefault(found["name"], one_line(found["reason"]))
     return dict(sorted(failures.items(), key=lambda item: "depends on" in item[1]))
 
 
@@ -42,7 +42,7 @@ def tail(log: str) -> str:
     return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
 
 
-def _one_line(reason: str) -> str:
+def one_line(reason: str) -> str:
     """Shorten a reason: of a Python traceback the message and the innermost place stay."""
     message, at, places = reason.replace("\\n", "\n").partition("\nAt:\n")
     text = " ".join(message.split()).removeprefix("Internal: ")

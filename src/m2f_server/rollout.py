@@ -26,6 +26,7 @@ from m2f.contract import PUBLIC_MODEL
 from m2f_client.evaluation.parity import Parity, Row, compare
 from m2f_client.result import Result
 from m2f_server.control import Control
+from m2f_server.diagnose import one_line
 from m2f_server.errors import CallError, RolloutError
 
 ENGINE = "mask2former_engine"
@@ -230,7 +231,7 @@ def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, 
     try:
         control.load(CANDIDATE, own, {f"1/{name}": path.read_bytes() for name, path in files.items()})
     except CallError as error:
-        raise RolloutError(f"the candidate does not load: {error}") from error
+        raise RolloutError(f"the candidate does not load: {one_line(str(error))}") from error
     except OSError as error:
         raise RolloutError(f"{error.filename}: {error.strerror}") from error
     try:
@@ -300,7 +301,7 @@ def _switch(control: Control, version: int) -> None:
         if (ENGINE, str(version)) not in control.loaded():
             raise RolloutError(f"version {version} was loaded, but does not serve")
     except CallError as error:
-        raise RolloutError(f"version {version} does not load: {error}") from error
+        raise RolloutError(f"version {version} does not load: {one_line(str(error))}") from error
 
 
 def _take_back(control: Control, before: int) -> str:
