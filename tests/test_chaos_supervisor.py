@@ -105,7 +105,7 @@ def refused(outcome):
     return (
         any(words in outcome.message for words in GONE)
         or outcome.status in nobody
-        or outcome.status == "StatusCode.UNAVAILABLE"
+        or outcome.status in ("StatusCode.UNAVAILABLE", "StatusCode.CANCELLED")  # as gRPC's queue ends
     )
 
 

@@ -74,9 +74,9 @@ def test_the_one_that_answered_is_asked_first():
 NAMES = {"parameters": {"class_names": {"string_value": '["cat"]'}}}
 STATUS = {"ok": 200, "busy": 503, "unloaded": 404, "refused": 400}
 CODES = {"busy": grpc.StatusCode.UNAVAILABLE, "unloaded": grpc.StatusCode.NOT_FOUND,
-         "refused": grpc.StatusCode.INVALID_ARGUMENT}  # fmt: skip
+         "ending": grpc.StatusCode.CANCELLED, "refused": grpc.StatusCode.INVALID_ARGUMENT}  # fmt: skip
 WORDS = {"busy": "Exceeds maximum queue size", "unloaded": "unknown model: 'x' has no available versions",
-         "refused": "wrong"}  # fmt: skip
+         "ending": "CANCELLED", "refused": "wrong"}  # fmt: skip
 
 
 class Fake:
@@ -186,8 +186,9 @@ def test_a_refusal_is_an_answer(kind, scheme):
 
 
 @KINDS
-def test_one_grpc_server_that_is_busy_for_a_moment_is_asked_again(kind):
-    with fakes("grpc", ["busy", "busy", "ok"]) as (url, servers):
+@pytest.mark.parametrize("answer", ["busy", "ending"])
+def test_one_grpc_server_that_is_busy_for_a_moment_is_asked_again(kind, answer):
+    with fakes("grpc", [answer, answer, "ok"]) as (url, servers):
         assert config(kind, url) == [("cat",)]
         assert servers[0].calls == 3
 

@@ -117,6 +117,12 @@ def grpc_error(code, message):
             ServerUnavailable,
             f"the server at {HTTP} takes no work now: too many requests",
         ),
+        (
+            GRPC,
+            grpc_error("CANCELLED", "CANCELLED"),
+            ServerUnavailable,
+            f"the server at {GRPC} takes no work now: CANCELLED",
+        ),
         # stopping: Triton unloads its models first
         (
             GRPC,

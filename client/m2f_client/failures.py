@@ -31,6 +31,7 @@ _BY_STATUS: dict[str | None, type[M2FError]] = {
     "429": ServerUnavailable,  # a front has too many
     "503": ServerUnavailable,
     "StatusCode.UNAVAILABLE": ServerUnavailable,
+    "StatusCode.CANCELLED": ServerUnavailable,  # by a server that ends just then: a caller's own cancel is no status
     "504": Timeout,
     "StatusCode.DEADLINE_EXCEEDED": Timeout,
 }
