@@ -1,4 +1,4 @@
-"""Every limit, set low, on the real server, with an engine that takes as long as it is told."""
+"""Every limit, set low, on the real server, with an engine that can be held."""
 
 import shutil
 import threading
@@ -8,14 +8,16 @@ from contextlib import closing, contextmanager
 import numpy as np
 import pytest
 from conftest import ROOT
+from exposition import wait_until
 from harm import Harm
-from kserve import DTYPES, connect, image_input
+from kserve import connect, image_input
 from pictures import encode, photo
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
 from m2f_export.repository import set_parameter
 from m2f_server import serve
+from m2f_server.backpressure import LONGEST
 
 pytestmark = pytest.mark.server
 
@@ -29,12 +31,13 @@ LIMITS = {
     "packed_masks": {"max_output_bytes": "2000"},
 }
 ENGINE = '''
+import os
 import time
 import numpy as np
 from m2f_server.glue import Step
 
 class TritonPythonModel:
-    """The first value of an image is the seconds that it takes; not a number makes logits that are none."""
+    """An image whose first value is -1 takes as long as a file is there; not a number makes logits that are none."""
 
     def initialize(self, args):
         self.step = Step(args)
@@ -46,7 +49,8 @@ class TritonPythonModel:
         first = arrays["input"][:, 0, 0, 0]
         if np.isinf(first).any():
             raise RuntimeError("infinite")
-        time.sleep(float(np.nan_to_num(first).sum()))
+        while (first == -1).any() and os.path.exists(HOLD):
+            time.sleep(0.01)
         cls_logits = np.zeros((len(first), 20, 6), np.float32)
         cls_logits[:, :, 1] = 20 + first[:, None]  # sure
         return {"cls_logits": cls_logits, "mask_logits": np.full((len(first), 20, 64, 64), 9, np.float32)}
@@ -54,7 +58,13 @@ class TritonPythonModel:
 
 
 @pytest.fixture(scope="module")
-def limited(tmp_path_factory):
+def hold(tmp_path_factory):
+    """While it is there, the engine finishes no image whose first value is -1."""
+    return tmp_path_factory.mktemp("hold") / "hold"
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory, hold):
     """A server whose limits are low; its engine reads floats."""
     repository = tmp_path_factory.mktemp("limits") / "repository"
     shutil.copytree(ROOT / "model_repository", repository)
@@ -63,11 +73,11 @@ def limited(tmp_path_factory):
         text = text.replace("data_type: TYPE_UINT8 dims: [ 256, 256, 3 ]", "data_type: TYPE_FP32 dims: [ 3, 256, 256 ]")
         for name, value in LIMITS.get(path.parent.name.removeprefix("mask2former_"), {}).items():
             text = set_parameter(text, name, value)
-        if path.parent.parent.name == "mask2former_engine":
+        if path.parent.name == "mask2former_preprocess":
             text = text.replace("max_queue_size: 64", f"max_queue_size: {QUEUE}")
             text = text.replace("microseconds: 30000000", f"microseconds: {int(WAIT_S * 1e6)}")
         path.write_text(text)
-    (repository / "mask2former_engine/1/model.py").write_text(ENGINE)
+    (repository / "mask2former_engine/1/model.py").write_text(ENGINE.replace("HOLD", repr(str(hold))))
     with serve(model_repository=repository, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
 
@@ -159,79 +169,129 @@ def test_logits_that_are_no_numbers_are_an_error_of_the_server(triton, output):
     assert np.isnan(infer(triton, np.nan, outputs=["cls_logits"])["cls_logits"]).any()  # raw is raw
 
 
-def at_once(server, protocol, asks):
-    """Ask all, one shortly after the other, over connections of their own; seconds and the error of each, in order."""
-    done = [None] * len(asks)
+class Asked:
+    """Requests over connections of their own, one begun some seconds after the other.
 
-    def run(i, ask):
+    Attributes:
+        done: the seconds and the error of each, in order; None for one that is not answered yet.
+    """
+
+    def __init__(self, server, protocol, asks, apart=0.05):
+        self.done = [None] * len(asks)
+        self._threads = []
+        for i, ask in enumerate(asks):
+            self._threads.append(threading.Thread(target=self._run, args=(server, protocol, i, ask)))
+            self._threads[-1].start()
+            time.sleep(apart)
+
+    def _run(self, server, protocol, i, ask):
         with connected(server, protocol) as triton:
             started = time.monotonic()
             try:
                 error = ask(triton) and None
             except InferenceServerException as raised:
                 error = raised
-            done[i] = (time.monotonic() - started, error)
+            self.done[i] = (time.monotonic() - started, error)
 
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(asks)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)
-    for thread in threads:
-        thread.join()
-    return done
+    def refused(self, message, count):
+        """Wait until so many have failed with a message; return seconds and error of each that has."""
+        return wait_until(
+            lambda failed: len(failed) >= count,
+            lambda: [answer for answer in self.done if answer and answer[1] and message in answer[1].message()],
+        )
+
+    def join(self):
+        for thread in self._threads:
+            thread.join()
+        return self.done
 
 
-def asking(*first, **options):
-    return lambda triton: infer(triton, *first, **options)
+def asking(*first):
+    return lambda triton: infer(triton, *first)
 
 
-def test_requests_beyond_the_queue_are_refused_at_once_and_leave_nothing(limited, protocol):
-    outputs = ["scores", "masks", "packed_masks", "panoptic", "semantic", "cls_logits"]
-    options = {"outputs": outputs, "ori_shape": (20, 20)}
-    asks = [asking(1.0, **options)] + [asking(0, **options)] * 11
-    at_once(limited, protocol, asks[1:])
+def asking_with(data=None, outputs=("num_instances",)):
+    inputs = image_input(encode(photo(9, 9)) if data is None else data)
+    return lambda triton: triton.infer(PUBLIC_MODEL, inputs, outputs, keep_top_k=1)
+
+
+def wait_for(server, step, count):
+    """Wait until so many requests are in the queue of a step."""
+    queue = wait_until(lambda now: now == count, lambda: server.control.pending()[f"mask2former_{step}"])
+    assert queue == count
+
+
+@contextmanager
+def held(server, protocol, hold, asks):
+    """The engine at work on one request that it does not finish, and others sent after it."""
+    hold.touch()
+    first = Asked(server, protocol, [asking(-1)])
+    others = Asked(server, protocol, asks, apart=0.01)
+    try:
+        yield others
+    finally:
+        hold.unlink()
+        others.join()
+        assert first.join()[0][1] is None
+
+
+@contextmanager
+def blocked(server, protocol, hold):
+    """An engine that finishes nothing, its queue as long as it gets, and preprocessing that waits for room in it."""
+    flood = [asking_with()] * 4 * LONGEST  # both instances of preprocessing may have room for LONGEST in mind
+    with held(server, protocol, hold, flood) as asked:
+        assert asked.refused("Exceeds maximum queue size", 1)
+        wait_for(server, "preprocess", 0)
+        assert LONGEST <= server.control.pending()["mask2former_engine"] <= 2 * LONGEST
+        yield
+    assert all(error is None or error.status() == STATUS[protocol]["unavailable"] for _, error in asked.done)
+
+
+def test_requests_beyond_the_queue_are_refused_at_once_and_leave_nothing(limited, protocol, hold):
+    asks = [asking_with(outputs=["scores", "masks", "packed_masks", "panoptic", "semantic", "cls_logits"])] * 9
+    with blocked(limited, protocol, hold):  # allocates what the next time finds
+        pass
     harm = Harm(limited)
     for _ in range(2):
-        done = at_once(limited, protocol, asks)
-        errors = [(seconds, error) for seconds, error in done if error]
-        # one works and QUEUE wait; up to two more may be on their way between the queue and the engine
-        assert len(asks) - QUEUE - 3 <= len(errors) <= len(asks) - QUEUE - 1
-        for seconds, error in errors:
-            assert error.status() == STATUS[protocol]["unavailable"]
-            assert "Exceeds maximum queue size" in error.message()
-            assert seconds < 0.7  # before the engine is free
+        with blocked(limited, protocol, hold):
+            asked = Asked(limited, protocol, asks)
+            refused = asked.refused("Exceeds maximum queue size", len(asks) - QUEUE)
+            assert len(refused) == len(asks) - QUEUE
+            for seconds, error in refused:
+                assert error.status() == STATUS[protocol]["unavailable"]
+                assert seconds < 0.7
+        asked.join()
     assert harm.died() == []
     assert harm.grown() < 64 << 20
-    assert at_once(limited, protocol, [asking(0)])[0][1] is None
+    assert Asked(limited, protocol, [asking_with()]).join()[0][1] is None
 
 
-def test_a_request_that_waits_too_long_is_refused(limited, protocol):
-    first, second = at_once(limited, protocol, [asking(3.0), asking(0)])
-    assert first[1] is None  # what has begun is finished
-    assert second[1].status() == STATUS[protocol]["unavailable"]
-    assert "Request timeout expired" in second[1].message()
-    assert second[0] < 2.9
+def test_a_request_that_waits_too_long_is_refused(limited, protocol, hold):
+    with blocked(limited, protocol, hold):
+        asked = Asked(limited, protocol, [asking_with()])
+        [(seconds, error)] = asked.refused("Request timeout expired", 1)
+        assert error.status() == STATUS[protocol]["unavailable"]
+        assert seconds >= WAIT_S
 
 
-@pytest.mark.parametrize("wait_us", [200_000, 60_000_000])
-def test_a_client_may_wait_less_but_not_more(limited, wait_us):
+@pytest.mark.parametrize(("wait_us", "least_s"), [(200_000, 0.2), (60_000_000, WAIT_S)])
+def test_a_client_may_wait_less_but_not_more(limited, hold, wait_us, least_s):
     def ask(triton):
-        inputs = [triton.module.InferInput(n, a.shape, DTYPES[str(a.dtype)]) for n, a in tensors(0).items()]
-        for tensor, array in zip(inputs, tensors(0).values(), strict=True):
-            tensor.set_data_from_numpy(array)
-        triton.client.infer(PUBLIC_TENSOR_MODEL, inputs, parameters={"keep_top_k": 5}, timeout=wait_us)
+        image = triton.module.InferInput("image", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[encode(photo(9, 9))]], np.object_))
+        triton.client.infer(PUBLIC_MODEL, [image], timeout=wait_us)
 
-    first, second = at_once(limited, "grpc", [asking(3.0), ask])
-    assert first[1] is None
-    assert "Request timeout expired" in second[1].message()
-    assert second[0] < 2.9
+    with blocked(limited, "grpc", hold):
+        [(seconds, _)] = Asked(limited, "grpc", [ask]).refused("Request timeout expired", 1)
+        assert least_s <= seconds < least_s + 1.2
 
 
-def test_of_requests_that_were_batched_a_bad_one_fails_alone(limited, protocol):
-    first, bad, good = at_once(limited, protocol, [asking(0.6), asking(np.inf), asking(0)])
-    assert first[1] is None
-    assert "RuntimeError: infinite" in bad[1].message()
-    assert good[1] is None
+def test_of_requests_that_were_batched_a_bad_one_fails_alone(limited, protocol, hold):
+    with held(limited, protocol, hold, [asking(np.inf), asking(0)]) as batched:
+        wait_for(limited, "engine", 2)
+    (_, bad), (_, good) = batched.done
+    assert "RuntimeError: infinite" in bad.message()
+    assert good is None
 
 
 def test_images_of_one_request_fail_together_and_the_bad_one_is_named(triton):
@@ -242,12 +302,7 @@ def test_images_of_one_request_fail_together_and_the_bad_one_is_named(triton):
 
 
 def test_of_eight_requests_with_one_image_the_bad_one_fails_alone(limited, protocol):
-    good = encode(photo(9, 9))
-
-    def asking_with(data):
-        return lambda triton: triton.infer(PUBLIC_MODEL, image_input(data), ["num_instances"], keep_top_k=1)
-
-    done = at_once(limited, protocol, [asking_with(b"bad" if i == 5 else good) for i in range(8)])
+    done = Asked(limited, protocol, [asking_with(b"bad" if i == 5 else None) for i in range(8)]).join()
     errors = {i: error.message() for i, (_, error) in enumerate(done) if error}
     assert "not an image" in errors.pop(5)
     assert all("queue size" in message for message in errors.values())  # a slow machine may fill the short queue

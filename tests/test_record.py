@@ -23,7 +23,7 @@ def test_the_core_reports_every_phase_and_format():
         cls_logits, mask_logits = blobs(np.random.default_rng(0))
         postprocess(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128), settings=Settings())
     assert record.images == {"JPEG": 2, "PNG": 1, "WEBP": 1}
-    assert set(record.seconds) == set(PHASES)
+    assert set(record.seconds) == set(PHASES) - {"wait"}  # which is the server's
     assert all(0 < seconds < 10 for seconds in record.seconds.values())
 
 

@@ -442,6 +442,7 @@ LASTING = [
     ([5, 5], {"second": 9}, Kind.FAILS, "second"),
     ([5, 6], {"second": 9}, Kind.BUSY, None),
     ([5, 6, 7, 7], {"second": 9}, Kind.FAILS, "second"),
+    ([5, 5], {"first": 9, "second": 9}, Kind.FAILS, "second"),  # `first` waits for it
     ([5, 5], {}, Kind.BUSY, None),
     ([5, 5], {"costly": 9}, Kind.BUSY, None),  # no step of the canary's
 ]

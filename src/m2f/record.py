@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Phase = Literal["decode", "resize", "select", "masks"]
+Phase = Literal["wait", "decode", "resize", "select", "masks"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -23,8 +23,9 @@ class Record:
     """The work of one request, all its images together.
 
     Attributes:
-        seconds: phase to the time it took: `decode` (file to pixels), `resize` (to the engine's input), `select`
-            (class scores to candidates), `masks` (logits to masks, their scores, boxes and RLE).
+        seconds: phase to the time it took: `wait` (until the queues behind have room), `decode` (file to pixels),
+            `resize` (to the engine's input), `select` (class scores to candidates), `masks` (logits to masks, their
+            scores, boxes and RLE).
         images: format (`JPEG`, `PNG`, `WEBP`) to how many images were decoded.
         instances: how many were found in each image.
     """

@@ -177,9 +177,9 @@ class Canary:
         hung = [step for step in silent if seconds >= _LONGEST_WORK_S or not then.computes(step, now)]
         if hung or not silent:
             self._busy_since[target.name] = now
-        if hung:
-            why = f"{hung[0]} hangs: no answer in {seconds:.0f} s, though requests wait for it"
-            return Verdict(Kind.FAILS, why, hung[0])
+        if hung:  # the last one: preprocessing waits for those behind it
+            why = f"{hung[-1]} hangs: no answer in {seconds:.0f} s, though requests wait for it"
+            return Verdict(Kind.FAILS, why, hung[-1])
         return Verdict(Kind.BUSY, reason)
 
     def _look(self, target: _Target) -> _Work:

@@ -15,7 +15,7 @@ from m2f_server.errors import CallError
 _TIMEOUT_S = 5.0
 _RESTRICTED = "/v2/repository/"
 _LOAD_TIMEOUT_S = 300.0  # a large engine
-_PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)".*\} (\S+)$', re.MULTILINE)
+_PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)".*\} ([\d.e+]+)$', re.MULTILINE)
 
 
 class Control:
@@ -88,7 +88,7 @@ class Control:
 
     def pending(self) -> dict[str, int]:
         """Return how many requests wait for each model, those that it is at work on not counted."""
-        return {model: int(float(count)) for model, count in _PENDING.findall(self.metrics())}
+        return pending(self._metrics_url)
 
     def reload(self, model: str) -> None:
         """Load a model anew beside the old one, which is then let go: nobody finds it missing meanwhile.
@@ -130,6 +130,22 @@ class Control:
             return json.loads(content)
         except ValueError as error:
             raise CallError(f"{method} {path}: not JSON: {error}") from error
+
+
+def pending(metrics_url: str, *, timeout: float = _TIMEOUT_S) -> dict[str, int]:
+    """Return how many requests wait for each model, all its versions together.
+
+    Args:
+        metrics_url: `host:port` of a server's metrics.
+        timeout: seconds that each wait for the server may take.
+
+    Raises:
+        CallError: it does not answer in time.
+    """
+    counts: dict[str, int] = {}
+    for model, count in _PENDING.findall(_fetch(metrics_url, "GET", "/metrics", timeout=timeout).decode("latin-1")):
+        counts[model] = counts.get(model, 0) + int(float(count))
+    return counts
 
 
 def _fetch(

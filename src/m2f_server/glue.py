@@ -52,6 +52,10 @@ class Step:
         """Write a line to the server's log."""
         pb_utils.Logger.log_info(logfmt(event=event, model=self._model, **fields))
 
+    def warn(self, message: str) -> None:
+        """Write to the server's log what somebody should look after."""
+        pb_utils.Logger.log_warn(logfmt(event="warning", model=self._model, message=message))
+
     def respond(self, request: Any, infer: Infer) -> Any:
         """Answer one request with `infer(input arrays, request parameters)`.
 

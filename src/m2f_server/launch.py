@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import IO
 
 from m2f_server.access import Access, read_access
+from m2f_server.backpressure import METRICS
 from m2f_server.errors import PortTakenError, ServeError
 from m2f_server.guard import Guard
 from m2f_server.locate import Installation, prepare
 from m2f_server.ports import pick_ports
 from m2f_server.repository import check_repository
-from m2f_server.server import EXIT_TIMEOUT_S, Server
+from m2f_server.server import EXIT_TIMEOUT_S, Server, reachable
 from m2f_server.tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
@@ -156,6 +157,7 @@ def _start(settings: _Settings, guard: Guard, *, name: str, work_dir: Path) -> S
     process = _spawn(
         installation,
         arguments,
+        environment={METRICS: f"{reachable(settings.hosts['metrics'])}:{ports['metrics']}"},
         cwd=work_dir,
         log_path=log_path,
         echo=settings.log_echo,
@@ -221,6 +223,7 @@ def _spawn(
     installation: Installation,
     arguments: Sequence[str],
     *,
+    environment: Mapping[str, str],
     cwd: Path,
     log_path: Path,
     echo: bool,
@@ -233,6 +236,7 @@ def _spawn(
     Args:
         installation: what to start.
         arguments: after the executable.
+        environment: what is to be set in it besides this process's.
         cwd: the work folder.
         log_path: the log is added to it.
         echo: copy the log to standard error, too.
@@ -242,7 +246,7 @@ def _spawn(
         process = subprocess.Popen(
             [str(installation.binary), *arguments],
             cwd=cwd,
-            env={**_ENVIRONMENT, **os.environ, **installation.environment},
+            env={**_ENVIRONMENT, **os.environ, **installation.environment, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if echo else log,
             stderr=subprocess.STDOUT,

@@ -3,7 +3,9 @@
 import cv2
 
 from m2f.preprocess import Preprocessing
+from m2f.record import phase
 from m2f.settings import Settings
+from m2f_server.backpressure import Backpressure
 from m2f_server.glue import Step
 
 
@@ -14,6 +16,7 @@ class TritonPythonModel:
         cv2.setNumThreads(1)  # concurrency comes from Triton's instances
         self.step = Step(args)
         self.preprocessing = Preprocessing.from_repository(self.step.parameters)
+        self.backpressure = Backpressure(args["model_name"], self.step.warn)
 
     def finalize(self):
         self.step.close()
@@ -23,5 +26,7 @@ class TritonPythonModel:
 
     def infer(self, arrays, parameters):
         Settings().override(parameters)  # a wrong parameter fails here, before the engine has worked for it
+        with phase("wait"):
+            self.backpressure.wait()
         batch, img_shape, ori_shape = self.preprocessing(arrays["image"].reshape(-1).tolist())
         return {"input": batch, "img_shape": img_shape, "ori_shape": ori_shape}
