@@ -21,7 +21,7 @@ _METRICS_OF_TRITON = "127.0.0.1:8002"
 _METRICS_TIMEOUT_S = 1.0
 _PERIOD_S = 0.05  # the metrics take a millisecond
 _LONGEST_WAIT_S = 30.0  # for a queue that does not move; somebody else will find out why
-_BLIND_S = 10.0  # until metrics that could not be read are tried again
+_SILENCE_S = 10.0  # after a warning
 
 
 class Backpressure:
@@ -29,7 +29,7 @@ class Backpressure:
 
     Args:
         model: its name.
-        warn: called with the reason when the queues cannot be seen; until they can, nothing waits here.
+        warn: called with the reason when the queues cannot be seen, which are then taken for empty.
     """
 
     def __init__(self, model: str, warn: Callable[[str], None]) -> None:
@@ -37,7 +37,7 @@ class Backpressure:
         self._warn = warn
         self._metrics_url = os.environ.get(METRICS, _METRICS_OF_TRITON)
         self._room = 0
-        self._blind_until = 0.0
+        self._silent_until = 0.0
 
     def wait(self) -> None:
         """Return when the longest queue behind has room for a request.
@@ -51,17 +51,18 @@ class Backpressure:
         self._room -= 1
 
     def _has_room(self) -> bool:
-        if self._room <= 0 and time.monotonic() >= self._blind_until:
-            self._look()
-        return self._room > 0 or time.monotonic() < self._blind_until
+        if self._room <= 0:
+            self._room = LONGEST - self._longest_queue()
+        return self._room > 0
 
-    def _look(self) -> None:
+    def _longest_queue(self) -> int:
         try:
             waiting = pending(self._metrics_url, timeout=_METRICS_TIMEOUT_S)
-            behind = [n for name, n in waiting.items() if name.startswith(f"{PUBLIC_MODEL}_") and name != self._model]
-            self._room = LONGEST - max(behind)
+            return max(n for name, n in waiting.items() if name.startswith(f"{PUBLIC_MODEL}_") and name != self._model)
         except (CallError, ValueError) as error:  # no server, or one that has no such models
-            self._blind_until = time.monotonic() + _BLIND_S
-            self._warn(
-                f"the queues behind have no limit, for they are not seen: {METRICS}={self._metrics_url}: {error}"
-            )
+            if time.monotonic() >= self._silent_until:
+                self._silent_until = time.monotonic() + _SILENCE_S
+                self._warn(
+                    f"no limit on the queues behind, for {METRICS}={self._metrics_url} does not show them: {error}"
+                )
+            return 0
