@@ -410,6 +410,8 @@ VERDICTS = [
     ({"error": NO_ANSWER, "answered": [{}, {"first": 1, "second": 1}]}, Kind.BUSY, None),
     ({"error": NO_ANSWER, "answered": [{}, {"first": 1}], "pending": {"first": 9}}, Kind.BUSY, None),
     ({"error": NO_ANSWER, "pending": {"first": 9}}, Kind.FAILS, "first"),
+    ({"error": NO_ANSWER, "pending": {"first": 9, "second": 9}}, Kind.FAILS, "second"),  # `first` waits for it
+    ({"error": NO_ANSWER, "answered": [{}, {"second": 1}], "pending": {"second": 9}}, Kind.BUSY, None),
     ({"error": CallError("Exceeds maximum queue size", status=503)}, Kind.BUSY, None),
     ({"error": CallError("image: too small", status=400)}, Kind.SERVES, None),
     ({"error": CallError("not healthy", status=500), "unready": ["public"]}, Kind.FAILS, "public"),

@@ -9,7 +9,7 @@ import http.client
 import json
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -153,8 +153,8 @@ class Canary:
         """Tell a busy server from a broken one, and find the model to blame."""
         if error.status is None:  # no answer in time
             now = self._look(target)
-            stuck = next((step for step in target.steps if not before.goes_on(step, now)), None)
-            if stuck is None or any(now.waiting.get(step) for step in target.steps if step != stuck):  # in a queue
+            stuck = _stuck(target.steps, before, now)
+            if stuck is None:
                 return self._busy(target, f"no answer within {timeout:g} s, but every step goes on")
             if before.computes(stuck, now):
                 return self._busy(target, f"no answer within {timeout:g} s: {stuck} works on a large request")
@@ -188,6 +188,17 @@ class Canary:
 
     def _unready(self) -> str | None:
         return next((model for model in self._models if not self._control.is_ready(model)), None)
+
+
+def _stuck(steps: Sequence[str], before: _Work, now: _Work) -> str | None:
+    """Return the step that an answer did not get past, where that step has answered nobody.
+
+    Where requests wait, it is the last step that they wait for: preprocessing waits for those behind it.
+    """
+    silent = [step for step in steps if not before.goes_on(step, now)]
+    queued = [step for step in steps if now.waiting.get(step)]
+    candidates = queued[-1:] or silent[:1]
+    return next((step for step in candidates if step in silent), None)
 
 
 def _target(config: Mapping[str, Any]) -> _Target | None:
