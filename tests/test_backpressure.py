@@ -41,8 +41,11 @@ def metrics(monkeypatch):
             self.looks, self.warnings, self.after = 0, [], {}
             self.show(mask2former_engine=0)
 
-        def show(self, **waiting):
+        def show(self, *, lost=0, **waiting):
             lines = [f'nv_inference_pending_request_count{{model="{m}",version="1"}} {n}' for m, n in waiting.items()]
+            for reason, count in {"OTHER": self.looks, "BACKEND": lost}.items():
+                labels = f'model="mask2former_engine",reason="{reason}",version="1"'
+                lines.append(f"nv_inference_request_failure{{{labels}}} {count}")
             self.answer = "# HELP\n" + "\n".join(lines) + "\nm2f_info 1\n"
 
         def fetch(self, url, method, path, *, timeout):
@@ -95,6 +98,23 @@ def test_versions_of_a_model_count_together(metrics, clock):
     metrics.after = {2: {"mask2former_engine": 0}}
     gate(metrics).wait()
     assert clock.naps == 1
+
+
+def test_the_queue_of_a_process_that_died_does_not_count_while_its_requests_fail(metrics, clock):
+    full = {"mask2former_engine": LONGEST}
+    metrics.show(**full)
+    metrics.after = {3: {"lost": 8, **full}, 4: {"lost": 8, "mask2former_raw": LONGEST, **full}}
+    waits = gate(metrics)
+    for _ in range(LONGEST):
+        waits.wait()
+    assert (metrics.looks, clock.naps) == (3, 2)
+    metrics.after[9] = {"lost": 8, **full}  # the other queues count
+    waits.wait()
+    assert (metrics.looks, clock.naps) == (9, 7)
+    clock.now += 3  # and it, too, when nothing fails any more
+    for _ in range(LONGEST):
+        waits.wait()
+    assert clock.now > 130
 
 
 def test_it_does_not_wait_for_ever(metrics, clock):

@@ -8,10 +8,10 @@ for waits in the queue of preprocessing, and is refused there, undecoded.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from m2f.contract import MAX_BATCH_SIZE, PUBLIC_MODEL
-from m2f_server.control import pending
+from m2f_server.control import queues
 from m2f_server.errors import CallError
 
 METRICS = "M2F_METRICS"  # environment: `host:port` of the server's metrics
@@ -21,11 +21,16 @@ _METRICS_OF_TRITON = "127.0.0.1:8002"
 _METRICS_TIMEOUT_S = 1.0
 _PERIOD_S = 0.05  # the metrics take a millisecond
 _LONGEST_WAIT_S = 30.0  # for a queue that does not move; somebody else will find out why
+_FAILS_S = 3.0  # a dead process fails its requests second by second
+_MANY = 1 << 62  # before the first look
 _SILENCE_S = 10.0  # after a warning
 
 
 class Backpressure:
     """What one instance of preprocessing may send on.
+
+    The queue of a process that died does not count while its requests fail: they hold on to the model that it was, and
+    others are served by the one that was loaded in its place.
 
     Args:
         model: its name.
@@ -37,6 +42,8 @@ class Backpressure:
         self._warn = warn
         self._metrics_url = os.environ.get(METRICS, _METRICS_OF_TRITON)
         self._room = 0
+        self._lost: Mapping[str, int] = {}
+        self._lost_at: dict[str, float] = {}
         self._silent_until = 0.0
 
     def wait(self) -> None:
@@ -56,13 +63,21 @@ class Backpressure:
         return self._room > 0
 
     def _longest_queue(self) -> int:
+        now = time.monotonic()
         try:
-            waiting = pending(self._metrics_url, timeout=_METRICS_TIMEOUT_S)
-            return max(n for name, n in waiting.items() if name.startswith(f"{PUBLIC_MODEL}_") and name != self._model)
-        except (CallError, ValueError) as error:  # no server, or one that has no such models
-            if time.monotonic() >= self._silent_until:
-                self._silent_until = time.monotonic() + _SILENCE_S
-                self._warn(
-                    f"no limit on the queues behind, for {METRICS}={self._metrics_url} does not show them: {error}"
-                )
+            seen = queues(self._metrics_url, timeout=_METRICS_TIMEOUT_S)
+        except CallError as error:
+            self._warn_of(str(error), now)
             return 0
+        behind = [name for name in seen.pending if name.startswith(f"{PUBLIC_MODEL}_") and name != self._model]
+        if not behind:
+            self._warn_of("a server without this repository", now)
+        self._lost_at |= {name: now for name in behind if seen.lost.get(name, 0) > self._lost.get(name, _MANY)}
+        self._lost = seen.lost
+        alive = [name for name in behind if now - self._lost_at.get(name, -_FAILS_S) >= _FAILS_S]
+        return max((seen.pending[name] for name in alive), default=0)
+
+    def _warn_of(self, what: str, now: float) -> None:
+        if now >= self._silent_until:
+            self._silent_until = now + _SILENCE_S
+            self._warn(f"the queues behind have no limit, {METRICS}={self._metrics_url} does not show them: {what}")

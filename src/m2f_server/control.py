@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +16,9 @@ from m2f_server.errors import CallError
 _TIMEOUT_S = 5.0
 _RESTRICTED = "/v2/repository/"
 _LOAD_TIMEOUT_S = 300.0  # a large engine
-_PENDING = re.compile(r'^nv_inference_pending_request_count\{model="([^"]+)".*\} ([\d.e+]+)$', re.MULTILINE)
+_COUNT = r'\{model="([^"]+)".*\} ([\d.e+]+)$'
+_PENDING = re.compile(rf"^nv_inference_pending_request_count{_COUNT}", re.MULTILINE)
+_LOST = re.compile(rf"^nv_inference_request_failure(?=.*BACKEND){_COUNT}", re.MULTILINE)
 
 
 class Control:
@@ -86,9 +89,9 @@ class Control:
             counts[entry["name"]] = counts.get(entry["name"], 0) + done
         return counts
 
-    def pending(self) -> dict[str, int]:
+    def pending(self) -> Mapping[str, int]:
         """Return how many requests wait for each model, those that it is at work on not counted."""
-        return pending(self._metrics_url)
+        return queues(self._metrics_url).pending
 
     def reload(self, model: str) -> None:
         """Load a model anew beside the old one, which is then let go: nobody finds it missing meanwhile.
@@ -132,8 +135,21 @@ class Control:
             raise CallError(f"{method} {path}: not JSON: {error}") from error
 
 
-def pending(metrics_url: str, *, timeout: float = _TIMEOUT_S) -> dict[str, int]:
-    """Return how many requests wait for each model, all its versions together.
+@dataclass(frozen=True)
+class Queues:
+    """The queues of a server.
+
+    Attributes:
+        pending: model to how many requests wait for it, those that it is at work on not counted.
+        lost: model to how many requests have failed so far because its process was not there to answer them.
+    """
+
+    pending: Mapping[str, int]
+    lost: Mapping[str, int]
+
+
+def queues(metrics_url: str, *, timeout: float = _TIMEOUT_S) -> Queues:
+    """Return what the metrics say, all versions of a model together.
 
     Args:
         metrics_url: `host:port` of a server's metrics.
@@ -142,10 +158,15 @@ def pending(metrics_url: str, *, timeout: float = _TIMEOUT_S) -> dict[str, int]:
     Raises:
         CallError: it does not answer in time.
     """
-    counts: dict[str, int] = {}
-    for model, count in _PENDING.findall(_fetch(metrics_url, "GET", "/metrics", timeout=timeout).decode("latin-1")):
-        counts[model] = counts.get(model, 0) + int(float(count))
-    return counts
+    metrics = _fetch(metrics_url, "GET", "/metrics", timeout=timeout).decode("latin-1")
+    return Queues(pending=_sums(_PENDING, metrics), lost=_sums(_LOST, metrics))
+
+
+def _sums(metric: re.Pattern[str], metrics: str) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for model, count in metric.findall(metrics):
+        sums[model] = sums.get(model, 0) + int(float(count))
+    return sums
 
 
 def _fetch(
