@@ -462,6 +462,16 @@ def test_an_input_that_the_first_step_does_not_read(repository):
     assert_found(findings(repository), "error", "ensemble-first-step", "img_shape", "mask2former_postprocess first")
 
 
+def test_a_queue_that_loses_wake_ups(repository):
+    assert "queue-policy" not in codes(repository)
+    edit(repository / PRE, "count: 2", "count: 1")
+    assert_found(findings(repository), "warning", "queue-policy", "mask2former_preprocess", "count: 2")
+    edit(repository / PRE, "count: 1", "count: 2")
+    policy = "dynamic_batching { default_queue_policy { max_queue_size: 64 }"
+    edit(repository / ENGINE, "dynamic_batching {", policy)
+    assert_found(findings(repository), "warning", "queue-policy", "mask2former_engine", "remove default_queue_policy")
+
+
 def test_a_slip_of_the_pen_in_a_parameter(repository):
     edit(repository / POST, "square", "circle")
     assert_found(findings(repository), "warning", "class-names-twice", "circle")

@@ -58,7 +58,7 @@ def check_repository(
     findings, models = read_repository(folder)
     findings += check_server(server_version) if models else []
     for model in models.values():
-        findings += [*_files(model), *_response_cache(model)]
+        findings += [*_files(model), *_response_cache(model), *_queue(model)]
     findings += check_ensembles(models)
     preprocessing, found = _preprocessing(models.get(PREPROCESS))
     findings += found
@@ -105,6 +105,23 @@ def _response_cache(model: Model) -> list[Finding]:
             what = "the response cache is on"
             why = "its key leaves out parameters and requested outputs: it answers with what another request asked for"
             findings.append(error("response-cache", model.folder / name, what, why=why, fix="remove response_cache"))
+    return findings
+
+
+def _queue(model: Model) -> list[Finding]:
+    """Check for a policy that costs more than it gives: docs/limits.md, "Queues and time"."""
+    findings = []
+    for name, config in model.configs.items():
+        policy = config.dynamic_batching.default_queue_policy
+        refuses = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
+        instances = sum(group.count for group in config.instance_group)
+        if refuses and (model.name != PREPROCESS or instances < 2):
+            what = f"{model.name} has a queue that refuses" + (" and one instance" if model.name == PREPROCESS else "")
+            why = "Triton loses wake-ups of such a queue: requests wait in it for the next one, or half a second"
+            fix = (
+                "count: 2" if model.name == PREPROCESS else f"remove default_queue_policy: {PREPROCESS} refuses for all"
+            )
+            findings.append(warning("queue-policy", model.folder / name, what, why=why, fix=fix))
     return findings
 
 
