@@ -253,6 +253,28 @@ def test_one_of_two_instances_is_missed(tmp_path, monkeypatch):
 
 
 @pytest.mark.server
+def test_an_instance_is_missed_though_one_of_before_the_reload_lives(tmp_path, monkeypatch):
+    """Triton 2.51 does not end the other instances of a model of which one has died."""
+    monkeypatch.setattr(watch, "_LAST_WORK_S", 6.0)
+    write(tmp_path / "models", "worker", CONFIG.replace("count: 1", "count: 2"), MODEL)
+    write(tmp_path / "models", "public", ENSEMBLE)
+    with watched(tmp_path / "models", monkeypatch) as (server, own, events, _):
+
+        def kill(instance):
+            stub = max((s for s in own._stubs.of("worker") if s.instance == instance), key=lambda s: s.started)
+            os.kill(stub.pid, signal.SIGKILL)
+            until(lambda: str(stub.pid) in [fields["pid"] for name, fields in events if name == "stub_lost"])
+            until(lambda: not own.trouble)
+
+        kill("worker_0_1")
+        kill("worker_0_0")
+        assert [ask(server) for _ in range(4)] == 4 * [[[24, 32]]]
+        until(lambda: len(own._stubs.of("worker")) == 2)
+        assert [ask(server) for _ in range(4)] == 4 * [[[24, 32]]]
+        assert [name for name, _ in events].count("stub_lost") == 2
+
+
+@pytest.mark.server
 def test_a_model_that_someone_unloads_stays_away(repository, monkeypatch):
     with watched(repository, monkeypatch) as (server, own, events, _):
         server.control.unload("alone")

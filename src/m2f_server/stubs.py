@@ -25,12 +25,14 @@ class Stub:
         model: the model that it runs.
         version: the version of it, a folder's name.
         instance: which of the model's instances, as Triton calls it.
+        started: when it began, as `time.time` counts.
     """
 
     pid: int
     model: str
     version: str
     instance: str
+    started: float
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -48,12 +50,15 @@ class Stubs:
         self._look()  # while all of them live: a zombie does not say what it was
 
     def lost(self) -> dict[Stub, str]:
-        """Return the stubs that run no more, and why; not those whose place another one has taken since."""
+        """Return the stubs that run no more, and why; not those whose place another one has taken since.
+
+        One that was there before them takes no place: of two instances the other goes on when its model is reloaded.
+        """
         with self._lock:
             self._look()
             ends = {stub: why for process, stub in self._known.items() if (why := _end(process))}
-            taken = {stub.place for stub in self._known.values() if stub not in ends}
-            lost = {stub: why for stub, why in ends.items() if stub.place not in taken}
+            last = {stub.place: stub for stub in sorted(self._known.values(), key=lambda stub: stub.started)}
+            lost = {stub: why for stub, why in ends.items() if last[stub.place] in ends}
             self._known = {process: stub for process, stub in self._known.items() if stub not in ends or stub in lost}
             return lost
 
@@ -95,13 +100,13 @@ class Stubs:
 def _read(process: psutil.Process) -> Stub | None:
     """Read a stub's command line: executable, .../<model>/<version>/model.py, six values, the instance's name."""
     try:
-        command = process.cmdline()
+        command, started = process.cmdline(), process.create_time()
     except psutil.Error:  # a zombie has none
         return None
     if len(command) < 9 or Path(command[0]).name != _EXECUTABLE:
         return None
     folder = Path(command[1]).parent
-    return Stub(pid=process.pid, model=folder.parent.name, version=folder.name, instance=command[8])
+    return Stub(pid=process.pid, model=folder.parent.name, version=folder.name, instance=command[8], started=started)
 
 
 def _end(process: psutil.Process) -> str:

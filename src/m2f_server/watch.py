@@ -18,6 +18,7 @@ _CANARY_PERIOD_S = 5.0
 _CANARY_SHARE = 5  # it rests at least as many times as long as it took: a slow engine is there for others
 _RELOAD_ATTEMPTS = 3
 _RELOAD_WITHIN_S = 120.0  # one that hangs for so long is not tried again
+_LAST_WORK_S = 30.0  # of the stubs that a reload leaves behind
 _MOST_RELOADS = 100  # Triton 2.51 keeps threads and shared memory of each stub that died at work
 _FAILURES = 3  # of the canary in a row, with nothing to reload, until the server is restarted
 _SETTLE_S = 0.2  # answers are on their way when the model that gave them is gone
@@ -60,6 +61,7 @@ class Watch:
         self._verdict = Verdict(Kind.FAILS, "the first canary is under way")
         self._lock = threading.Lock()
         self._healing: set[str] = set()
+        self._left_behind: dict[Stub, float] = {}  # to when it may work
         self._reloads = 0
         self._failures = 0
         self._beyond_help = ""
@@ -123,6 +125,7 @@ class Watch:
             raise ServerHungError(self._beyond_help or "tritonserver was stopped (SIGSTOP)")
         if self._reloads > _MOST_RELOADS:
             raise WornOutError(f"models were reloaded {self._reloads} times")
+        self._end_left_behind()
         healing = set(self._healing)  # before the processes: one healed after this moment is seen to live
         lost = {stub: why for stub, why in self._stubs.lost().items() if stub.model not in healing}
         if lost:
@@ -150,6 +153,13 @@ class Watch:
             self._stubs.kill(stub)
         threading.Thread(target=self._reload, args=(model,), daemon=True).start()
 
+    def _end_left_behind(self) -> None:
+        """End the other instances of models that were reloaded: Triton 2.51 keeps them where one of them has died."""
+        for stub, until in list(self._left_behind.items()):
+            if time.monotonic() > until:
+                self._stubs.kill(stub)
+                del self._left_behind[stub]
+
     def _reload(self, model: str) -> None:
         try:
             self._try_to_reload(model)
@@ -159,9 +169,11 @@ class Watch:
 
     def _try_to_reload(self, model: str) -> None:
         started = time.monotonic()
+        left_behind = self._stubs.of(model)
         for attempt in range(1, _RELOAD_ATTEMPTS + 1):
             try:
                 self._control.reload(model)
+                self._left_behind |= dict.fromkeys(left_behind, time.monotonic() + _LAST_WORK_S)
                 self._event("reloaded", model=model, seconds=f"{time.monotonic() - started:.1f}")
                 break
             except CallError as error:
