@@ -173,7 +173,7 @@ class Watch:
         for attempt in range(1, _RELOAD_ATTEMPTS + 1):
             try:
                 self._control.reload(model)
-                self._left_behind |= dict.fromkeys(left_behind, time.monotonic() + _LAST_WORK_S)
+                self._left_behind = dict.fromkeys(left_behind, time.monotonic() + _LAST_WORK_S) | self._left_behind
                 self._event("reloaded", model=model, seconds=f"{time.monotonic() - started:.1f}")
                 break
             except CallError as error:
