@@ -22,7 +22,6 @@ _METRICS_TIMEOUT_S = 1.0
 _PERIOD_S = 0.05  # the metrics take a millisecond
 _LONGEST_WAIT_S = 30.0  # for a queue that does not move; somebody else will find out why
 _FAILS_S = 3.0  # a dead process fails its requests second by second
-_MANY = 1 << 62  # before the first look
 _SILENCE_S = 10.0  # after a warning
 
 
@@ -72,7 +71,7 @@ class Backpressure:
         behind = [name for name in seen.pending if name.startswith(f"{PUBLIC_MODEL}_") and name != self._model]
         if not behind:
             self._warn_of("a server without this repository", now)
-        self._lost_at |= {name: now for name in behind if seen.lost.get(name, 0) > self._lost.get(name, _MANY)}
+        self._lost_at |= {name: now for name, count in seen.lost.items() if count > self._lost.get(name, count)}
         self._lost = seen.lost
         alive = [name for name in behind if now - self._lost_at.get(name, -_FAILS_S) >= _FAILS_S]
         return max((seen.pending[name] for name in alive), default=0)

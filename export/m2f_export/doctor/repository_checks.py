@@ -110,17 +110,17 @@ def _response_cache(model: Model) -> list[Finding]:
 
 def _queue(model: Model) -> list[Finding]:
     """Check for a policy that costs more than it gives: docs/limits.md, "Queues and time"."""
+    what = f"{model.name} has a queue that refuses"
+    why = "Triton loses wake-ups of such a queue: requests wait in it for the next one, or half a second"
+    fix = f"remove default_queue_policy: {PREPROCESS} refuses for all"
+    if model.name == PREPROCESS:
+        what, fix = f"{what}, and one instance", "count: 2 in instance_group: each wakes the queue for the other"
     findings = []
     for name, config in model.configs.items():
         policy = config.dynamic_batching.default_queue_policy
         refuses = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
-        instances = sum(group.count for group in config.instance_group)
-        if refuses and (model.name != PREPROCESS or instances < 2):
-            what = f"{model.name} has a queue that refuses" + (" and one instance" if model.name == PREPROCESS else "")
-            why = "Triton loses wake-ups of such a queue: requests wait in it for the next one, or half a second"
-            fix = (
-                "count: 2" if model.name == PREPROCESS else f"remove default_queue_policy: {PREPROCESS} refuses for all"
-            )
+        two = model.name == PREPROCESS and sum(group.count for group in config.instance_group) > 1
+        if refuses and not two:
             findings.append(warning("queue-policy", model.folder / name, what, why=why, fix=fix))
     return findings
 
