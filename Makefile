@@ -128,4 +128,4 @@ audit: $(VENV)/.audit  ## ask PyPI for known vulnerabilities in what the image p
 	done
 
 clean:  ## remove the environment and everything that was made
-	rm -rf $(VENV) demo_output data site work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_output data site work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -32,7 +32,7 @@ from transformers import Mask2FormerImageProcessorPil
 
 from m2f.image import decode_image
 from m2f.preprocess import Preprocessing
-from m2f_export.mmcv_ops import ensure_mmcv_ops
+from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
 from .postprocess import machine
 from .postprocess.memory import peak_bytes

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from m2f_client.demo.command import demo
+from m2f_cli.demo import demo
 from m2f_server import ServeError, serve
 
 ROOT = Path(__file__).resolve().parents[1]

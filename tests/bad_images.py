@@ -11,7 +11,7 @@ import numpy as np
 from pictures import chunk, encode, encode_cv2, oriented, photo, png_header_only
 from PIL import Image, PngImagePlugin
 
-from m2f.contract import MAX_IMAGE_BYTES
+from m2f.limits import MAX_IMAGE_BYTES
 
 NOT_AN_IMAGE = "allowed formats: JPEG, PNG, WebP"
 DAMAGED = "the image is damaged|" + NOT_AN_IMAGE

@@ -21,11 +21,11 @@ from scenes import KINDS, QUERIES, STRIDE, sizes
 
 from m2f import native, rle
 from m2f.batch import dense_masks
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.label_maps import MaskProbabilities
 from m2f.masks import MaskSampler
 from m2f.panoptic import block_winners
-from m2f.semantics import grid_taps
+from m2f.profiles import grid_taps
 
 ROOT = Path(__file__).parents[1]
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")

@@ -44,7 +44,7 @@ def random_checkpoint(config):
     """Write random weights for a configuration beside it."""
     import torch
 
-    from m2f_export.mmdet_source import build_model, read_config
+    from m2f_export.sources.mmdetection import build_model, read_config
 
     torch.manual_seed(0)
     settings = read_config(config)

@@ -16,7 +16,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 FREE_PORTS = ("--http-port=0", "--grpc-port=0", "--metrics-port=0", "--health-port=0")
-PROGRAM = (sys.executable, "-c", "from m2f_server.command import serve; serve(prog_name='m2f serve')")
+PROGRAM = (sys.executable, "-c", "from m2f_cli.serve import serve; serve(prog_name='m2f serve')")
 
 
 class Supervised:

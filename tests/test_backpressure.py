@@ -9,8 +9,8 @@ from conftest import IMAGES
 from kserve import connect, image_input
 
 from m2f.contract import PUBLIC_MODEL
-from m2f_server import backpressure, control
-from m2f_server.backpressure import LONGEST, METRICS, Backpressure
+from m2f_backend import backpressure, calls
+from m2f_backend.backpressure import LONGEST, METRICS, Backpressure
 
 MODEL = "mask2former_preprocess"
 
@@ -59,7 +59,7 @@ def metrics(monkeypatch):
 
     metrics = Metrics()
     monkeypatch.delenv(METRICS, raising=False)
-    monkeypatch.setattr(control, "_fetch", metrics.fetch)
+    monkeypatch.setattr(calls, "fetch", metrics.fetch)
     return metrics
 
 
@@ -128,7 +128,7 @@ def test_it_does_not_wait_for_ever(metrics, clock):
 
 
 def test_queues_that_are_not_seen_are_taken_for_empty(metrics, clock):
-    metrics.answer = control.CallError("GET /metrics: [Errno 111] Connection refused")
+    metrics.answer = calls.CallError("GET /metrics: [Errno 111] Connection refused")
     waits = gate(metrics)
     for _ in range(3 * LONGEST):
         waits.wait()

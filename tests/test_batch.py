@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2f.batch import dense_masks, of_each_image, stack_instances
-from m2f.contract import MAX_RLE_BYTES, MAX_WORK, OUTPUTS, STRUCTURED_OUTPUTS, EngineError, InputError
+from m2f.contract import OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.errors import EngineError, InputError
+from m2f.limits import MAX_RLE_BYTES, MAX_WORK
 from m2f.postprocess import Instances
 from m2f.rle import encode_mask
 

@@ -17,8 +17,10 @@ from kserve import connect, image_input
 from mutate import mutated, mutated_post
 from wire import GrpcWire, HttpWire
 
-from m2f.contract import MAX_PIXELS, PUBLIC_MODEL, InputError
+from m2f.contract import PUBLIC_MODEL
+from m2f.errors import InputError
 from m2f.image import decode_image
+from m2f.limits import MAX_PIXELS
 
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
 

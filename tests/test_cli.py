@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 from pycocotools.coco import COCO
 
+from m2f_cli.main import main
 from m2f_client import Client, InvalidRequest, ServerUnavailable
-from m2f_client.cli import main
 from m2f_client.fake import FakeTransport, result_of, stacked
-from m2f_client.sources import unique_stems
+from m2f_client.predict.sources import unique_stems
 
 NAMES = {"parameters": {"class_names": {"string_value": '["[red] disc", "square"]'}}}
 
@@ -265,13 +265,13 @@ def test_version_and_help():
 @pytest.mark.parametrize(
     ("hidden", "command", "message"),
     [
-        ("m2f_server.command", ["serve", "--http-port", "1"], "m2f serve needs: pip install 'm2f[server]'"),
+        ("m2f_cli.serve", ["serve", "--http-port", "1"], "m2f serve needs: pip install 'm2f[server]'"),
         ("rich", ["predict", "a.jpg"], "m2f predict needs: pip install 'm2f[client]'"),
     ],
 )
 def test_a_missing_extra_is_named(hidden, command, message):
     """In a process of its own, where a module cannot be imported."""
-    code = f"import sys; sys.modules[{hidden!r}] = None; from m2f_client.cli import main; main({command!r})"
+    code = f"import sys; sys.modules[{hidden!r}] = None; from m2f_cli.main import main; main({command!r})"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 1
     assert message in ran.stderr
@@ -281,6 +281,6 @@ def test_a_missing_extra_is_named(hidden, command, message):
 def test_the_command_starts_without_the_clients_requirements():
     hide = "import sys; sys.modules.update(dict.fromkeys(['rich', 'tritonclient', 'PIL'])); "
     ran = subprocess.run(
-        [sys.executable, "-c", hide + "from m2f_client.cli import main; main(['-h'])"], capture_output=True, check=False
+        [sys.executable, "-c", hide + "from m2f_cli.main import main; main(['-h'])"], capture_output=True, check=False
     )
     assert ran.returncode == 0, ran.stderr

@@ -17,9 +17,9 @@ from test_client_server import picture
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from m2f_client import AsyncClient, Client, InvalidAddress, ModelNotFound, ServerUnavailable
-from m2f_client.address import Endpoint
 from m2f_client.request import class_names_of
-from m2f_client.transport import Targets
+from m2f_client.transports.address import Endpoint
+from m2f_client.transports.protocol import Targets
 from m2f_server import serve
 
 KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])

@@ -5,8 +5,8 @@ import pytest
 
 from m2f.contract import STRUCTURED_OUTPUTS
 from m2f_client import Client, InvalidRequest, M2FError, ModelNotFound, ServerError, UnreadableImage
-from m2f_client.address import Endpoint, open_transport
 from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client.transports.address import Endpoint, open_transport
 
 
 def masks_of(count, height, width, seed=0):

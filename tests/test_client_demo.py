@@ -17,15 +17,15 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from m2f_cli.main import main
 from m2f_client import Client
-from m2f_client.address import Endpoint, connect
-from m2f_client.cli import main
-from m2f_client.demo.page import answer, served
-from m2f_client.demo.picture import draw, scaled
-from m2f_client.demo.server import Answer, Server, Step, spent, steps_between
-from m2f_client.demo.tables import instances_table, latency_table, notice
-from m2f_client.errors import ServerUnavailable
+from m2f_client.client_errors import ServerUnavailable
 from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client.page.page import answer, served
+from m2f_client.page.picture import draw, scaled
+from m2f_client.page.tables import instances_table, latency_table, notice
+from m2f_client.page.timed_client import StepTime, TimedAnswer, TimedClient, spent, steps_between
+from m2f_client.transports.address import Endpoint, connect
 
 IMAGES = Path(__file__).parents[1] / "examples/images"
 SCENE = IMAGES / "scene_1.jpg"
@@ -43,7 +43,7 @@ COUNTERS = {
 def page_server(server, request):
     """The real server as the page sees it, over both protocols."""
     url = f"{request.param}://{server.grpc_url if request.param == 'grpc' else server.http_url}"
-    with closing(Server(connect(Endpoint.parse(url)), timeout=60)) as page_server:
+    with closing(TimedClient(connect(Endpoint.parse(url)), timeout=60)) as page_server:
         yield page_server
 
 
@@ -97,7 +97,7 @@ class Told(FakeTransport):
 
 
 def test_a_server_that_keeps_its_statistics_to_itself_is_no_obstacle():
-    server = Server(Told(), timeout=1)
+    server = TimedClient(Told(), timeout=1)
     assert (server.class_names, server.score_threshold) == (None, 0)
     assert server.ask(SCENE, score_threshold=0, classes=()).steps == ()
 
@@ -122,7 +122,10 @@ def test_statistics_of_both_protocols_are_read(statistics):
 def test_steps_are_means_of_the_requests_in_between():
     before = {"a": (10, 5_000_000, 0), "b": (3, 0, 0)}
     after = {"a": (12, 9_000_000, 1_000_000), "b": (3, 0, 0), "c": (1, 7_000_000, 0)}
-    assert steps_between(before, after, ["c", "b", "a"]) == (Step("c", 7, 0), Step("a", 2, 0.5))  # b had no request
+    assert steps_between(before, after, ["c", "b", "a"]) == (
+        StepTime("c", 7, 0),
+        StepTime("a", 2, 0.5),
+    )  # b had no request
 
 
 class TestTables:
@@ -140,8 +143,8 @@ class TestTables:
         assert cells(table) == []
 
     def test_what_no_step_has_spent_is_the_rest(self):
-        steps = (Step("mask2former_engine", 30.0, 1.0), Step("other", 10.0, 0.5))
-        assert cells(latency_table(Answer(self.result, 50.0, steps))) == [
+        steps = (StepTime("mask2former_engine", 30.0, 1.0), StepTime("other", 10.0, 0.5))
+        assert cells(latency_table(TimedAnswer(self.result, 50.0, steps))) == [
             ["engine", "30.0", ""],
             ["other", "10.0", ""],
             ["waiting for a step", "1.5", ""],
@@ -150,7 +153,7 @@ class TestTables:
         ]
 
     def test_without_statistics_there_is_the_total(self):
-        assert cells(latency_table(Answer(self.result, 50.0, ()))) == [["total", "50.0", ""]]
+        assert cells(latency_table(TimedAnswer(self.result, 50.0, ()))) == [["total", "50.0", ""]]
 
     def test_a_notice_is_text(self):
         assert "&lt;script&gt;" in notice("<script>")
@@ -183,7 +186,7 @@ def address(server):
     """The page at work. It tells nobody but the server and itself anything."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        closing(Server(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), timeout=60)) as page_server,
+        closing(TimedClient(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), timeout=60)) as page_server,
     ):
         for variable in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
             patch.setenv(variable, "")  # restored at the end
@@ -264,7 +267,7 @@ def test_what_is_no_picture_gives_a_notice(page_server, tmp_path, content, said)
 
 
 def test_an_upload_that_has_expired_gives_a_notice():
-    problem, *_ = answer(Server(Told(), timeout=1), IMAGES / "gone.jpg", 0.5, [])
+    problem, *_ = answer(TimedClient(Told(), timeout=1), IMAGES / "gone.jpg", 0.5, [])
     assert "choose it again" in problem.value
 
 
@@ -273,7 +276,7 @@ def test_a_server_that_has_gone_gives_a_notice():
         def infer(self, _request):
             raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
 
-    problem, *_ = answer(Server(Gone(), timeout=1), SCENE, 0.5, [])
+    problem, *_ = answer(TimedClient(Gone(), timeout=1), SCENE, 0.5, [])
     assert "no gRPC server at grpc://127.0.0.1:1" in problem.value
 
 
@@ -301,7 +304,7 @@ class TestCommand:
         assert said in done.output
 
     def test_without_gradio_it_says_what_to_install(self, monkeypatch):
-        monkeypatch.delitem(sys.modules, "m2f_client.demo.command")
+        monkeypatch.delitem(sys.modules, "m2f_cli.demo")
         monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
         done = self.run()
         assert done.exit_code == 1
@@ -317,7 +320,7 @@ class TestCommand:
 
     @pytest.mark.server
     def test_a_signal_stops_it_and_nothing_is_left(self, server, tmp_path):
-        code = "from m2f_client.cli import main; main()"
+        code = "from m2f_cli.main import main; main()"
         command = [sys.executable, "-c", code, "demo", "--url", f"http://{server.http_url}", "--port", "0"]
         environment = {"TMPDIR": str(tmp_path), "PATH": ""}
         pipe = subprocess.PIPE

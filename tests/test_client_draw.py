@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from m2f_client import UnreadableImage
-from m2f_client.draw import Style, colour, open_upright, overlay, place_label, text_colour
+from m2f_client.converters.draw import Style, colour, open_upright, overlay, place_label, text_colour
 from m2f_client.fake import result_of
 
 

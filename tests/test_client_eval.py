@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from sources import draw_held_out
 
+from m2f_cli.main import main
 from m2f_client import Client, InvalidRequest, ServerUnavailable
-from m2f_client.cli import main
 from m2f_client.evaluation.dataset import read_instances
 from m2f_client.evaluation.precision import FIGURES, average_precision
 from m2f_client.fake import FakeTransport, result_of, stacked
@@ -240,7 +240,7 @@ def test_wrong_usage_exits_2(m2f, scene, monkeypatch, arguments):
 
 
 def test_a_missing_extra_is_named():
-    code = "import sys; sys.modules['faster_coco_eval'] = None; from m2f_client.cli import main; main(['eval', 'x'])"
+    code = "import sys; sys.modules['faster_coco_eval'] = None; from m2f_cli.main import main; main(['eval', 'x'])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert "m2f eval needs: pip install 'm2f[eval]'" in ran.stderr

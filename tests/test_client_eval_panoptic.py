@@ -11,9 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from sources import draw_held_out
 
+from m2f_cli.main import main
 from m2f_client import Client, InvalidRequest
-from m2f_client.cli import main
-from m2f_client.coco import panoptic_pixels
+from m2f_client.converters.coco import panoptic_pixels
 from m2f_client.evaluation.dataset import InvalidDataset, read_panoptic
 from m2f_client.evaluation.quality import Counts, Quality, count_image, mean, quality, read_ids, total
 from m2f_client.fake import FakeTransport
@@ -142,7 +142,7 @@ def as_rows(counts):
 @pytest.mark.filterwarnings("ignore")
 def test_against_panopticapi(tmp_path, monkeypatch):
     """mmdetection ships panopticapi's loop; the two names it imports from there are small."""
-    from m2f_export.mmcv_ops import ensure_mmcv_ops
+    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
     from mmdet.evaluation.functional import panoptic_utils

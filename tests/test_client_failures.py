@@ -24,7 +24,7 @@ from m2f_client import (
     ServerUnavailable,
     Timeout,
 )
-from m2f_client.failures import clean, translate
+from m2f_client.transports.failures import clean, translate
 
 GRPC, HTTP = "grpc://127.0.0.1:8001", "http://127.0.0.1:8000"
 NO_ANSWER = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: Failed to connect: {}"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from m2f_client.converters.label_studio import encode_brush
 from m2f_client.fake import result_of
-from m2f_client.label_studio import encode_brush
 
 masks_of_any_kind = hnp.arrays(
     np.uint8,

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from m2f_client.converters.polygons import trace
 from m2f_client.fake import result_of
-from m2f_client.polygons import trace
 
 masks_of_any_kind = hnp.arrays(
     np.uint8,

@@ -22,7 +22,7 @@ COMMAND = textwrap.dedent("""
     import sys, time
     import numpy as np
     from m2f_client import Client, ServerUnavailable
-    from m2f_client.cli import main
+    from m2f_cli.main import main
     from m2f_client.fake import FakeTransport, result_of, stacked
 
     delay, life = float(sys.argv[1]), int(sys.argv[2])
@@ -329,7 +329,7 @@ def test_memory_is_flat(tmp_path):
         from pathlib import Path
         import numpy as np
         from m2f_client import Client
-        from m2f_client.cli import main
+        from m2f_cli.main import main
         from m2f_client.fake import result_of, stacked
 
         def peak_mb():

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
+from m2f_cli.main import main
 from m2f_client import Client, ServerError
-from m2f_client.cli import main
 from m2f_client.evaluation.report import _table
 from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.printable import printable

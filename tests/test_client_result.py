@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from m2f.contract import PANOPTIC_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f_client import Client, OutputNotRequested, Result, ServerError
-from m2f_client.coco import panoptic_pixels
+from m2f_client.converters.coco import panoptic_pixels
 from m2f_client.fake import result_of, stacked
 
 stacks_of_masks = hnp.arrays(

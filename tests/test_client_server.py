@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from m2f.contract import OUTPUTS, RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f_cli.main import main
 from m2f_client import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerUnavailable, Timeout
-from m2f_client.cli import main
 
 pytestmark = pytest.mark.server
 

@@ -29,10 +29,10 @@ from m2f_client import (
     ServerUnavailable,
     Timeout,
 )
-from m2f_client.address import Endpoint
-from m2f_client.shared_memory import AsyncSharedMemoryTransport, SharedMemoryTransport
-from m2f_client.shared_memory_guard import FOLDER, PREFIX, release
-from m2f_client.transport import Request
+from m2f_client.transports.address import Endpoint
+from m2f_client.transports.protocol import Request
+from m2f_client.transports.region_guard import FOLDER, PREFIX, release
+from m2f_client.transports.shared_memory import AsyncSharedMemoryTransport, SharedMemoryTransport
 from m2f_server import serve
 
 NOBODY = Endpoint.parse("http://127.0.0.1:1")  # the guard finds no server, and has nothing to do
@@ -356,7 +356,7 @@ def test_without_the_secret(server, scheme):
 @SCHEMES
 def test_a_server_that_cannot_see_the_memory(server, scheme, monkeypatch, tmp_path):
     """As on another host: what the client makes is not where the server looks."""
-    monkeypatch.setattr("m2f_client.shared_memory.FOLDER", tmp_path)
+    monkeypatch.setattr("m2f_client.transports.shared_memory.FOLDER", tmp_path)
     with client_of(server, scheme) as client, pytest.raises(NoSharedMemory, match="Unable to open shared memory"):
         client.predict(IMAGES[0])
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from m2f_client import InvalidRequest, UnreadableImage, sources
-from m2f_client.sources import expand, read
+from m2f_client import InvalidRequest, UnreadableImage
+from m2f_client.predict import sources
+from m2f_client.predict.sources import expand, read
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from m2f_cli.main import main
 from m2f_client import Client, InvalidRequest, UnreadableImage
-from m2f_client.cli import main
 from m2f_client.fake import FakeTransport, result_of, stacked
-from m2f_client.video import count_frames, frames
+from m2f_client.predict.video import count_frames, frames
 
 FRAMES = 12
 

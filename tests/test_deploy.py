@@ -195,7 +195,7 @@ def test_serve_without_rights_on_a_read_only_disk():
     check += "assert 'CapEff:\\t0000000000000000' in pathlib.Path('/proc/self/status').read_text()"
     subprocess.run(locked_down(sys.executable, "-c", check, str(ROOT / "model_repository")), check=True)
 
-    run = "import os; from m2f_server.command import serve; serve()"
+    run = "import os; from m2f_cli.serve import serve; serve()"
     options = ["--config-name=cpu", "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--health-port=0", "--json"]
     command = [sys.executable, "-c", run, "--model-repository", str(ROOT / "model_repository"), *options]
     process = subprocess.Popen(locked_down(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

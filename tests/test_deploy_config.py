@@ -9,7 +9,7 @@ import pytest
 
 from m2f.settings import Settings
 from m2f_export.deploy_config import ShapeRange, read_deploy_config
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 # open-mmlab/mmdeploy#2775
 ISSUE_2775 = {

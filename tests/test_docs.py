@@ -26,7 +26,7 @@ import m2f_client
 import m2f_server
 from m2f.contract import OUTPUTS
 from m2f.settings import KEYS
-from m2f_client.cli import COMMANDS, main
+from m2f_cli.main import COMMANDS, main
 from m2f_server.watch import EventName
 
 try:

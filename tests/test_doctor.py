@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from test_deploy_config import ISSUE_2775, changed
 
-from m2f_export.doctor import diagnose, doctor
-from m2f_export.doctor.server import is_safe
+from m2f_cli.doctor import doctor
+from m2f_export.doctor import diagnose
+from m2f_export.doctor.server_version import is_safe
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_repository"

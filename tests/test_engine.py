@@ -9,7 +9,7 @@ from sources import COMMITTED, random_checkpoint
 
 from m2f_export import engine
 from m2f_export.engine import Profile, build_engine, check_target
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 from m2f_export.precision import convert
 
 pytestmark = [pytest.mark.torch, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
@@ -22,7 +22,7 @@ BATCHES = Profile(batch=(1, 2, 8))
 def r50(tmp_path_factory):
     """mmdetection's official Mask2Former R50, random weights, at 320 x 512."""
     from m2f_export.graph import export_onnx, with_input
-    from m2f_export.mmdet_source import load_mmdet
+    from m2f_export.sources.mmdetection import load_mmdet
 
     folder = tmp_path_factory.mktemp("r50")
     config = folder / "r50.py"

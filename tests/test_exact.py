@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 @pytest.fixture(scope="module")
 def mmdet_masks():
     """A function: mask logits -> mmdetection's (scores [Q], masks [Q, H, W]), in the order of the queries."""
-    from m2f_export.mmcv_ops import ensure_mmcv_ops
+    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
     import torch

@@ -12,9 +12,9 @@ from tritonclient.grpc import model_config_pb2
 
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings, thing_classes
-from m2f_export import repository
-from m2f_export.errors import ExportError
-from m2f_export.source import Source
+from m2f_export import repository_writer as repository
+from m2f_export.export_errors import ExportError
+from m2f_export.sources.base import Source
 
 pytestmark = pytest.mark.torch
 

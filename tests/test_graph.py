@@ -10,7 +10,7 @@ import pytest
 from sources import CHECKPOINT, COMMITTED, CONFIG, random_checkpoint, small_config, smooth
 
 from m2f.preprocess import Preprocessing
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
@@ -25,7 +25,8 @@ IMAGES = sorted((Path(__file__).parents[1] / "examples/images").glob("scene_*"))
 
 @pytest.fixture(scope="module")
 def modules():
-    from m2f_export import graph, mmdet_source
+    from m2f_export import graph
+    from m2f_export.sources import mmdetection as mmdet_source
 
     return graph, mmdet_source
 

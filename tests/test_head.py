@@ -287,7 +287,7 @@ def test_tensorrt_takes_it(export):
     ],
 )
 def test_an_engine_that_does_not_fit_is_refused(export, engine, message):
-    from m2f_export.errors import ExportError
+    from m2f_export.export_errors import ExportError
 
     with pytest.raises(ExportError, match=message):
         export.attach_head(engine(), export.InstanceHead())
@@ -303,7 +303,7 @@ def test_an_engine_that_does_not_fit_is_refused(export, engine, message):
     ],
 )
 def test_settings_out_of_range_are_refused(export, settings, message):
-    from m2f_export.errors import ExportError
+    from m2f_export.export_errors import ExportError
 
     with pytest.raises(ExportError, match=message):
         export.InstanceHead(**settings)

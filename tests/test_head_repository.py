@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from m2f.contract import MAX_BATCH_SIZE
+from m2f.limits import MAX_BATCH_SIZE
 from m2f_server import serve
 
 pytestmark = pytest.mark.torch

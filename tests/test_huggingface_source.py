@@ -16,8 +16,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from m2f_export.errors import ExportError  # noqa: E402
-from m2f_export.huggingface_source import ARCHITECTURES, load_huggingface, read_preprocessing  # noqa: E402
+from m2f_export.export_errors import ExportError  # noqa: E402
+from m2f_export.sources.huggingface import ARCHITECTURES, load_huggingface, read_preprocessing  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 

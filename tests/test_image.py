@@ -13,7 +13,7 @@ from pictures import chunk, encode, encode_cv2, oriented, photo, png_header_only
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from m2f import image
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.image import FORMATS, _exif_orientation, decode_image
 
 PHOTO = Image.fromarray(photo())

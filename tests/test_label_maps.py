@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from reference import full_size_logits
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.label_maps import MaskProbabilities, check_size, sigmoid, stack_maps
 from m2f.native import kernels
 

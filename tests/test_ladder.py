@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from m2f.preprocess import Preprocessing
-from m2f_export.errors import ExportError
-from m2f_export.source import Source
+from m2f_export.export_errors import ExportError
+from m2f_export.sources.base import Source
 
 pytestmark = pytest.mark.torch
 

@@ -15,9 +15,9 @@ from pictures import encode, photo
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
-from m2f_export.repository import set_parameter
+from m2f_backend.backpressure import LONGEST
+from m2f_export.repository_writer import set_parameter
 from m2f_server import serve
-from m2f_server.backpressure import LONGEST
 
 pytestmark = pytest.mark.server
 
@@ -34,7 +34,7 @@ ENGINE = '''
 import os
 import time
 import numpy as np
-from m2f_server.glue import Step
+from m2f_backend.step import Step
 
 class TritonPythonModel:
     """An image whose first value is -1 takes as long as a file is there; not a number makes logits that are none."""

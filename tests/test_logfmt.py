@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from m2f_server.logfmt import logfmt
+from m2f_backend.logfmt import logfmt
 
 PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^\s"]*)')
 

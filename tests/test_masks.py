@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import box, full_size_logits
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.masks import MaskSampler
 from m2f.native import kernels
 from m2f.rle import decode

@@ -12,7 +12,8 @@ from kserve import connect, image_input
 from pictures import encode, photo, png_header_only
 from tritonclient.utils import InferenceServerException
 
-from m2f.contract import ERROR_KINDS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.errors import ERROR_KINDS
 from m2f.record import PHASES
 from m2f_server import serve
 

@@ -17,7 +17,7 @@ SWIN_T = "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.py"
 
 @pytest.fixture(scope="module")
 def source():
-    from m2f_export import mmdet_source
+    from m2f_export.sources import mmdetection as mmdet_source
 
     return mmdet_source
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from m2f_server.onnx_session import open_session
+from m2f_backend.onnx_session import open_session
 
 ARGS = {
     "model_repository": str(Path(__file__).parents[1] / "model_repository/mask2former_engine"),

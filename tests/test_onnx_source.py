@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from sources import CHECKPOINT, CONFIG, ROOT, smooth
 
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
@@ -46,7 +46,7 @@ def deploy_config(tmp_path_factory):
 
 def mmdeploy_export(folder, backend):
     """Let `mmdeploy.apis.torch2onnx` export the embedded model: full-size masks, float input, opset 13."""
-    from m2f_export.mmcv_ops import ensure_mmcv_ops
+    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
     import torch
@@ -84,14 +84,14 @@ def of_a_backend(request, mmdeploys_onnx, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def described():
-    from m2f_export.mmdet_source import describe_mmdet
+    from m2f_export.sources.mmdetection import describe_mmdet
 
     return describe_mmdet(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def adopt():
-    from m2f_export.onnx_source import adopt_onnx
+    from m2f_export.sources.onnx_model import adopt_onnx
 
     return adopt_onnx
 
@@ -107,7 +107,7 @@ def test_mmdeploys_own_graph_needs_a_plugin(of_a_backend):
 def test_mmdeploys_graph_computes_what_pytorch_does(of_a_backend, described, adopt, tmp_path):
     import torch
 
-    from m2f_export.mmdet_source import load_mmdet
+    from m2f_export.sources.mmdetection import load_mmdet
 
     source = adopt(of_a_backend, described, tmp_path / "model.onnx")
     assert source.mask_stride == 1

@@ -7,7 +7,7 @@ from logits import SIZES, blobs
 from memory import peak_of
 
 from m2f import native
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.panoptic import panoptic
 from m2f.settings import Settings
 
@@ -87,7 +87,7 @@ def test_equal_to_the_reference():
 @pytest.fixture(scope="module")
 def mmdet_map():
     """A function: logits -> mmdetection's panoptic map and its number for void."""
-    from m2f_export.mmcv_ops import ensure_mmcv_ops
+    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
     import torch

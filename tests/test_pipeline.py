@@ -15,8 +15,8 @@ from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
 from m2f.settings import Settings
+from m2f_cli.main import main
 from m2f_client import Client
-from m2f_client.cli import main
 from m2f_server.launch import serve
 
 pytestmark = [pytest.mark.torch, pytest.mark.server, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
@@ -275,8 +275,8 @@ def test_one_target_is_needed(arguments):
 def test_an_engine_is_built_for_the_sizes_that_are_stated(size, shapes, expected):
     from m2f_export.deploy_config import DeployConfig, ShapeRange
     from m2f_export.graph import with_input
-    from m2f_export.mmdet_source import describe_mmdet
     from m2f_export.pipeline import _profile
+    from m2f_export.sources.mmdetection import describe_mmdet
 
     source = with_input(describe_mmdet(CONFIG), layout="uint8_hwc", size=size)
     ranges = dict(zip(("minimum", "optimum", "maximum"), shapes, strict=True)) if shapes else None

@@ -4,7 +4,7 @@ from logits import SIZES, blobs
 from pycocotools import mask as coco
 from reference import full_size_logits, instances
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.masks import Masks
 from m2f.native import kernels
 from m2f.postprocess import class_scores, postprocess, select

@@ -13,7 +13,7 @@ from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export import precision
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 from m2f_export.precision import convert, rounded
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -48,14 +48,14 @@ def any_model(request, embedded, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model")
     if "mmdet" in request.param:
-        from m2f_export.mmdet_source import load_mmdet
+        from m2f_export.sources.mmdetection import load_mmdet
 
         config = small_config(folder, "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.py")
         source = load_mmdet(config, random_checkpoint(config))
     else:
         from test_huggingface_source import EOMT, MASK2FORMER, save
 
-        from m2f_export.huggingface_source import load_huggingface
+        from m2f_export.sources.huggingface import load_huggingface
 
         source = load_huggingface(save(folder, EOMT if "EoMT" in request.param else MASK2FORMER))
     size = source.fixed_size or (64, 96)

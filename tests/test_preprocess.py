@@ -8,7 +8,7 @@ from pictures import encode, photo
 from PIL import Image
 
 from m2f import image
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.preprocess import Preprocessing
 
 SHAPES = Preprocessing(scale=(256, 256), input_size=(256, 256), pad_value=(124, 116, 104))
@@ -225,7 +225,7 @@ def test_wrong_repository_parameters_are_named(parameters, message):
 @pytest.fixture(scope="module")
 def mmdetection(tmp_path_factory):
     """LoadImageFromFile, Resize, PackDetInputs and DetDataPreprocessor for the files of one request."""
-    from m2f_export.mmcv_ops import ensure_mmcv_ops
+    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
     ensure_mmcv_ops()
     from mmcv.transforms import Compose, LoadImageFromFile

@@ -7,7 +7,7 @@ import pytest
 from logits import blobs
 from pictures import encode, photo
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.record import PHASES, image_decoded, phase, recorded

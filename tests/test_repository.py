@@ -6,17 +6,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from m2f.contract import (
-    MAX_BATCH_SIZE,
-    MAX_IMAGE_BYTES,
-    MAX_INSTANCES,
-    MAX_MAP_BYTES,
-    MAX_MASK_BYTES,
-    MAX_PIXELS,
-    OUTPUTS,
-    PUBLIC_MODEL,
-    PUBLIC_TENSOR_MODEL,
-)
+from m2f.contract import OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.limits import MAX_BATCH_SIZE, MAX_IMAGE_BYTES, MAX_INSTANCES, MAX_MAP_BYTES, MAX_MASK_BYTES, MAX_PIXELS
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 

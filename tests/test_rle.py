@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.native import kernels
 from m2f.rle import _compress, decode, decode_into, encode_edges, encode_mask
 

@@ -20,8 +20,8 @@ from pictures import encode
 
 from m2f_client.evaluation.parity import Parity
 from m2f_server import serve
-from m2f_server.errors import RolloutError
 from m2f_server.rollout import ENGINE, _Server, agreement, roll_out
+from m2f_server.serve_errors import RolloutError
 
 pytestmark = pytest.mark.server
 
@@ -231,7 +231,7 @@ def command(server, *arguments, engine=GOOD):
         "--admin-token-file": server.token_file, "--image": IMAGES[0],
     }  # fmt: skip
     flat = [str(word) for pair in options.items() for word in pair]
-    return [sys.executable, "-c", "from m2f_client.cli import main; main()", "rollout", str(engine), *flat, *arguments]
+    return [sys.executable, "-c", "from m2f_cli.main import main; main()", "rollout", str(engine), *flat, *arguments]
 
 
 def test_command(served, tmp_path):

@@ -9,7 +9,7 @@ import cv2
 import pytest
 from PIL import Image
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.image import decode_image
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ from memory import peak_of
 from reference_maps import mask_probabilities, semantic_scores
 
 from m2f import native
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.semantic import semantic, values_a_pixel
 from m2f.settings import Settings
 

@@ -5,11 +5,11 @@ from peers import detectron2, huggingface, tao, tao_graph
 from pycocotools import mask as coco
 from reference import bilinear, softmax
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.native import kernels
 from m2f.postprocess import postprocess
+from m2f.profiles import PROFILES, nearest_source
 from m2f.rle import decode
-from m2f.semantics import PROFILES, nearest_source
 from m2f.settings import Settings
 
 torch_only = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]

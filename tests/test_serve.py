@@ -17,6 +17,7 @@ import pytest
 import tritonclient.http as triton
 
 import m2f
+from m2f_backend.calls import CallError
 from m2f_server import (
     LibraryMissingError,
     ModelLoadError,
@@ -30,7 +31,6 @@ from m2f_server import (
     serve,
 )
 from m2f_server.diagnose import diagnose
-from m2f_server.errors import CallError
 from m2f_server.launch import _copy
 from m2f_server.ports import pick_ports
 
@@ -107,7 +107,7 @@ def nothing_stays(tmp_path_factory, monkeypatch):
 
 def command(*arguments: str, **options) -> subprocess.Popen:
     """Start `m2f serve`."""
-    program = [sys.executable, "-c", "from m2f_server.command import serve; serve(prog_name='m2f serve')"]
+    program = [sys.executable, "-c", "from m2f_cli.serve import serve; serve(prog_name='m2f serve')"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*program, *arguments], **pipes, **options)
 

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.settings import KEYS, Settings, thing_classes
 
 

@@ -15,16 +15,10 @@ from kserve import connect, image_input
 from supervised import supervised
 from tritonclient.utils import InferenceServerException
 
+from m2f_backend.calls import CallError
 from m2f_server import canary, serve, supervisor, watch
 from m2f_server.canary import Canary, Kind
-from m2f_server.errors import (
-    CallError,
-    CrashLoopError,
-    ModelLoadError,
-    ServerCrashedError,
-    ServerHungError,
-    WornOutError,
-)
+from m2f_server.serve_errors import CrashLoopError, ModelLoadError, ServerCrashedError, ServerHungError, WornOutError
 from m2f_server.supervisor import Supervisor
 from m2f_server.watch import Watch
 

@@ -13,7 +13,7 @@ import torch
 
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
-from m2f_export.mmdet_source import Network, build_model, read_config
+from m2f_export.sources.mmdetection import Network, build_model, read_config
 
 from .scenes import ROOT, Case, Size
 

@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 from torch.nn.functional import interpolate, softmax
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from m2f_export.mmcv_ops import ensure_mmcv_ops
+from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
 from .scenes import STRIDE, Case
 

@@ -43,7 +43,7 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from m2f_server.glue import Step
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_SIDE, OUTPUTS, Tensor
+from m2f.contract import OUTPUTS, TensorSpec
+from m2f.limits import MAX_SIDE
 from m2f.rle import packed_width
-from m2f_client.errors import ServerError
+from m2f_client.client_errors import ServerError
 
 Array = npt.NDArray[Any]
 
@@ -77,7 +78,7 @@ def check_size(height: int, width: int, *, max_pixels: int = MAX_PIXELS_SEEN) ->
         )
 
 
-def _check_tensor(tensor: Tensor, array: Array) -> None:
+def _check_tensor(tensor: TensorSpec, array: Array) -> None:
     fits = array.ndim == len(tensor.dims) and all(
         want in (-1, got) for want, got in zip(tensor.dims, array.shape, strict=True)
     )

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 
 from m2f.contract import PUBLIC_MODEL, STRUCTURED_OUTPUTS
-from m2f_client.address import DEFAULT_URL, Endpoint, open_async_transport
-from m2f_client.errors import ModelNotFound
+from m2f_client.client_errors import ModelNotFound
 from m2f_client.images import ImageSource
 from m2f_client.request import (
     NAMES_MODEL,
@@ -22,7 +21,8 @@ from m2f_client.request import (
 )
 from m2f_client.result import Result
 from m2f_client.tls import Tls
-from m2f_client.transport import AsyncTransport, Parameter
+from m2f_client.transports.address import DEFAULT_URL, Endpoint, open_async_transport
+from m2f_client.transports.protocol import AsyncTransport, Parameter
 
 
 class AsyncClient:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from m2f.contract import PUBLIC_MODEL, STRUCTURED_OUTPUTS
-from m2f_client.address import DEFAULT_URL, Endpoint, open_transport
-from m2f_client.errors import ModelNotFound
+from m2f_client.client_errors import ModelNotFound
 from m2f_client.images import ImageSource
 from m2f_client.request import (
     NAMES_MODEL,
@@ -21,7 +20,8 @@ from m2f_client.request import (
 )
 from m2f_client.result import Result
 from m2f_client.tls import Tls
-from m2f_client.transport import Parameter, Transport
+from m2f_client.transports.address import DEFAULT_URL, Endpoint, open_transport
+from m2f_client.transports.protocol import Parameter, Transport
 
 
 class Client:
@@ -98,7 +98,7 @@ class Client:
         Raises:
             UnreadableImage: the file cannot be read.
             InvalidRequest: the server (or the client, for it) refuses image, outputs or parameters, and says why.
-            ServerUnavailable, ModelNotFound, Timeout, ServerError, NoSharedMemory: see `m2f_client.errors`.
+            ServerUnavailable, ModelNotFound, Timeout, ServerError, NoSharedMemory: see `m2f_client.client_errors`.
         """
         return self.predict_batch([image], outputs=outputs, timeout=timeout, **parameters)[0]
 
@@ -125,7 +125,7 @@ class Client:
         """The model's class names, read from the server once; None where it states none.
 
         Raises:
-            ServerUnavailable, Timeout, ServerError: see `m2f_client.errors`.
+            ServerUnavailable, Timeout, ServerError: see `m2f_client.client_errors`.
         """
         try:
             config = self._transport.model_config(NAMES_MODEL, self._timeout)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from m2f.rle import encode_mask
 from m2f_client.result import Result
-from m2f_client.transport import Array, Request
+from m2f_client.transports.protocol import Array, Request
 
 _PADDING: dict[str, Any] = {"labels": -1, "rle": b"", "semantic": -1}  # and 0 for the rest
 

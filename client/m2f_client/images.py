@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import MAX_BATCH_SIZE, MAX_SIDE
-from m2f_client.errors import InvalidRequest, UnreadableImage
+from m2f.limits import MAX_BATCH_SIZE, MAX_SIDE
+from m2f_client.client_errors import InvalidRequest, UnreadableImage
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, check_size, readable
-from m2f_client.errors import InvalidRequest, M2FError, ServerError
+from m2f_client.client_errors import ClientError, InvalidRequest, ServerError
 from m2f_client.images import ImageSource, image_tensor, pixels_of_png
 from m2f_client.result import Result
-from m2f_client.transport import Array, Parameter, Request
+from m2f_client.transports.protocol import Array, Parameter, Request
 
 NAMES_MODEL = "mask2former_postprocess"
 _INT64 = range(-(2**63), 2**63)
@@ -54,7 +54,7 @@ def identified(request: Request) -> Iterator[None]:
     """Let an error of the block say which request it is about."""
     try:
         yield
-    except M2FError as error:
+    except ClientError as error:
         error.request_id = request.id
         raise
 

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import rle as coco_rle
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.rle import packed_width
-from m2f_client import archive, coco
 from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, check
-from m2f_client.errors import OutputNotRequested, ServerError
+from m2f_client.client_errors import OutputNotRequested, ServerError
+from m2f_client.converters import archive, coco
 from m2f_client.images import ImageSource, encoded
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import supervision
     from PIL import Image
 
-    from m2f_client.polygons import Polygon
+    from m2f_client.converters.polygons import Polygon
 
 Array = npt.NDArray[Any]
 
@@ -212,31 +212,31 @@ class Result:
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
         """Return a `supervision.Detections`; see `detections.detections`."""
-        from m2f_client.detections import detections  # noqa: PLC0415
+        from m2f_client.converters.detections import detections  # noqa: PLC0415
 
         return detections(self, class_names)
 
     def to_pandas(self, class_names: Sequence[str] | None = None) -> pandas.DataFrame:
         """Return a `pandas.DataFrame`, one row an instance; see `detections.data_frame`."""
-        from m2f_client.detections import data_frame  # noqa: PLC0415
+        from m2f_client.converters.detections import data_frame  # noqa: PLC0415
 
         return data_frame(self, class_names)
 
     def polygons(self) -> list[list[Polygon]]:
         """Return for each instance its polygons along pixel edges, holes kept; see `polygons`."""
-        from m2f_client.polygons import trace  # noqa: PLC0415
+        from m2f_client.converters.polygons import trace  # noqa: PLC0415
 
         return [trace(self.mask(index)) for index in range(len(self))]
 
     def to_geojson(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return a GeoJSON FeatureCollection in pixels; see `geojson.feature_collection`."""
-        from m2f_client.geojson import feature_collection  # noqa: PLC0415
+        from m2f_client.converters.geojson import feature_collection  # noqa: PLC0415
 
         return feature_collection(self, class_names)
 
     def to_labelme(self, image_path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the content of a labelme file; see `labelme.label_file`."""
-        from m2f_client.labelme import label_file  # noqa: PLC0415
+        from m2f_client.converters.labelme import label_file  # noqa: PLC0415
 
         return label_file(self, image_path, class_names)
 
@@ -249,7 +249,7 @@ class Result:
         to_name: str = "image",
     ) -> dict[str, Any]:
         """Return a Label Studio task with the instances as its prediction; see `label_studio.task`."""
-        from m2f_client.label_studio import task  # noqa: PLC0415
+        from m2f_client.converters.label_studio import task  # noqa: PLC0415
 
         return task(self, image, class_names, from_name=from_name, to_name=to_name)
 
@@ -260,7 +260,7 @@ class Result:
             image: the one that `predict` was given.
             class_names: the model's names; None draws class numbers.
         """
-        from m2f_client.draw import open_upright, overlay  # noqa: PLC0415
+        from m2f_client.converters.draw import open_upright, overlay  # noqa: PLC0415
 
         return overlay(open_upright(encoded(image)), self, class_names)
 

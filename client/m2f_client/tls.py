@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from typing import Any
 
-from m2f_client.errors import InvalidAddress
+from m2f_client.client_errors import InvalidAddress
 
 _Path = str | os.PathLike[str]
 

@@ -26,7 +26,7 @@ CONFIG = HERE / "mask2former_shapes.py"
 def load_model(checkpoint, config=CONFIG, device="cpu"):
     """Build mmdet's model with the weights of ``checkpoint``, ready for inference."""
     sys.path.insert(0, str(HERE.parents[1] / "export"))  # works from a clone that is not installed
-    from m2f_export.mmcv_ops import ensure_mmcv_ops  # noqa: PLC0415
+    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops  # noqa: PLC0415
 
     ensure_mmcv_ops()
     from mmdet.apis import init_detector  # noqa: PLC0415 (only after the line above)

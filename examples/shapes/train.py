@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "export"))  # works from a clone that is not installed
 
-from m2f_export.mmcv_ops import ensure_mmcv_ops  # noqa: E402
+from m2f_export.sources.mmcv_ops import ensure_mmcv_ops  # noqa: E402
 
 ensure_mmcv_ops()
 # mmengine 0.10 keeps optimizer and message history as pickled objects in its own checkpoints, which torch

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.settings import KEYS, Settings
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 Shape = tuple[int, ...]
 

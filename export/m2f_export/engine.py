@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 TENSORRT, TENSORRT_RTX = "TensorRT", "TensorRT-RTX"
 _MODULES = {"tensorrt": TENSORRT, "tensorrt_rtx": TENSORRT_RTX, "tensorrt_rtx_bindings": TENSORRT_RTX}

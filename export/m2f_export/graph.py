@@ -17,8 +17,8 @@ import torch
 from google.protobuf.message import DecodeError
 
 from m2f.preprocess import Preprocessing
-from m2f_export.errors import ExportError
-from m2f_export.source import Source
+from m2f_export.export_errors import ExportError
+from m2f_export.sources.base import Source
 
 INPUT, OUTPUTS = "input", ("cls_logits", "mask_logits")
 OPSET = 17  # GridSample came with 16, LayerNormalization with 17

@@ -17,7 +17,7 @@ import onnxslim
 import torch
 from onnx import ModelProto, TensorProto, compose
 
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 from m2f_export.graph import OUTPUTS as LOGITS
 from m2f_export.graph import check_graph, tensor_shapes
 

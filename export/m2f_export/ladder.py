@@ -18,13 +18,13 @@ import onnxruntime as ort
 import torch
 from pycocotools import mask as coco_mask
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.postprocess import Instances, postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 from m2f_export.graph import INPUT, OUTPUTS, EngineGraph
-from m2f_export.source import Source
+from m2f_export.sources.base import Source
 
 HEAD_TOLERANCE = 1e-4  # of a score, graph against Python
 PIXELS_AT_ONCE = 1 << 21  # of a batch: bounds the memory of comparing

@@ -13,13 +13,14 @@ from typing import Any
 
 import onnx
 
-from m2f.contract import MAX_BATCH_SIZE, RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.limits import MAX_BATCH_SIZE
 from m2f.postprocess import Instances
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
-from m2f_export import repository
+from m2f_export import repository_writer as repository
 from m2f_export.deploy_config import DeployConfig, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 from m2f_export.graph import INPUT, export_onnx, load_onnx, with_input
 from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import (
@@ -35,7 +36,7 @@ from m2f_export.ladder import (
     run_torch,
 )
 from m2f_export.precision import Precision, convert, rounded
-from m2f_export.source import Source
+from m2f_export.sources.base import Source
 
 NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it there
 SHIPPED_THRESHOLD = 0.5  # where no deploy config says: mmdetection's own, 0, keeps a hundred instances an image
@@ -167,10 +168,10 @@ def read_source(request: Request) -> Source:
     if request.model.is_dir():
         if request.weights:
             raise ExportError(f"{request.model} is a folder and holds its weights: {request.weights} is one too many")
-        from m2f_export.huggingface_source import load_huggingface  # noqa: PLC0415 (a second to import)
+        from m2f_export.sources.huggingface import load_huggingface  # noqa: PLC0415 (a second to import)
 
         return load_huggingface(request.model)
-    from m2f_export.mmdet_source import describe_mmdet, load_mmdet  # noqa: PLC0415 (several seconds to import)
+    from m2f_export.sources.mmdetection import describe_mmdet, load_mmdet  # noqa: PLC0415 (several seconds to import)
 
     if request.weights is None:
         raise ExportError(f"{request.model} needs its checkpoint: m2f export CONFIG CHECKPOINT")
@@ -235,7 +236,7 @@ def _trace(request: Request, source: Source, output: Path, progress: Progress) -
 
 
 def _adopt(request: Request, source: Source, output: Path, progress: Progress) -> Ladder:
-    from m2f_export.onnx_source import adopt_onnx  # noqa: PLC0415
+    from m2f_export.sources.onnx_model import adopt_onnx  # noqa: PLC0415
 
     assert request.weights is not None  # what made the source one without a network
     with progress.step("ONNX"):
@@ -307,8 +308,8 @@ def _profile(source: Source, deploy: DeployConfig) -> Profile:
 def _compare_served(stage: Path, ladder: Ladder, progress: Progress) -> None:
     """Serve the repository and compare what it answers, where there is a server to do it."""
     from m2f_client import Client  # noqa: PLC0415 (the client's and the server's extras may not be installed)
-    from m2f_server.errors import ServeError, ServerNotFoundError  # noqa: PLC0415
     from m2f_server.launch import serve  # noqa: PLC0415
+    from m2f_server.serve_errors import ServeError, ServerNotFoundError  # noqa: PLC0415
 
     def ask(sample: Sample) -> tuple[Logits, Instances]:
         found = client.predict(

@@ -30,7 +30,7 @@ import onnx.version_converter
 from google.protobuf.message import Message as ProtoMessage
 from onnx import TensorProto, helper, numpy_helper
 
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Message = TypeVar("Message", bound=ProtoMessage)

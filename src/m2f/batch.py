@@ -9,17 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import (
-    MAX_INSTANCES,
-    MAX_MASK_BYTES,
-    MAX_PIXELS,
-    MAX_SIDE,
-    MAX_WORK,
-    EngineError,
-    InputError,
-    of_image,
-)
+from m2f.errors import EngineError, InputError, of_image
 from m2f.geometry import Floats
+from m2f.limits import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, MAX_SIDE, MAX_WORK
 from m2f.postprocess import Instances, check_logits
 from m2f.rle import check_bytes, decode_into, packed_width
 

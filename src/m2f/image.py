@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from m2f.contract import MAX_SIDE, InputError
+from m2f.errors import InputError
+from m2f.limits import MAX_SIDE
 from m2f.record import image_decoded
 
 try:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import MAX_MAP_BYTES, InputError
+from m2f.errors import InputError
 from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps
+from m2f.limits import MAX_MAP_BYTES
 
 LabelMap = npt.NDArray[np.int32]
 

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import MAX_DOUBTS, MAX_EDGES, InputError
+from m2f.errors import InputError
 from m2f.geometry import Floats, Ints, Taps, apply_rows, mask_taps, outputs_reading
 from m2f.interpolate import Stages, doubtful, pixels, rounding
+from m2f.limits import MAX_DOUBTS, MAX_EDGES
 from m2f.native import Edges, Records
 from m2f.rle import encode_edges
 

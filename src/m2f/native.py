@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.geometry import Floats, Ints, Taps
 
 NUMPY = "numpy"

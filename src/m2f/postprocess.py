@@ -15,20 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import (
-    MAX_CANDIDATES,
-    MAX_CLASSES,
-    MAX_COMPARED_CANDIDATES,
-    MAX_COMPARED_EDGES,
-    MAX_QUERIES,
-    MAX_SIDE,
-    InputError,
-)
+from m2f.errors import InputError
 from m2f.geometry import Floats, Ints, bilinear_taps
+from m2f.limits import MAX_CANDIDATES, MAX_CLASSES, MAX_COMPARED_CANDIDATES, MAX_COMPARED_EDGES, MAX_QUERIES, MAX_SIDE
 from m2f.masks import Masks, MaskSampler
+from m2f.profiles import PROFILES, grid_taps
 from m2f.record import phase
 from m2f.rle import check_bytes
-from m2f.semantics import PROFILES, grid_taps
 from m2f.settings import NO_LIMIT, Settings
 
 _FEWER = "lower 'pre_top_k', or raise 'score_threshold'"

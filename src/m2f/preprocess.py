@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from m2f.contract import MAX_IMAGE_BYTES, MAX_PIXELS, InputError, of_image, shown
+from m2f.errors import InputError, of_image, shown
 from m2f.image import Pixels, decode_image
+from m2f.limits import MAX_IMAGE_BYTES, MAX_PIXELS
 from m2f.record import phase
 
 LAYOUTS = ("uint8_hwc", "float32_chw")

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import native
-from m2f.contract import MAX_RLE_BYTES, InputError
+from m2f.errors import InputError
 from m2f.geometry import Ints
+from m2f.limits import MAX_RLE_BYTES
 
 _BITS = 5  # payload bits of a character; bit 5 says that more follow
 _ASCII_OFFSET = 48

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import InputError, shown
-from m2f.semantics import PROFILES
+from m2f.errors import InputError, shown
+from m2f.profiles import PROFILES
 
 NO_LIMIT = -1
 _NAMES_SHOWN = 100  # of a model's classes, in an error message

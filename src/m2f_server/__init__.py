@@ -1,7 +1,8 @@
 """Run the real `tritonserver` on a model repository: `with serve(...) as server:`, or `m2f serve`."""
 
 from m2f_server.access import ADMIN_HEADER
-from m2f_server.errors import (
+from m2f_server.launch import Server, serve
+from m2f_server.serve_errors import (
     AccessError,
     LibraryMissingError,
     ModelLoadError,
@@ -13,8 +14,7 @@ from m2f_server.errors import (
     StartTimeoutError,
     TlsError,
 )
-from m2f_server.launch import Server, serve
-from m2f_server.tls import ServerTls
+from m2f_server.server_tls import ServerTls
 
 __all__ = [
     "ADMIN_HEADER",

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from m2f_server.errors import AccessError
+from m2f_server.serve_errors import AccessError
 
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 _KEY = "m2f-admin"

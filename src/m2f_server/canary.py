@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import quote
 
 from m2f.contract import CANARY_ID
+from m2f_backend.calls import CallError
 from m2f_server.control import Control
-from m2f_server.errors import CallError
 
 INPUT = "image"  # ensembles that take it are public
 _COSTLY = {"cls_logits", "mask_logits"}  # their step copies tens of MB, for a tiny image as for any

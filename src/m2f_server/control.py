@@ -1,24 +1,17 @@
 """Calls to a running server over its HTTP port, with its secret."""
 
 import base64
-import http.client
 import json
-import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from m2f_backend.calls import TIMEOUT_S, CallError, fetch, queues
 from m2f_server.access import Access
-from m2f_server.errors import CallError
 
-_TIMEOUT_S = 5.0
 _RESTRICTED = "/v2/repository/"
 _LOAD_TIMEOUT_S = 300.0  # a large engine
-_COUNT = r'\{model="([^"]+)".*\} ([\d.e+]+)$'
-_PENDING = re.compile(rf"^nv_inference_pending_request_count{_COUNT}", re.MULTILINE)
-_LOST = re.compile(rf"^nv_inference_request_failure(?=.*BACKEND){_COUNT}", re.MULTILINE)
 
 
 class Control:
@@ -44,7 +37,7 @@ class Control:
         body: bytes | None = None,
         *,
         headers: Mapping[str, str] | None = None,
-        timeout: float = _TIMEOUT_S,
+        timeout: float = TIMEOUT_S,
     ) -> bytes:
         """Return the body of a 200 answer; `timeout` seconds bound each wait for the server.
 
@@ -52,11 +45,11 @@ class Control:
         """
         if path.startswith(_RESTRICTED):
             headers = {**self._access.headers, **(headers or {})}
-        return _fetch(self._http_url, method, path, body=body, headers=headers, timeout=timeout)
+        return fetch(self._http_url, method, path, body=body, headers=headers, timeout=timeout)
 
     def metrics(self) -> str:
         """Return the Prometheus metrics."""
-        return _fetch(self._metrics_url, "GET", "/metrics").decode()
+        return fetch(self._metrics_url, "GET", "/metrics").decode()
 
     def index(self) -> list[dict[str, str]]:
         """Return `name`, `version`, `state` and `reason` of every model, as Triton has them."""
@@ -120,7 +113,7 @@ class Control:
         body = json.dumps({"parameters": parameters}).encode()
         self.call("POST", f"/v2/repository/models/{quote(model)}/load", body, timeout=_LOAD_TIMEOUT_S)
 
-    def unload(self, model: str, *, timeout: float = _TIMEOUT_S) -> None:
+    def unload(self, model: str, *, timeout: float = TIMEOUT_S) -> None:
         """Take no new requests for a model; those in flight go on, and `index` says UNLOADING until they are done.
 
         Triton does this after what it is loading at the time, so allow for that in `timeout` (seconds).
@@ -133,68 +126,3 @@ class Control:
             return json.loads(content)
         except ValueError as error:
             raise CallError(f"{method} {path}: not JSON: {error}") from error
-
-
-@dataclass(frozen=True)
-class Queues:
-    """The queues of a server.
-
-    Attributes:
-        pending: model to how many requests wait for it, those that it is at work on not counted.
-        lost: model to how many requests have failed so far because its process was not there to answer them.
-    """
-
-    pending: Mapping[str, int]
-    lost: Mapping[str, int]
-
-
-def queues(metrics_url: str, *, timeout: float = _TIMEOUT_S) -> Queues:
-    """Return what the metrics say, all versions of a model together.
-
-    Args:
-        metrics_url: `host:port` of a server's metrics.
-        timeout: seconds that each wait for the server may take.
-
-    Raises:
-        CallError: it does not answer in time.
-    """
-    metrics = _fetch(metrics_url, "GET", "/metrics", timeout=timeout).decode("latin-1")
-    return Queues(pending=_sums(_PENDING, metrics), lost=_sums(_LOST, metrics))
-
-
-def _sums(metric: re.Pattern[str], metrics: str) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for model, count in metric.findall(metrics):
-        sums[model] = sums.get(model, 0) + int(float(count))
-    return sums
-
-
-def _fetch(
-    url: str,
-    method: str,
-    path: str,
-    *,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout: float = _TIMEOUT_S,
-) -> bytes:
-    connection = http.client.HTTPConnection(url, timeout=timeout)
-    try:
-        connection.request(method, path, body, dict(headers or {}))
-        response = connection.getresponse()
-        content = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise CallError(f"{method} {path}: {error or type(error).__name__}") from error
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise CallError(f"{method} {path}: {response.status} {_message(content)}", status=response.status)
-    return content
-
-
-def _message(content: bytes) -> str:
-    """Return what an error answer says."""
-    try:
-        return str(json.loads(content)["error"])
-    except (ValueError, LookupError, TypeError):
-        return content.decode(errors="replace")[:200]

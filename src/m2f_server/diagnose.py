@@ -2,7 +2,7 @@
 
 import re
 
-from m2f_server.errors import ModelLoadError, PortTakenError, ServeError, ServerCrashedError
+from m2f_server.serve_errors import ModelLoadError, PortTakenError, ServeError, ServerCrashedError
 
 _LOAD = re.compile(r"failed to load (?:model )?'(?P<name>[^']+)'(?: version \d+)?: (?P<reason>.*?)\"?$", re.MULTILINE)
 _POLL = re.compile(r"Poll failed for model directory '(?P<name>[^']+)': (?P<reason>.*?)\"?$", re.MULTILINE)

@@ -19,7 +19,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 _GONE_WITHIN_S = 5.0
 
 
-class Guard:
+class ServerGuard:
     """The starting process's end of the watching one.
 
     Args:

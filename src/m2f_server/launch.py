@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from m2f_backend.backpressure import METRICS
 from m2f_server.access import Access, read_access
-from m2f_server.backpressure import METRICS
-from m2f_server.errors import PortTakenError, ServeError
-from m2f_server.guard import Guard
+from m2f_server.guard import ServerGuard
 from m2f_server.locate import Installation, prepare
 from m2f_server.ports import pick_ports
-from m2f_server.repository import check_repository
+from m2f_server.repository_check import check_repository
+from m2f_server.serve_errors import PortTakenError, ServeError
 from m2f_server.server import EXIT_TIMEOUT_S, Server, reachable
-from m2f_server.tls import ServerTls
+from m2f_server.server_tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # a free port may be taken by someone else before the server gets to it
@@ -132,7 +132,7 @@ def _running(settings: _Settings) -> Iterator[Server]:
     name = f"m2f-{secrets.token_hex(6)}"  # of the server, its folder and its shared memory
     work_dir = Path(tempfile.gettempdir()) / name
     with _start_errors():
-        guard = Guard(shm_prefix=name, work_dir=work_dir)
+        guard = ServerGuard(shm_prefix=name, work_dir=work_dir)
     try:
         with _start_errors():
             work_dir.mkdir(mode=0o700)
@@ -146,7 +146,7 @@ def _running(settings: _Settings) -> Iterator[Server]:
         guard.clean_up()
 
 
-def _start(settings: _Settings, guard: Guard, *, name: str, work_dir: Path) -> Server:
+def _start(settings: _Settings, guard: ServerGuard, *, name: str, work_dir: Path) -> Server:
     """Start the process."""
     installation = prepare(work_dir)
     identity = f"m2f-{secrets.token_hex(16)}"  # what it calls itself, which nobody else can know before it answers

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from m2f_server.errors import LibraryMissingError, ServerNotFoundError
+from m2f_server.serve_errors import LibraryMissingError, ServerNotFoundError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"

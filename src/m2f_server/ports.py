@@ -4,7 +4,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from m2f_server.errors import PortTakenError
+from m2f_server.serve_errors import PortTakenError
 
 
 def pick_ports(*, hosts: Mapping[str, str], ports: Mapping[str, int]) -> dict[str, int]:

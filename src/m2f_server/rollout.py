@@ -23,11 +23,12 @@ from tritonclient.http import InferenceServerClient, InferInput, InferRequestedO
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from m2f.contract import PUBLIC_MODEL
+from m2f_backend.calls import CallError
 from m2f_client.evaluation.parity import Parity, Row, compare
 from m2f_client.result import Result
 from m2f_server.control import Control
 from m2f_server.diagnose import one_line
-from m2f_server.errors import CallError, RolloutError
+from m2f_server.serve_errors import RolloutError
 
 ENGINE = "mask2former_engine"
 CANDIDATE = "mask2former_engine_candidate"

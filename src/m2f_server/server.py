@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from m2f_backend.calls import CallError
 from m2f_server.access import Access
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
-from m2f_server.errors import CallError, ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
+from m2f_server.serve_errors import ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
 
 EXIT_TIMEOUT_S = 3  # what Triton gives requests in flight after SIGTERM; it waits as long for idle HTTP connections
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # then it is killed

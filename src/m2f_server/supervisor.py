@@ -9,8 +9,8 @@ from typing import Any, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from m2f_server import launch
-from m2f_server.errors import CrashLoopError, PortTakenError, ServeError, StoppedError, WornOutError
 from m2f_server.health import Health, endpoint
+from m2f_server.serve_errors import CrashLoopError, PortTakenError, ServeError, StoppedError, WornOutError
 from m2f_server.server import Server, reachable
 from m2f_server.watch import Event, EventName, Watch
 

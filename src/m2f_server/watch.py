@@ -8,8 +8,9 @@ from typing import Literal, Protocol
 
 import psutil
 
+from m2f_backend.calls import CallError
 from m2f_server.canary import Canary, Kind, Verdict
-from m2f_server.errors import CallError, ServeError, ServerHungError, WornOutError
+from m2f_server.serve_errors import ServeError, ServerHungError, WornOutError
 from m2f_server.server import Server
 from m2f_server.stubs import Stub, Stubs
 

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import track
 
 from m2f.contract import STRUCTURED_OUTPUTS
+from m2f.errors import M2FError
 from m2f_client.client import Client
-from m2f_client.errors import M2FError, ModelNotFound, ServerError, ServerUnavailable
+from m2f_client.client_errors import ModelNotFound, ServerError, ServerUnavailable
 from m2f_client.evaluation.categories import Categories
 from m2f_client.evaluation.dataset import Image
 from m2f_client.pump import in_order

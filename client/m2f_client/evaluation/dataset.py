@@ -11,13 +11,13 @@ from typing import Any
 
 from faster_coco_eval import mask as coco_mask
 
-from m2f_client.errors import M2FError
+from m2f_client.client_errors import ClientError
 
 _TASKS = ("instances_", "panoptic_", "person_keypoints_", "captions_", "image_info_", "stuff_")  # COCO's, side by side
 _NAMED = 5  # names that a message lists before it only counts
 
 
-class InvalidDataset(M2FError):  # noqa: N818 (as the others of its tree)
+class InvalidDataset(ClientError):  # noqa: N818 (as the others of its tree)
     """The data set, or what is to be compared on it, cannot be used; the message names file and place."""
 
 

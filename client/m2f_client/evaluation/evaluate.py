@@ -19,7 +19,7 @@ from m2f_client.evaluation.dataset import Dataset, Image, InvalidDataset, check_
 from m2f_client.evaluation.parity import compare
 from m2f_client.evaluation.precision import FIGURES, Precision, average_precision
 from m2f_client.result import Result
-from m2f_client.transport import Parameter
+from m2f_client.transports.protocol import Parameter
 
 Document = dict[str, Any]
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from m2f_client.errors import M2FError
+from m2f.errors import M2FError
 
 Ids = npt.NDArray[np.int64]
 Segments = Sequence[Mapping[str, Any]]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from m2f.contract import MAX_BATCH_SIZE, RAW_OUTPUTS
+from m2f.contract import RAW_OUTPUTS
+from m2f.limits import MAX_BATCH_SIZE
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export.deploy_config import DeployConfig, read_deploy_config
 from m2f_export.doctor.findings import Finding, error, listed, note, warning
 from m2f_export.doctor.onnx_checks import GRID_SAMPLE_OPSET, GRID_SAMPLER, HEAD_OUTPUTS, INPUT, Graph
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 BACKENDS = ("tensorrt", "onnxruntime")
 _POST_PROCESSING = "codebase_config.post_processing."

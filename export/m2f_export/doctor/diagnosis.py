@@ -11,7 +11,7 @@ from m2f_export.doctor.findings import LEVELS, Finding, error, note
 from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.plan_checks import check_plan
 from m2f_export.doctor.repository_checks import check_repository
-from m2f_export.errors import ExportError
+from m2f_export.export_errors import ExportError
 
 KINDS = {".py": "deploy config", ".json": "deploy config", ".onnx": "ONNX", ".plan": "plan", ".engine": "plan"}
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")

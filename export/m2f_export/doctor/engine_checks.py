@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from m2f_export.doctor.findings import Finding, check_content, error, listed, warning
+from m2f_export.doctor.model_configs import DEFAULT, Model, dims_fit, dtype
 from m2f_export.doctor.onnx_checks import INPUT, Graph
 from m2f_export.doctor.plan_checks import BUILD, check_plan
-from m2f_export.doctor.repository import DEFAULT, Model, dims_fit, dtype
 
 # Triton's names of the types, by ONNX's
 TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "FLOAT16": "FP16", "INT32": "INT32", "INT64": "INT64", "DOUBLE": "FP64"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2f_export.doctor.findings import Finding, error, listed
-from m2f_export.doctor.repository import DEFAULT, Model, dims_fit, dtype
+from m2f_export.doctor.model_configs import DEFAULT, Model, dims_fit, dtype
 
 
 class Tensor(NamedTuple):

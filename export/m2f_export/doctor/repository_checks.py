@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from m2f.contract import InputError
+from m2f.errors import InputError
 from m2f.preprocess import Preprocessing
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings, thing_classes, whole_number
 from m2f_export.deploy_config import DeployConfig
@@ -16,9 +16,9 @@ from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_sett
 from m2f_export.doctor.engine_checks import ONNX, check_engine
 from m2f_export.doctor.ensemble_checks import check_ensembles, is_ensemble
 from m2f_export.doctor.findings import Finding, check_content, error, listed, warning
+from m2f_export.doctor.model_configs import DEFAULT, Model, read_repository
 from m2f_export.doctor.onnx_checks import Graph, check_onnx
-from m2f_export.doctor.repository import DEFAULT, Model, read_repository
-from m2f_export.doctor.server import check_server
+from m2f_export.doctor.server_version import check_server
 
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
 PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"

@@ -3,9 +3,9 @@
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from m2f.contract import InputError
-from m2f_server.glue import Step
-from m2f_server.onnx_session import open_session
+from m2f.errors import InputError
+from m2f_backend.onnx_session import open_session
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

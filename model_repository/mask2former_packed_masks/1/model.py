@@ -1,9 +1,9 @@
 """RLE -> masks of a bit a pixel."""
 
 from m2f.batch import dense_masks
-from m2f.contract import MAX_MASK_BYTES
+from m2f.limits import MAX_MASK_BYTES
 from m2f.settings import whole_number
-from m2f_server.glue import Step
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

@@ -7,11 +7,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from m2f.batch import of_each_image
-from m2f.contract import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
+from m2f.limits import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.panoptic import VOID, panoptic
 from m2f.settings import Settings, model_facts, whole_number
-from m2f_server.glue import Step
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

@@ -5,12 +5,12 @@ from importlib.metadata import version
 
 from m2f import native
 from m2f.batch import of_each_image, stack_instances
-from m2f.contract import MAX_INSTANCES, MAX_PIXELS
+from m2f.limits import MAX_INSTANCES, MAX_PIXELS
 from m2f.postprocess import postprocess
 from m2f.record import instances_found
 from m2f.settings import Settings, model_facts, whole_number
-from m2f_server.glue import Step
-from m2f_server.metrics import set_info
+from m2f_backend.metrics import set_info
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

@@ -5,8 +5,8 @@ import cv2
 from m2f.preprocess import Preprocessing
 from m2f.record import phase
 from m2f.settings import Settings
-from m2f_server.backpressure import Backpressure
-from m2f_server.glue import Step
+from m2f_backend.backpressure import Backpressure
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

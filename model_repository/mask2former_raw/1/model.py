@@ -1,7 +1,7 @@
 """The engine's outputs, unchanged."""
 
 from m2f.settings import Settings
-from m2f_server.glue import Step
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

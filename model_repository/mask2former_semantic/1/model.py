@@ -5,11 +5,11 @@ from functools import partial
 from threadpoolctl import threadpool_limits
 
 from m2f.batch import of_each_image
-from m2f.contract import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.label_maps import check_size, stack_maps
+from m2f.limits import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.semantic import NO_CLASS, semantic, values_a_pixel
 from m2f.settings import Settings, whole_number
-from m2f_server.glue import Step
+from m2f_backend.step import Step
 
 
 class TritonPythonModel:

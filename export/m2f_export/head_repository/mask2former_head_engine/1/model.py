@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from m2f.contract import InputError
-from m2f_server.glue import Arrays, Step
-from m2f_server.onnx_session import open_session
+from m2f.errors import InputError
+from m2f_backend.onnx_session import open_session
+from m2f_backend.step import Arrays, Step
 
 MAX_BYTES = 1 << 30  # of the masks of a response: no request has fewer rows than the graph
 

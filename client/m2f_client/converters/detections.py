@@ -1,0 +1,61 @@
+"""A result as objects of the libraries that people go on with: supervision and pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from m2f_client.converters.optional import require
+
+if TYPE_CHECKING:
+    from m2f_client.result import Result
+
+
+def detections(result: Result, class_names: Sequence[str] | None = None) -> Any:
+    """Return a `supervision.Detections`.
+
+    Its `xyxy` are `boxes` float32 [K, 4], `confidence` is `scores` float32 [K], `class_id` is `labels` int64 [K],
+    `mask` bool [K, H, W] (None where there are no masks), `data["class_name"]` str [K]; `tracker_id` is None.
+
+    Args:
+        result: needs `scores`, `labels` and `boxes`; the masks are used if present.
+        class_names: the model's names; None: class numbers.
+
+    Raises:
+        OutputNotRequested: one of the needed outputs is missing.
+        M2FError: supervision is not installed.
+    """
+    supervision = require("supervision")
+    return supervision.Detections(
+        xyxy=result.boxes,
+        mask=result.masks.astype(bool) if result.has_masks else None,
+        confidence=result.scores,
+        class_id=result.labels.astype(int),
+        data={"class_name": np.array(result.names(class_names), dtype=str)},
+    )
+
+
+def data_frame(result: Result, class_names: Sequence[str] | None = None) -> Any:
+    """Return a `pandas.DataFrame`, one row an instance: class_name, label, score, x1, y1, x2, y2, area, query.
+
+    Args:
+        result: needs `scores`, `labels` and `boxes`; `areas` and `queries` are used if present.
+        class_names: the model's names; None: class numbers.
+
+    Raises:
+        OutputNotRequested: one of the needed outputs is missing.
+        M2FError: pandas is not installed.
+    """
+    pandas = require("pandas")
+    columns: dict[str, Any] = {
+        "class_name": pandas.Series(result.names(class_names), dtype="str"),
+        "label": result.labels,
+        "score": result.scores,
+    }
+    columns.update(zip(("x1", "y1", "x2", "y2"), result.boxes.T, strict=True))
+    for column, output in (("area", "areas"), ("query", "queries")):
+        if output in result.outputs:
+            columns[column] = result.outputs[output]
+    return pandas.DataFrame(columns)

@@ -1,0 +1,211 @@
+"""A picture of a result: translucent masks with outlines, boxes, and labels that stay inside and apart."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from m2f.errors import InputError
+from m2f.image import decode_image
+from m2f_client.client_errors import UnreadableImage
+
+if TYPE_CHECKING:
+    from m2f_client.result import Result
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]
+Pixels = npt.NDArray[np.uint8]
+
+_GOLDEN_RATIO = 0.618033988749895
+_MASK_OPACITY = 0.4
+_NO_LIMIT = 2**31  # pixels: the server has accepted the image already
+_FIRST_HUE = 0.58
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sizes in pixels, chosen for one image size.
+
+    Attributes:
+        font: of the labels.
+        outline: width of a mask's edge.
+        box: width of a box's line, thinner: the mask is what matters.
+        padding: between a label's text and its edge.
+    """
+
+    font: Any
+    outline: int
+    box: int
+    padding: int
+
+    @classmethod
+    def for_size(cls, width: int, height: int) -> Style:
+        """Return the sizes for an image: text of 2.2 % of its mean side, 10 to 48 pixels."""
+        side = (width * height) ** 0.5
+        text = min(max(round(0.022 * side), 10), 48)
+        return cls(
+            font=ImageFont.load_default(text),
+            outline=max(1, round(side / 320)),
+            box=max(1, round(side / 640)),
+            padding=max(1, round(text / 5)),
+        )
+
+
+def open_upright(data: bytes) -> Image.Image:
+    """Decode an image just as the server does: EXIF orientation applied, RGB.
+
+    Raises:
+        UnreadableImage: it cannot be decoded.
+    """
+    try:
+        return Image.fromarray(decode_image(data, max_pixels=_NO_LIMIT))
+    except InputError as error:
+        raise UnreadableImage(f"cannot be drawn: {error}") from error
+
+
+def overlay(
+    image: Image.Image,
+    result: Result,
+    class_names: Sequence[str] | None = None,
+    *,
+    colour_by: Literal["instance", "class"] = "instance",
+) -> Image.Image:
+    """Return a copy of an image with its instances drawn on it.
+
+    Args:
+        image: upright RGB image (see `open_upright`), of the size that the result states.
+        result: needs `scores`, `labels`, `boxes`, `rle` (or `masks`) and `size`.
+        class_names: the model's names; None draws class numbers.
+        colour_by: a colour of its own for every instance, or one for every class.
+
+    Raises:
+        UnreadableImage: the image does not have the size that the server saw.
+    """
+    height, width = result.size
+    if image.size != (width, height):
+        raise UnreadableImage(f"opens as {image.width}x{image.height} here, the server saw {width}x{height}")
+    style = Style.for_size(width, height)
+    keys = range(len(result)) if colour_by == "instance" else result.labels.tolist()
+    colours = [colour(key) for key in keys]
+    boxes = np.nan_to_num(result.boxes).clip(0, (width, height) * 2)  # Pillow draws what is outside, too, for seconds
+    sides = boxes[:, 2:] - boxes[:, :2]  # [K, 2]
+    big_first = np.argsort(-sides.prod(axis=1), kind="stable")
+
+    pixels = np.array(image)  # [H, W, 3]
+    for index in big_first:  # small ones on top
+        _paint_mask(pixels, result.mask(index), colours[index], style.outline)
+    canvas = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(canvas)
+    for index in big_first:
+        _draw_box(draw, boxes[index].tolist(), colours[index], style.box)
+    texts = [f"{n} {s:.2f}" for n, s in zip(result.names(class_names), result.scores, strict=True)]
+    _draw_labels(draw, texts, boxes.tolist(), colours, style)
+    return canvas
+
+
+def colour(index: int) -> Colour:
+    """Return a distinct, bright colour for a number: hues a golden angle apart, lightness in three steps."""
+    hue = (_FIRST_HUE + index * _GOLDEN_RATIO) % 1.0
+    lightness = (0.55, 0.45, 0.66)[index % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def text_colour(background: Colour) -> Colour:
+    """Return black or white, whichever contrasts more (WCAG 2 relative luminance)."""
+    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def _paint_mask(pixels: Pixels, mask: Pixels, paint: Colour, line: int) -> None:
+    """Blend a mask [H, W] into pixels [H, W, 3] and draw its edge, in place."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside = mask[window].astype(bool)
+    view = pixels[window]
+    view[inside] = ((1 - _MASK_OPACITY) * view[inside] + _MASK_OPACITY * np.array(paint)).round().astype(np.uint8)
+    view[inside & ~_eroded(inside, line)] = paint
+
+
+def _eroded(mask: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:
+    """Return a mask less `steps` pixels along its edge; what touches the border of the array counts as edge."""
+    for _ in range(steps):
+        padded = np.pad(mask, 1)
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], paint: Colour, line: int) -> None:
+    x1, y1, x2, y2 = box
+    if not _is_empty(box):
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=paint, width=line)  # Pillow's corners are inclusive
+
+
+def _is_empty(box: Sequence[float]) -> bool:
+    return box[2] <= box[0] or box[3] <= box[1]
+
+
+def _draw_labels(
+    draw: ImageDraw.ImageDraw,
+    texts: Sequence[str],
+    boxes: Sequence[Sequence[float]],
+    colours: Sequence[Colour],
+    style: Style,
+) -> None:
+    """Draw the labels, best instance first: it gets the best place."""
+    taken: list[Rectangle] = []
+    for text, box, paint in zip(texts, boxes, colours, strict=True):
+        if _is_empty(box):
+            continue  # an instance without a mask has no place in the picture
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=style.font)
+        size = (right - left + 2 * style.padding, bottom - top + 2 * style.padding)
+        place = place_label(box, size, draw.im.size, taken)
+        taken.append(place)
+        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=paint)
+        origin = (place[0] + style.padding - left, place[1] + style.padding - top)
+        draw.text(origin, text, font=style.font, fill=text_colour(paint))
+
+
+def place_label(
+    box: Sequence[float], label: tuple[float, float], image: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Return where a label goes: at its box, inside the image, over as little of other labels as possible.
+
+    Args:
+        box: x1 y1 x2 y2.
+        label: width and height of the label.
+        image: width and height of the image.
+        taken: rectangles of the labels that are there already.
+    """
+    x1, y1, x2, y2 = box
+    width, height = label
+    corners = [
+        (x1, y1 - height),  # on top of the box, then inside it, then below
+        (x1, y1),
+        (x1, y2),
+        (x1, y2 - height),
+        (x2 - width, y1 - height),
+        (x2 - width, y1),
+        (x2 - width, y2),
+        (x2 - width, y2 - height),
+        ((x1 + x2 - width) / 2, (y1 + y2 - height) / 2),
+    ]
+    places = []
+    for left, top in corners:
+        left_inside = max(0.0, min(left, image[0] - width))
+        top_inside = max(0.0, min(top, image[1] - height))
+        places.append((left_inside, top_inside, left_inside + width, top_inside + height))
+    return min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

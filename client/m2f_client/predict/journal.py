@@ -1,0 +1,188 @@
+r"""The journal of a run: a JSON line for each image, in a file that outlives the run.
+
+    {"file_name": "a.jpg", "parameters": {...}, "width": 640, "height": 480,
+     "instances": [{"category_id": 1, "name": "cat", "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
+                    "segmentation": {"size": [h, w], "counts": "..."}}],
+     "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...]}
+    {"file_name": "b.jpg", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
+
+The files named in a line (`overlay` and so on, where they were asked for) are there before the line is. A line reaches
+the system before anything is said of its image: a killed run loses none, and leaves at most one cut line.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from m2f.errors import M2FError
+
+Line = dict[str, Any]
+ARTEFACTS = ("overlay", "logits", "panoptic")
+_START = b'{"file_name": '
+_SYNC_S = 1.0  # seconds of work that a power cut may cost; a killed process costs none
+
+
+class Journal:
+    """A journal, opened to go on with: images that failed and a cut line at its end are dropped, to be done again.
+
+    Args:
+        path: the file; None: a temporary one, which nobody goes on with.
+        parameters: request parameters of this run.
+        artefacts: which of ARTEFACTS this run makes.
+
+    Raises:
+        M2FError: the file cannot be used, is in use, is something else, or is of a run with other settings.
+    """
+
+    def __init__(self, path: Path | None, *, parameters: Mapping[str, Any], artefacts: tuple[str, ...]) -> None:
+        self.path = path
+        self._parameters = dict(parameters)
+        self._artefacts = artefacts
+        self._places: dict[str, int] = {}  # image -> where its line starts
+        self._synced = time.monotonic()
+        try:
+            self._file = _open_locked(path)
+            self._recover()
+        except OSError as error:
+            raise M2FError(f"cannot write {path}: {error.strerror or error}") from error
+        self.resumed = len(self._places)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def get(self, name: str) -> Line | None:
+        """Return the line of an image that worked, or None."""
+        if name not in self._places:
+            return None
+        self._file.seek(self._places[name])
+        line: Line = json.loads(self._file.readline())
+        return line
+
+    def __iter__(self) -> Iterator[Line]:
+        """All lines, those of failed images included, in the order in which they were written."""
+        self._file.seek(0)
+        return map(json.loads, self._file)
+
+    @property
+    def done(self) -> int:
+        """How many images worked, in this run and before."""
+        return len(self._places)
+
+    def add(self, line: Line) -> str:
+        """Append the line of an image, with this run's parameters; return it as it was written.
+
+        Raises:
+            M2FError: it cannot be written.
+        """
+        name = line["file_name"]
+        line = {"file_name": name, "parameters": self._parameters, **line}
+        text = json.dumps(line)
+        try:
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(text.encode() + b"\n")
+            self._file.flush()
+            if self.path is not None and time.monotonic() - self._synced > _SYNC_S:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+        except OSError as error:
+            raise M2FError(f"cannot write {self.path or 'a temporary file'}: {error.strerror or error}") from error
+        if "error" not in line:
+            self._places[name] = place
+        return text
+
+    def close(self, *, remove: bool = False) -> None:
+        """Close the file, and remove it where it has served its purpose."""
+        if self._file.closed:
+            return
+        if self.path is not None:
+            os.fsync(self._file.fileno())
+            if remove:
+                self.path.unlink()
+        self._file.close()
+
+    def _recover(self) -> None:
+        """Read the lines of an earlier run, and rewrite the file without those to be done again."""
+        dropped = False
+        kept = []
+        for number, text in enumerate(self._file, 1):
+            line = _parsed(text)
+            if line is None and not text.endswith(b"\n") and (text.startswith(_START) or _START.startswith(text)):
+                dropped = True  # the run was killed while it wrote this one
+            elif line is None:
+                raise M2FError(f"{self.path}: line {number} is not one that m2f predict writes; choose another file")
+            elif "error" in line:
+                dropped = True
+            else:
+                self._check_settings(line)
+                kept.append((line["file_name"], len(text)))
+        if dropped:
+            self._rewrite()
+        place = 0
+        for name, length in kept:
+            self._places[name] = place
+            place += length
+
+    def _check_settings(self, line: Line) -> None:
+        made = tuple(name for name in ARTEFACTS if name in line)
+        if line["parameters"] == self._parameters and made == self._artefacts:
+            return
+        settings = [f"{key}={value}" for key, value in line["parameters"].items()] + list(made)
+        raise M2FError(
+            f"{self.path} is of a run with other settings ({', '.join(settings) or 'none'}); "
+            "repeat them to go on with it, or remove the file to start again"
+        )
+
+    def _rewrite(self) -> None:
+        assert self.path is not None  # a temporary file starts empty
+        partial = self.path.with_name(self.path.name + ".part")
+        with partial.open("wb") as copy:
+            self._file.seek(0)
+            for text in self._file:
+                line = _parsed(text)
+                if line is not None and "error" not in line:
+                    copy.write(text)
+            copy.flush()
+            os.fsync(copy.fileno())
+        old = self._file
+        self._file = _open_locked(partial)
+        partial.replace(self.path)
+        old.close()
+
+
+def _open_locked(path: Path | None) -> BinaryIO:
+    """Open for reading and appending, for this process alone."""
+    if path is None:
+        return tempfile.TemporaryFile()  # type: ignore[return-value]
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise M2FError(f"{path} is in use by another m2f predict; wait for it, or choose another file") from None
+    file.seek(0)
+    return file
+
+
+def _parsed(text: bytes) -> Line | None:
+    """Return a line of a journal; None where it is not one, or not whole."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(line, dict) and {"file_name", "parameters"} <= line.keys()
+    whole = whole and all(_is_name(line[kind]) for kind in ARTEFACTS if kind in line)
+    return line if whole and ("error" in line or "instances" in line) else None
+
+
+def _is_name(value: object) -> bool:
+    """Say whether it names a file in the run's folder: of somebody else's, it could lead out of there."""
+    return isinstance(value, str) and Path(value).name == value

@@ -1,0 +1,229 @@
+"""One run of `m2f predict`: many images, in order, with a journal to go on from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import TextIO
+
+import click
+
+from m2f.errors import M2FError
+from m2f_client.client import Client
+from m2f_client.client_errors import ModelNotFound, ServerUnavailable, UnreadableImage
+from m2f_client.predict.documents import write_instances, write_panoptic
+from m2f_client.predict.job import Item, Job, Outcome, save
+from m2f_client.predict.journal import Journal
+from m2f_client.predict.screen import Screen, complain
+from m2f_client.predict.sources import read, unique_stems
+from m2f_client.predict.video import OverlayVideos, count_frames, frames, is_video, source_of
+from m2f_client.pump import in_order, stopped_by_signals
+from m2f_client.transports.protocol import Parameter
+
+FATAL = (ServerUnavailable, ModelNotFound)  # the next image would fare no better
+STDOUT = Path("-")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        names: the sources, see `sources.expand`.
+        parameters: request parameters.
+        out: folder for overlays and documents.
+        raw: save the logits too.
+        panoptic: save the panoptic segmentation too.
+        as_json: print the COCO document.
+        jsonl: the journal; STDOUT prints its lines.
+        every: of a video, take each `every`-th frame.
+        concurrency: images in work at once.
+        timeout: seconds that a download may take.
+    """
+
+    names: Sequence[str]
+    parameters: Mapping[str, Parameter]
+    out: Path | None = None
+    raw: bool = False
+    panoptic: bool = False
+    as_json: bool = False
+    jsonl: Path | None = None
+    every: int = 1
+    concurrency: int = 4
+    timeout: float = 60.0
+
+    @property
+    def journal(self) -> Path | None:
+        """The journal that the run leaves if it is cut short; None: it leaves none."""
+        if self.jsonl is not None and self.jsonl != STDOUT:
+            return self.jsonl
+        return self.out / "instances.jsonl" if self.out is not None else None
+
+    @property
+    def silent(self) -> bool:
+        """Standard output is for JSON."""
+        return self.as_json or self.jsonl == STDOUT
+
+
+def run(client: Client, options: Options) -> int:
+    """Do all images and print or write what was asked for; return the exit code."""
+    try:
+        names = client.class_names
+        if options.out is not None:
+            save(options.out, lambda out: out.mkdir(parents=True, exist_ok=True))
+        job = Job(client, options.parameters, names, options.out, options.raw, options.panoptic)
+        journal = Journal(options.journal, parameters=options.parameters, artefacts=job.artefacts)
+        try:
+            running = _Run(job, journal, options)
+            running.work()
+            return running.finish()
+        finally:
+            journal.close()
+    except M2FError as error:
+        complain(str(error))
+        return 1
+
+
+class _Run:
+    """The state of a run."""
+
+    def __init__(self, job: Job, journal: Journal, options: Options) -> None:
+        self._job, self._journal, self._options = job, journal, options
+        used = {source_of(line["file_name"]): _stem(line["overlay"]) for line in journal if "overlay" in line}
+        self._stems = unique_stems(options.names, options.out, used=used)
+        self._screen = Screen(self._count(), job.names, silent=options.silent)
+        self._videos = OverlayVideos(options.out) if options.out is not None else None
+        self._stop = Event()
+        self._lost = False  # the server
+        self._failed = 0
+
+    def work(self) -> None:
+        """Do what is not done yet."""
+        if self._journal.resumed:
+            done = _images(self._journal.resumed)
+            complain(f"{done} done already; going on with {self._journal.path} (remove it to start again)")
+        with self._screen, stopped_by_signals(self._stop):
+            for outcome in in_order(self._job, self._items(), concurrency=self._options.concurrency, stop=self._stop):
+                self._record(outcome)
+            self._finish_video(whole=not self._stop.is_set())
+
+    def finish(self) -> int:
+        """Write the documents of the run, say what is left to do, and return the exit code."""
+        out = self._options.out
+        if out is not None:
+            self._write_document(out / "instances.json", write_instances)
+            if self._options.panoptic:
+                self._write_document(out / "panoptic.json", write_panoptic)
+        if self._options.as_json:
+            self._write(write_instances, sys.stdout)
+        if not self._stop.is_set() and not self._failed:
+            self._journal.close(remove=self._journal.path != self._options.jsonl)
+            return 0
+        self._say_what_is_left()
+        return 1
+
+    def _count(self) -> int | None:
+        """Return how many items there are; None if a video does not say how many frames it has."""
+        total = 0
+        for name in self._options.names:
+            frames_in_it = count_frames(name, self._options.every) if is_video(name) else int(name not in self._journal)
+            if frames_in_it is None:
+                return None
+            total += frames_in_it
+        return total
+
+    def _items(self) -> Iterator[Item]:
+        for name in self._options.names:
+            if is_video(name):
+                yield from self._frames(name)
+            elif name not in self._journal:
+                yield Item(name, self._stems[name], partial(read, name, timeout=self._options.timeout))
+
+    def _frames(self, name: str) -> Iterator[Item]:
+        """Yield the frames of a video: those done already, too, for the annotated video is made whole."""
+        stem = self._stems[name]
+        try:
+            for frame in frames(name, self._options.every):
+                done = self._journal.get(frame.name)
+                if done is None or self._videos is not None:
+                    yield Item(frame.name, stem, frame.encoded, frame, done)
+        except UnreadableImage as error:
+            yield Item(name, stem, partial(_fail, error))
+
+    def _record(self, outcome: Outcome) -> None:
+        """Keep what became of an item, then say it."""
+        item, error = outcome.item, outcome.error
+        if isinstance(error, FATAL):
+            self._stop.set()
+            if self._lost:
+                return  # was in flight, too: as if it had not been begun
+            self._lost = True
+        if item.done is None:
+            line = self._journal.add(outcome.line)
+            if self._options.jsonl == STDOUT:
+                click.echo(line)
+        if error is not None:
+            self._failed += 1
+            complain(f"{item.name}: {error}")
+        elif outcome.result is not None:
+            self._screen.show(item.name, outcome.result, outcome.written)
+        self._add_to_video(outcome)
+        self._screen.advance()
+
+    def _add_to_video(self, outcome: Outcome) -> None:
+        frame = outcome.item.frame
+        if self._videos is None or frame is None or outcome.picture is None:
+            self._finish_video()
+            return
+        try:
+            if not self._videos.takes(frame):
+                self._finish_video()
+            self._videos.add(frame, outcome.item.stem, outcome.picture)
+        except M2FError as error:
+            self._failed += 1
+            complain(f"{frame.video}: {error}")
+
+    def _finish_video(self, *, whole: bool = True) -> None:
+        target = self._videos.finish(whole=whole) if self._videos is not None else None
+        if target is not None:
+            self._screen.note(f"wrote {target}")
+
+    def _write_document(self, target: Path, write: Callable[..., None]) -> None:
+        """Write a document under its name only when it is whole, and say so."""
+
+        def replace(partial_file: Path) -> None:
+            with partial_file.open("w", encoding="utf-8") as stream:
+                self._write(write, stream)
+            partial_file.replace(target)
+
+        save(target.with_name(target.name + ".part"), replace)
+        self._screen.note(f"wrote {target}")
+
+    def _write(self, write: Callable[..., None], stream: TextIO) -> None:
+        write(stream, self._journal, self._job.names, server=self._job.client.url)
+
+    def _say_what_is_left(self) -> None:
+        done, path = _images(self._journal.done), self._journal.path
+        if path is None:
+            if self._stop.is_set():
+                complain(f"stopped after {done}; with --out or --jsonl the same command would go on from there")
+        elif self._stop.is_set():
+            complain(f"stopped; {done} done, kept in {path}: the same command goes on from there")
+        else:
+            complain(f"{_images(self._failed)} failed, {done} done: the same command tries only the failed again")
+
+
+def _images(count: int) -> str:
+    return f"{count} image" + ("" if count == 1 else "s")
+
+
+def _stem(overlay: str) -> str:
+    return overlay.rpartition("_overlay.")[0]
+
+
+def _fail(error: UnreadableImage) -> bytes:
+    raise error

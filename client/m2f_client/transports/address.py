@@ -1,0 +1,138 @@
+"""From an address to a connection. tritonclient is imported here, and only the flavour that is needed: it is slow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from m2f_client.client_errors import InvalidAddress
+from m2f_client.tls import Tls
+from m2f_client.transports.protocol import AsyncSharingTransport, AsyncTransport, Connection, Transport
+
+DEFAULT_URL = "grpc://127.0.0.1:8001"
+_DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
+_SECURE = ("grpcs", "https")
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")  # what gRPC and HTTP both take, in lower case
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where the requests of a client go, and what goes with each.
+
+    Attributes:
+        url: as the user wrote it, for messages.
+        scheme: grpc, grpcs, http or https.
+        targets: `host:port` of each server.
+        path: what comes before `/v2` over HTTP, without a slash at its end.
+        headers: sent with every request; names in lower case.
+        tls: certificates; None for a connection in the clear.
+    """
+
+    url: str
+    scheme: str
+    targets: tuple[str, ...]
+    path: str
+    headers: Mapping[str, str]
+    tls: Tls | None
+
+    @classmethod
+    def parse(cls, url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> Endpoint:
+        """Read `scheme://host:port` or `scheme://host:port,host:port/base-path`, and check what comes with it.
+
+        Args:
+            url: address; a port defaults to Triton's own, 8001 for gRPC and 8000 for HTTP, and to 443 with TLS.
+            headers: see `Client`.
+            tls: see `Client`.
+
+        Raises:
+            InvalidAddress: no scheme, another scheme, no host, a bad port; headers or certificates that cannot be used.
+        """
+        scheme, _, rest = url.partition("://")
+        hosts, slash, path = rest.partition("/")
+        if scheme not in _DEFAULT_PORTS:
+            raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
+        path = (slash + path).rstrip("/")
+        if "//" in path or (path and scheme in ("grpc", "grpcs")):
+            raise InvalidAddress(f"{url!r} is not an address; several servers: {scheme}://HOST:PORT,HOST:PORT")
+        if tls is not None and scheme not in _SECURE:
+            raise InvalidAddress(f"{url!r} is not an address with TLS; use {scheme}s://")
+        secure = (tls or Tls()) if scheme in _SECURE else None
+        if secure is not None:
+            secure.context()  # gRPC would keep quiet about bad files
+        return cls(
+            url=url,
+            scheme=scheme,
+            targets=tuple(_target(url, scheme, host) for host in hosts.split(",")),
+            path=path,
+            headers=_checked_headers(headers or {}),
+            tls=secure,
+        )
+
+
+def _target(url: str, scheme: str, host: str) -> str:
+    try:
+        parts = urlsplit(f"{scheme}://{host.strip()}")
+        port = parts.port or _DEFAULT_PORTS[scheme]
+        (parts.hostname or "").encode("idna")  # as the look-up does: a label may be too long
+    except ValueError as error:
+        raise InvalidAddress(f"{url!r} is not an address: {error}") from None
+    if not parts.hostname or parts.query or parts.fragment:
+        raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
+    if parts.username is not None:
+        raise InvalidAddress("an address has no user and password here; send headers={'authorization': ...}")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
+    return f"{name}:{port}"
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    checked = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name.lower()) or name.lower().endswith("-bin"):
+            raise InvalidAddress(f"header {name!r} must be named with letters, digits and _ . - (and not end in -bin)")
+        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+            raise InvalidAddress(f"the value of header {name!r} must be text of printable ASCII")  # may be a secret
+        checked[name.lower()] = value
+    return checked
+
+
+def open_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> Transport:
+    """Return the transport of `Client` for an endpoint; `shared_memory` as for `Client`."""
+    if not shared_memory:
+        return connect(endpoint)
+    from m2f_client.transports.shared_memory import SharedMemoryTransport  # noqa: PLC0415
+
+    return SharedMemoryTransport(connect(endpoint), endpoint)
+
+
+def open_async_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> AsyncTransport:
+    """Return the transport of `AsyncClient` for an endpoint; `shared_memory` as for `Client`."""
+    if not shared_memory:
+        return connect_async(endpoint)
+    from m2f_client.transports.shared_memory import AsyncSharedMemoryTransport  # noqa: PLC0415
+
+    return AsyncSharedMemoryTransport(connect_async(endpoint), endpoint)
+
+
+def connect(endpoint: Endpoint) -> Connection:
+    """Return the connection of an endpoint's protocol."""
+    if endpoint.scheme in ("grpc", "grpcs"):
+        from m2f_client.transports.grpc import GrpcTransport  # noqa: PLC0415
+
+        return GrpcTransport(endpoint)
+    from m2f_client.transports.http import HttpTransport  # noqa: PLC0415
+
+    return HttpTransport(endpoint)
+
+
+def connect_async(endpoint: Endpoint) -> AsyncSharingTransport:
+    """`connect` for an event loop."""
+    if endpoint.scheme in ("grpc", "grpcs"):
+        from m2f_client.transports.grpc import AsyncGrpcTransport  # noqa: PLC0415
+
+        return AsyncGrpcTransport(endpoint)
+    from m2f_client.transports.http_aio import AsyncHttpTransport  # noqa: PLC0415
+
+    return AsyncHttpTransport(endpoint)

@@ -1,0 +1,137 @@
+"""From whatever a transport raises to the client's own exceptions: the one place that maps them."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tritonclient.utils import InferenceServerException
+
+from m2f.errors import M2FError
+from m2f_client.client_errors import (
+    InvalidRequest,
+    ModelNotFound,
+    NoSharedMemory,
+    ServerError,
+    ServerUnavailable,
+    Timeout,
+)
+
+_BY_STATUS: dict[str | None, type[M2FError]] = {
+    None: InvalidRequest,  # tritonclient refused it before sending
+    "400": InvalidRequest,
+    "StatusCode.INVALID_ARGUMENT": InvalidRequest,
+    "404": ModelNotFound,
+    "StatusCode.NOT_FOUND": ModelNotFound,
+    "429": ServerUnavailable,  # a front has too many
+    "503": ServerUnavailable,
+    "StatusCode.UNAVAILABLE": ServerUnavailable,
+    "StatusCode.CANCELLED": ServerUnavailable,  # by a server that ends just then: a caller's own cancel is no status
+    "504": Timeout,
+    "StatusCode.DEADLINE_EXCEEDED": Timeout,
+}
+# gRPC says UNAVAILABLE both for "no connection" and for a server that refuses work: only the words differ
+_NO_CONNECTION = re.compile(
+    r"failed to connect|all backends failing|resolving|resolution failed|socket closed|"
+    r"connection (reset|refused|closed)|broken pipe",
+    re.IGNORECASE,
+)
+_TLS_FAILED = re.compile(r"handshake failed|certificate|verification check", re.IGNORECASE)
+_TLS_ERROR = re.compile(r"SSL|Certificate")  # names of exceptions
+_LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
+_HUNG_UP = re.compile(r"closed|disconnected|not completed|reset|broken pipe", re.IGNORECASE)
+_TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # one from Python 3.11 on
+_RESTRICTED = re.compile(r"restricted, expecting header '([^']+)'")  # UNAVAILABLE to gRPC
+_SHARED_MEMORY = re.compile(r"shared memory size specified|shared memory region:? '/?m2f-client-")  # a client's region
+_UNLOADED = "no available versions"  # of a model that the server had: it is stopping, or drained
+# tritonclient of JSON that is none, in an error, and of JSON that is not UTF-8, in an answer
+_NO_JSON = ("an exception occurred in the client while decoding", "Failed to encode using UTF-8")
+_PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
+_FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
+_TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
+
+
+@contextmanager
+def translated(kinds: tuple[type[Exception], ...], url: str, timeout: float | None) -> Iterator[None]:
+    """Raise the client's exception in place of any of `kinds` in the block; see `translate`."""
+    try:
+        yield
+    except kinds as error:
+        raise translate(error, url, timeout) from error
+
+
+def clean(message: str) -> str:
+    """Return a server's message without status tags, request ids, ensemble prefix and server-side traceback.
+
+    >>> clean("[400] in ensemble 'mask2former', image: not a JPEG, PNG or WebP")
+    'image: not a JPEG, PNG or WebP'
+    """
+    message = _TRACEBACK.sub("", _PREFIXES.sub("", message.strip()))
+    return _FAILED_STEP.sub(r"\1 failed: ", message).strip()
+
+
+def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
+    """Return the client's exception for what a tritonclient call raised.
+
+    Args:
+        error: an InferenceServerException, OSError, or an error of the HTTP library.
+        url: the address as the user wrote it, for the message.
+        timeout: seconds the call was given, for the message.
+    """
+    if isinstance(error, InferenceServerException):
+        return _from_server(error, url, timeout)
+    if isinstance(error, _TIMEOUTS):
+        return timed_out(url, timeout)
+    if isinstance(error, ssl.SSLError | ssl.CertificateError) or _TLS_ERROR.search(type(error).__name__):
+        return _no_tls(url, str(error))
+    if _HUNG_UP.search(str(error)):
+        return ServerUnavailable(f"the server at {url} closed the connection")
+    if isinstance(error, OSError):
+        system = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        return _nobody_there(url, system or str(error))
+    return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
+
+
+def _from_server(error: InferenceServerException, url: str, timeout: float | None) -> M2FError:
+    status, raw = error.status(), error.message() or ""
+    if restricted := _RESTRICTED.search(raw):
+        return InvalidRequest(f"the server wants a secret for this: headers={{{restricted[1]!r}: ...}}")
+    if _SHARED_MEMORY.search(raw):
+        return NoSharedMemory(clean(raw))
+    kind = _BY_STATUS.get(status, ServerError)
+    foreign = kind is ModelNotFound and "model" not in raw  # some other server's 404
+    if foreign or raw.startswith(_NO_JSON):
+        return ServerError(f"what answers at {url} is not a Triton server ({status or 'no UTF-8'})")
+    if kind is ModelNotFound and _UNLOADED in raw:
+        kind = ServerUnavailable
+    if kind is Timeout:
+        return timed_out(url, timeout)
+    if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
+        reason = raw.rsplit(": ", 1)[-1].rstrip("]")
+        return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)
+    message = clean(raw)
+    if kind is ServerUnavailable:
+        message = f"the server at {url} takes no work now: {message}"
+    if kind is ModelNotFound:
+        message = f"{message} (server {url})"
+    return kind(message or f"the server at {url} gave no reason ({status})")
+
+
+def timed_out(url: str, timeout: float | None) -> Timeout:
+    """Return the error of a call that was given `timeout` seconds."""
+    given = f" within {timeout:g} s" if timeout is not None else ""
+    return Timeout(f"no answer from {url}{given}; a longer timeout may help")
+
+
+def _nobody_there(url: str, reason: str) -> ServerUnavailable:
+    protocol = "gRPC" if url.startswith("grpc") else "HTTP"
+    return ServerUnavailable(f"no {protocol} server at {url} ({reason}); start one with: m2f serve")
+
+
+def _no_tls(url: str, reason: str) -> ServerUnavailable:
+    return ServerUnavailable(f"no TLS connection to {url} ({reason}); see tls=Tls(ca=..., cert=..., key=...)")

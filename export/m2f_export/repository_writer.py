@@ -1,0 +1,185 @@
+"""Write a model repository: a copy of `model_repository/` that says what the exported model is.
+
+It is built beside its place and moved there when everything has been checked.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from m2f.preprocess import Preprocessing
+from m2f.settings import PANOPTIC_KEYS, Settings
+from m2f_export.export_errors import ExportError
+from m2f_export.sources.base import Source
+
+HERE = Path(__file__).parent
+REPORT = "export.json"  # Triton looks at folders only
+ENGINE = "mask2former_engine"
+HEAD_ENGINE = "mask2former_head_engine"
+
+_UINT8 = '{ name: "input" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }'
+_FLOAT = '{ name: "input" data_type: TYPE_FP32 dims: [ 3, -1, -1 ] }'
+_FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
+_WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]]*\]')
+
+
+def template() -> Path:
+    """Return the repository that exports are copies of: the checkout's, or the one inside the installed package."""
+    checkout = HERE.parents[1] / "model_repository"
+    return checkout if checkout.is_dir() else HERE / "model_repository"
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; it takes the place of `target` when the block ends well.
+
+    Raises:
+        ExportError: `target` exists and is not an export, its folder cannot be written to, or no space is left.
+    """
+    if target.exists() and not (target / REPORT).is_file():
+        raise ExportError(
+            f"{target} exists and was not made by m2f export: it stays as it is; give another --repository"
+        )
+    stage = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        stage.mkdir(parents=True)
+        yield stage
+        _put_in_place(stage, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ExportError(f"no space left in {target.parent}; {_kept(target)}") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise ExportError(f"{target.parent} cannot be written to: {error.strerror}") from error
+        raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _kept(target: Path) -> str:
+    return f"{target} is as it was" if target.exists() else "nothing was written"
+
+
+def _put_in_place(stage: Path, target: Path) -> None:
+    for cache in list(stage.rglob("__pycache__")):  # of the server that it was tried in
+        shutil.rmtree(cache)
+    if not target.exists():
+        stage.rename(target)
+        return
+    old = stage.with_name(stage.name + ".old")
+    target.rename(old)
+    try:
+        stage.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def copy_template(stage: Path) -> Path:
+    """Copy the template's configurations and code, without its model.
+
+    Returns:
+        The folder that the engine's files go to.
+    """
+    ignore = shutil.ignore_patterns("*.onnx", "*.plan", "__pycache__")
+    shutil.copytree(template(), stage, ignore=ignore, dirs_exist_ok=True)
+    return stage / ENGINE / "1"
+
+
+def copy_head(stage: Path, *, masks: str) -> None:
+    """Add the models that serve a graph with its head; `masks`: what it gives, `full` or `stride4`."""
+    models = HERE / "head_repository"
+    shutil.copytree(models, stage, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    if masks == "stride4":
+        for path in models.rglob("*.pbtxt"):
+            copy = stage / path.relative_to(models)
+            copy.write_text(copy.read_text().replace(_FULL_MASKS, _MASK_LOGITS))
+
+
+def configure(stage: Path, source: Source) -> None:
+    """Write what is specific to a model into the configurations that use it."""
+    preprocessing = source.preprocessing
+    _edit(stage / "mask2former_preprocess" / "config.pbtxt", preprocessing_parameters(preprocessing))
+    for model, parameters in step_parameters(source).items():
+        _edit(stage / model / "config.pbtxt", parameters)
+    for path in (*stage.glob("*/config.pbtxt"), *stage.glob("*/configs/*.pbtxt")):
+        path.write_text(_set_input(path.read_text(), preprocessing))
+
+
+def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
+    """Return the parameters of each step that reads the logits; None for those that are to go."""
+    settings = {field.name: _value(getattr(source.settings, field.name)) or None for field in fields(Settings)}
+    background = {"background_label_id": settings["background_label_id"]}
+    stride = {"mask_stride": str(source.mask_stride)}
+    classes = {
+        "class_names": json.dumps(source.class_names),
+        "thing_classes": None if source.thing_classes is None else json.dumps(source.thing_classes),
+    }
+    panoptic = {key: settings.pop(key) for key in PANOPTIC_KEYS}
+    return {
+        "mask2former_postprocess": {**settings, **classes, **stride},
+        "mask2former_panoptic": {**panoptic, **background, **classes, **stride},
+        "mask2former_semantic": {**background, **stride},
+    }
+
+
+def preprocessing_parameters(preprocessing: Preprocessing) -> dict[str, str | None]:
+    """Return the parameters of `mask2former_preprocess`; None for those that are the default."""
+    defaults = {field.name: field.default for field in fields(Preprocessing)}
+    values = {name: getattr(preprocessing, name) for name in defaults}
+    return {
+        name: _value(value) if name in ("scale", "max_pixels", "max_bytes") or value != defaults[name] else None
+        for name, value in values.items()
+    }
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _set_input(text: str, preprocessing: Preprocessing) -> str:
+    """State the engine's input: type and layout everywhere, and the size that it is warmed up with."""
+    height, width = warm_up_size(preprocessing)
+    pixels = preprocessing.layout == "uint8_hwc"
+    kind, dims = ("TYPE_UINT8", (height, width, 3)) if pixels else ("TYPE_FP32", (3, height, width))
+    text = text.replace(_UINT8, _UINT8 if pixels else _FLOAT)
+    return _WARM_UP.sub(rf"\g<1>{kind} dims: [ {', '.join(map(str, dims))} ]", text)
+
+
+def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:
+    """The engine's own height and width, or those of a full-size landscape image."""
+    if preprocessing.input_size:
+        return preprocessing.input_size
+    longer, shorter = max(preprocessing.scale), min(preprocessing.scale)
+    divisor = preprocessing.pad_divisor
+    return -(-shorter // divisor) * divisor, -(-longer // divisor) * divisor
+
+
+def _edit(path: Path, parameters: Mapping[str, str | None]) -> None:
+    text = path.read_text()
+    for key, value in parameters.items():
+        text = set_parameter(text, key, value)
+    path.write_text(text)
+
+
+def set_parameter(config: str, key: str, value: str | None) -> str:
+    """Set a parameter in the text of a `config.pbtxt`, or take it out where `value` is None.
+
+    Comments stay; a comment right above a parameter that is taken out goes with it.
+    """
+    line = rf'parameters {{ key: "{re.escape(key)}" value {{ string_value: "(?:[^"\\]|\\.)*" }} }}\n'
+    if value is None:
+        return re.sub(rf"\n?(?:^#[^\n]*\n)*^{line}", "", config, flags=re.MULTILINE)
+    # JSON's quoting of a string is also the text format's
+    written = f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
+    changed, count = re.subn(line, lambda _: written, config)
+    return changed if count else f"{config.rstrip()}\n\n{written}"

@@ -1,0 +1,1 @@
+"""Where a model comes from: mmdetection, Hugging Face, or an ONNX file."""

@@ -1,0 +1,254 @@
+"""mmdetection configuration and checkpoint -> Source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from m2f.preprocess import Preprocessing
+from m2f.settings import Settings
+from m2f_export.export_errors import ExportError
+from m2f_export.sources.base import Source
+from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
+
+ensure_mmcv_ops()
+
+from mmdeploy.core.rewriters.rewriter_manager import RewriterContext, RewriterManager  # noqa: E402
+from mmdet.registry import DATASETS, MODELS  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.model import revert_sync_batchnorm  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+
+SUPPORTED = ("Mask2Former",)
+DIVISOR = 32  # the coarsest feature map is at stride 32
+# What a test pipeline may hold beside one Resize: these leave the pixels alone.
+_HARMLESS = ("LoadImageFromFile", "LoadAnnotations", "LoadPanopticAnnotations", "PackDetInputs")
+
+# A registry of our own, not MMDeploy's: its Mask2Former rewrites upsample the masks in the graph, and its Swin ones
+# bake the batch in (open-mmlab/mmdeploy#2920).
+REWRITES = RewriterManager()
+
+
+@REWRITES.function_rewriter.register_rewriter("mmdet.models.backbones.swin.ShiftWindowMSA.window_reverse")
+def window_reverse(self: Any, windows: torch.Tensor, H: int, W: int) -> torch.Tensor:  # noqa: N803 (mmdet's names)
+    """Merge windows [B * windows, side, side, C] into [B, H, W, C]; mmdet makes B a Python int, and so a constant."""
+    side, channels = self.window_size, windows.shape[-1]
+    rows = windows.view(-1, H // side, W // side, side, side, channels)
+    return rows.permute(0, 1, 3, 2, 4, 5).reshape(-1, H, W, channels)
+
+
+class Network(torch.nn.Module):
+    """mmdetection's Mask2Former without its pre- and post-processing."""
+
+    def __init__(self, model: Any, *, takes_bgr: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.takes_bgr = takes_bgr
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised RGB [N, 3, H, W] -> cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4] of the last layer."""
+        with RewriterContext({}, rewriter_manager=REWRITES):
+            features = self.model.extract_feat(image.flip(1) if self.takes_bgr else image)
+            classes, masks = self.model.panoptic_head(features, [])
+        return classes[-1], masks[-1]
+
+
+def load_mmdet(config: Path, checkpoint: Path) -> Source:
+    """Build the detector of an mmdetection configuration and load its weights.
+
+    Args:
+        config: a `.py` configuration whose model is a `Mask2Former`.
+        checkpoint: what mmdetection's training wrote, or plain weights under `state_dict`. Nothing but tensors and
+            plain values is unpickled.
+
+    Raises:
+        ExportError: a file is missing or cannot be read, another architecture, weights that do not fit, or a
+            pipeline that the server cannot reproduce.
+    """
+    settings = read_config(config)
+    contents = read_checkpoint(checkpoint)
+    model = build_model(settings, config)
+    try:
+        model.load_state_dict(contents["state_dict"], strict=True)
+    except RuntimeError as error:
+        raise ExportError(f"{checkpoint} does not fit {config}: {_first_lines(error)}") from error
+    return as_source(model, settings, config, trained_on=_classes_of(contents))
+
+
+def describe_mmdet(config: Path) -> Source:
+    """Read everything but the network: for a graph that exists already.
+
+    Raises:
+        ExportError: as `load_mmdet`.
+    """
+    settings = read_config(config)
+    return as_source(None, settings, config)
+
+
+def as_source(model: Any, settings: Config, config: Path, *, trained_on: tuple[str, ...] = ()) -> Source:
+    """Describe a model and its configuration; `trained_on`: the class names that the checkpoint states."""
+    preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
+    # mmdetection reads BGR; a preprocessor that does not swap hands BGR on, its mean and std in that order.
+    takes_bgr = not preprocessor.get("bgr_to_rgb", False)
+    head = settings.model.panoptic_head
+    num_classes = head.num_things_classes + head.num_stuff_classes
+    return Source(
+        kind=f"mmdetection {settings.model.type} ({config.stem})",
+        network=Network(model, takes_bgr=takes_bgr).eval() if model is not None else None,
+        preprocessing=_preprocessing(settings, preprocessor, config, takes_bgr=takes_bgr),
+        class_names=_class_names(settings, trained_on, num_classes),
+        num_classes=num_classes,
+        settings=_test_settings(settings.model.get("test_cfg") or {}),
+        thing_classes=tuple(range(head.num_things_classes)),  # mmdetection has the stuff after them
+        divisor=DIVISOR,
+    )
+
+
+def _test_settings(test_cfg: Mapping[str, Any]) -> Settings:
+    """What `MaskFormerFusionHead` reads of its `test_cfg`, with its own defaults."""
+    return Settings(
+        pre_top_k=test_cfg.get("max_per_image", 100),
+        panoptic_score_threshold=test_cfg.get("object_mask_thr", 0.8),
+        panoptic_overlap_threshold=test_cfg.get("iou_thr", 0.8),
+        panoptic_filter_low_score=test_cfg.get("filter_low_score", False),
+    )
+
+
+def read_config(path: Path) -> Config:
+    """Read an mmdetection configuration.
+
+    Raises:
+        ExportError: no such file, not a configuration, or not of a Mask2Former.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    init_default_scope("mmdet")
+    try:
+        settings = Config.fromfile(path)
+    except Exception as error:  # a configuration is a program: it may fail in any way
+        raise ExportError(f"{path} is not a configuration that mmengine can read: {_first_lines(error)}") from error
+    architecture = settings.get("model", {}).get("type")
+    if architecture not in SUPPORTED:
+        said = f"its model is {architecture!r}" if architecture else "it has no 'model'"
+        raise ExportError(f"{path}: {said}; allowed: {', '.join(SUPPORTED)}")
+    return settings
+
+
+def build_model(settings: Config, config: Path) -> Any:
+    """Build the detector with untrained weights, in evaluation mode on the CPU.
+
+    Raises:
+        ExportError: mmdetection cannot build it.
+    """
+    try:
+        return revert_sync_batchnorm(MODELS.build(settings.model)).eval()
+    except Exception as error:  # the registry calls constructors with whatever the file holds
+        raise ExportError(f"mmdetection cannot build the model of {config}: {_first_lines(error)}") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: a dict with `state_dict`, perhaps `meta`; optimizer state and the like are left inert.
+
+    Raises:
+        ExportError: no such file, or not a checkpoint.
+    """
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    try:
+        # mmengine pickles its message log beside the weights. Those objects are not needed: an inert class takes
+        # the place of each, so that no code of the file ever runs.
+        unsafe = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
+        with torch.serialization.safe_globals(unsafe):  # type: ignore[arg-type]
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
+        raise ExportError(f"{path} is not a checkpoint that torch can read: {_first_lines(error)}") from error
+    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
+        found = f"keys {', '.join(map(str, contents))[:200]}" if isinstance(contents, dict) else type(contents).__name__
+        raise ExportError(f"{path} holds no weights under 'state_dict'; found {found}")
+    return contents
+
+
+class _Inert:
+    """Stands for any pickled object."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _preprocessing(
+    settings: Config, preprocessor: Mapping[str, Any], config: Path, *, takes_bgr: bool
+) -> Preprocessing:
+    scale, keep_ratio = _resize(settings, config)
+    order = -1 if takes_bgr else 1
+    mean, std = (tuple(map(float, preprocessor.get(key) or [default] * 3))[::order] for key, default in _NORMAL.items())
+    red, green, blue = map(round, mean)  # padding comes after normalisation; uint8 holds a fractional mean rounded
+    return Preprocessing(
+        scale=scale,
+        pad_value=(red, green, blue),
+        keep_ratio=keep_ratio,
+        input_size=None if keep_ratio else scale[::-1],
+        pad_divisor=math.lcm(DIVISOR, preprocessor.get("pad_size_divisor", 1)),
+        mean=mean,  # type: ignore[arg-type]
+        std=std,  # type: ignore[arg-type]
+    )
+
+
+_NORMAL = {"mean": 0.0, "std": 1.0}
+
+
+def _resize(settings: Config, config: Path) -> tuple[tuple[int, int], bool]:
+    """Scale and keep_ratio of the one Resize in the test pipeline."""
+    resizes = []
+    for step in _test_pipeline(settings):
+        if step["type"] == "Resize":
+            resizes.append(step)
+        elif step["type"] not in _HARMLESS:
+            allowed = ", ".join((*_HARMLESS, "Resize"))
+            raise ExportError(f"{config}: the test pipeline has a step {step['type']!r}; allowed: {allowed}")
+    if len(resizes) != 1 or "scale" not in resizes[0]:
+        raise ExportError(f"{config}: the test pipeline needs one Resize with a scale; found {resizes or 'none'}")
+    resize = resizes[0]
+    if resize.get("interpolation", "bilinear") != "bilinear":
+        raise ExportError(f"{config}: Resize has interpolation {resize['interpolation']!r}; allowed: 'bilinear'")
+    scale = resize["scale"]
+    width, height = (scale, scale) if isinstance(scale, int) else scale
+    return (int(width), int(height)), bool(resize.get("keep_ratio", False))
+
+
+def _test_pipeline(settings: Config) -> Iterator[Mapping[str, Any]]:
+    dataset = (settings.get("test_dataloader") or {}).get("dataset", {})
+    yield from dataset.get("pipeline") or settings.get("test_pipeline") or []
+
+
+def _class_names(settings: Config, trained_on: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
+    """The first statement of class names that has one for each class: checkpoint, configuration, data set."""
+    dataset = (settings.get("test_dataloader") or {}).get("dataset", {})
+    known = DATASETS.get(dataset["type"]) if dataset.get("type") else None
+    stated = (
+        trained_on,
+        (dataset.get("metainfo") or {}).get("classes", ()),
+        getattr(known, "METAINFO", {}).get("classes", ()),
+    )
+    return next((tuple(names) for names in stated if len(names) == num_classes), ())
+
+
+def _classes_of(contents: Mapping[str, Any]) -> tuple[str, ...]:
+    meta = contents.get("meta") or {}
+    names = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _first_lines(error: Exception, limit: int = 600) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " …"

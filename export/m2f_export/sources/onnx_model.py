@@ -1,0 +1,118 @@
+"""An ONNX file that exists already, made by MMDeploy or by m2f: served as it is.
+
+MMDeploy writes PyTorch's `grid_sample` as an operator of its own, and for TensorRT instance normalisation too. ONNX has
+both (`GridSample` since opset 16), and plain TensorRT and ONNX Runtime load them. That is all that is changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, version_converter
+
+from m2f_export.export_errors import ExportError
+from m2f_export.graph import INPUT, OPSET, OUTPUTS, TRACED_SIZE, check_graph, load_onnx, tensor_shapes
+from m2f_export.sources.base import Source
+
+_DOMAIN = "mmdeploy"
+_MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")  # PyTorch's numbering
+_LAYOUTS = {TensorProto.UINT8: "uint8_hwc", TensorProto.FLOAT: "float32_chw"}
+
+
+def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
+    """Check a given graph, free it of MMDeploy's operators and write it.
+
+    Args:
+        path: the ONNX file.
+        source: what its configuration says (`describe_mmdet`); the network is not needed.
+        output: the file to write.
+
+    Returns:
+        The source with what the graph itself decides: layout, input size, mask stride.
+
+    Raises:
+        ExportError: not ONNX, other inputs or outputs than the contract's, or operators that only a plugin has.
+    """
+    model = load_onnx(path)
+    _check_names(model, path)
+    model = _standard_operators(model)
+    check_graph(model)
+    onnx.save(model, output)
+    layout, size = _input(model, path)
+    pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0, 0, 0)
+    preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=pad_value)
+    return replace(source, preprocessing=preprocessing, mask_stride=_measured_stride(output, layout, size))
+
+
+def _check_names(model: onnx.ModelProto, path: Path) -> None:
+    inputs = tuple(value.name for value in model.graph.input)
+    outputs = tuple(value.name for value in model.graph.output)
+    if inputs != (INPUT,) or set(outputs) != set(OUTPUTS):
+        raise ExportError(
+            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}; allowed: takes {INPUT} and gives "
+            f"{', '.join(OUTPUTS)} (input_names and output_names of MMDeploy's onnx_config)"
+        )
+
+
+def _standard_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put ONNX's own operators where MMDeploy's equals of them are."""
+    if not any(node.domain == _DOMAIN and node.op_type in _STANDARD for node in model.graph.node):
+        return model
+    if max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
+        model = version_converter.convert_version(model, OPSET)
+    for node in model.graph.node:
+        if node.domain == _DOMAIN and node.op_type in _STANDARD:
+            node.CopyFrom(_STANDARD[node.op_type](node))
+    opsets = [entry for entry in model.opset_import if entry.domain != _DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    return model
+
+
+def _grid_sample(node: onnx.NodeProto) -> onnx.NodeProto:
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return helper.make_node(
+        "GridSample",
+        node.input,
+        node.output,
+        name=node.name,
+        mode=_MODES[attributes.get("interpolation_mode", 0)],
+        padding_mode=_PADDINGS[attributes.get("padding_mode", 0)],
+        align_corners=attributes.get("align_corners", 0),
+    )
+
+
+def _instance_normalization(node: onnx.NodeProto) -> onnx.NodeProto:
+    made = helper.make_node("InstanceNormalization", node.input, node.output, name=node.name)
+    made.attribute.extend(attribute for attribute in node.attribute if attribute.name == "epsilon")
+    return made
+
+
+_STANDARD = {"grid_sampler": _grid_sample, "TRTInstanceNormalization": _instance_normalization}
+
+
+def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | None]:
+    """Layout, and height and width where they are fixed."""
+    kind = model.graph.input[0].type.tensor_type.elem_type
+    shape = tensor_shapes(model)[INPUT]
+    layout = _LAYOUTS.get(kind, "")
+    channels = {"uint8_hwc": 3, "float32_chw": 1}.get(layout)
+    if channels is None or len(shape) != 4 or shape[channels] not in (3, None):
+        said = f"{TensorProto.DataType.Name(kind)} {list(shape)}"
+        raise ExportError(f"{path}: {INPUT} is {said}; allowed: UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]")
+    height, width = shape[1:3] if layout == "uint8_hwc" else shape[2:4]
+    return layout, (height, width) if height and width else None
+
+
+def _measured_stride(path: Path, layout: str, size: tuple[int, int] | None) -> int:
+    height, width = size or TRACED_SIZE
+    pixels = (1, height, width, 3) if layout == "uint8_hwc" else (1, 3, height, width)
+    zeros = np.zeros(pixels, np.uint8 if layout == "uint8_hwc" else np.float32)
+    masks = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["mask_logits"], {INPUT: zeros})[0]
+    if height % masks.shape[2] or height // masks.shape[2] * masks.shape[3] != width:
+        raise ExportError(f"mask_logits are {masks.shape[2:]} for an input of {(height, width)}: not a whole stride")
+    return height // masks.shape[2]

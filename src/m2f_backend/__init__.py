@@ -1,0 +1,1 @@
+"""What the Python models import inside Triton's Python backend. Exported repositories import it by this name."""

@@ -1,0 +1,1 @@
+"""The `m2f` command: a file for each subcommand."""

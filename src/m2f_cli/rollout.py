@@ -1,0 +1,111 @@
+"""The command `m2f rollout`."""
+
+import json
+import signal
+import sys
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from m2f_backend.calls import CallError
+from m2f_server.access import read_access
+from m2f_server.control import Control
+from m2f_server.rollout import Rollout, roll_out
+from m2f_server.serve_errors import RolloutError, ServeError
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(
+    epilog="Going back is a rollout of the file before, e.g. of model_repository/mask2former_engine/1/model.plan."
+)
+@click.argument("engine", type=_FILE)
+@click.option(
+    "--model-repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("model_repository"),
+    show_default=True,
+    metavar="DIR",
+    help="The folder that is served; the new version is written to it.",
+)
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's HTTP address.")
+@click.option("--admin-token-file", type=_FILE, required=True, help="The one that m2f serve was started with.")
+@click.option(
+    "--image",
+    "images",
+    type=_FILE,
+    multiple=True,
+    required=True,
+    help="An image to compare on; give several.",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Least agreement of the new engine's instances with the old one's. 0 for retrained weights.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def rollout(
+    *,
+    engine: Path,
+    model_repository: Path,
+    url: str,
+    admin_token_file: Path,
+    images: tuple[Path, ...],
+    min_agreement: float,
+    as_json: bool,
+) -> None:
+    """Put a new engine, a model.plan or model.onnx, into the running service.
+
+    It is loaded beside the one that serves and both see the same images. One that does not load, or finds other
+    instances, is refused and touches no client; one that is good takes over between two requests.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it is taken back as by Ctrl-C
+    try:
+        done = roll_out(
+            engine,
+            repository=model_repository,
+            control=_control(url, admin_token_file),
+            http_url=_address(url),
+            images={str(path): _read(path) for path in images},
+            min_agreement=min_agreement,
+            say=lambda line: click.echo(f"m2f rollout: {line}", err=True),
+        )
+    except ServeError as error:
+        secret = isinstance(error, CallError) and error.status == HTTPStatus.FORBIDDEN
+        hint = "; --admin-token-file is not the one of this server" if secret else ""
+        click.echo(f"m2f rollout: {error}{hint}", err=True)
+        sys.exit(1)
+    click.echo(_as_json(done) if as_json else f"version {done.version} serves in place of {done.before}")
+
+
+def _control(url: str, token_file: Path) -> Control:
+    return Control(http_url=_address(url), metrics_url="", access=read_access(token_file))
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.netloc or parts.path not in ("", "/"):
+        raise click.UsageError(f"--url {url}: http://host:port is wanted, the HTTP port of the server itself")
+    return parts.netloc
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RolloutError(f"{path}: {error.strerror}") from error
+
+
+def _as_json(done: Rollout) -> str:
+    return json.dumps(
+        {
+            "before": done.before,
+            "version": done.version,
+            "agreement": round(done.agreement, 6),
+            "parity": done.parity.to_dict(),
+        }
+    )

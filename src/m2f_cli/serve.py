@@ -1,0 +1,194 @@
+"""The command `m2f serve`."""
+
+import json
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from m2f_backend.logfmt import logfmt
+from m2f_server.launch import LOOPBACK
+from m2f_server.serve_errors import ServeError
+from m2f_server.server import Server
+from m2f_server.server_tls import ServerTls
+from m2f_server.supervisor import Supervisor
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_PORT = click.IntRange(0, 65535)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command(
+    epilog="Ctrl-C (or SIGTERM) takes no new requests, answers those in flight and stops; a second one does not wait. "
+    "Options for tritonserver itself go after a double dash: m2f serve -- --rate-limit=off"
+)
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    default=Path("model_repository"),
+    show_default=True,
+    metavar="DIR",
+    help="The folder of models.",
+)
+@click.option(
+    "--config-name",
+    metavar="NAME",
+    help="Use configs/NAME.pbtxt where a model has one: cpu for ONNX Runtime. Default: the TensorRT configuration.",
+)
+@click.option("--host", default=LOOPBACK, show_default=True, help="Address of HTTP and gRPC; 0.0.0.0 is everywhere.")
+@click.option("--monitor-host", default=LOOPBACK, show_default=True, help="Address of metrics and probes.")
+@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port; 0 picks a free one.")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")
+@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Metrics port; 0 picks a free one.")
+@click.option("--health-port", type=_PORT, default=8003, show_default=True, help="Port of /live and /ready; 0: free.")
+@click.option("--admin-token-file", type=_FILE, help="Holds the secret of the restricted APIs. Default: a random one.")
+@click.option(
+    "--tls-cert", type=_FILE, help="gRPC's certificate (PEM); HTTP, which has no TLS, is then on loopback only."
+)
+@click.option("--tls-key", type=_FILE, help="Its private key.")
+@click.option("--tls-client-ca", type=_FILE, help="Let in only clients with a certificate of this authority (mTLS).")
+@click.option("--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to get ready.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    help="Seconds for requests in flight, when told to stop.",
+)
+@click.option("--log-file", type=_FILE, help="Add the server's log to this file; - is standard error.")
+@click.option("--log-verbose", is_flag=True, help="Show the server's log, at its verbose level.")
+@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+@click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
+def serve(
+    *,
+    model_repository: Path,
+    config_name: str | None,
+    host: str,
+    monitor_host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    health_port: int,
+    admin_token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
+    timeout: float,
+    drain_timeout: float,
+    log_file: Path | None,
+    log_verbose: bool,
+    as_json: bool,
+    extra_args: tuple[str, ...],
+) -> None:
+    """Run Triton on a model repository until it is told to stop."""
+    fixed = [port for port in (http_port, grpc_port, metrics_port, health_port) if port]
+    if len(set(fixed)) < len(fixed):
+        raise click.UsageError("--http-port, --grpc-port, --metrics-port and --health-port must differ")
+    options = {
+        "model_repository": model_repository,
+        "config_name": config_name,
+        "host": host,
+        "monitor_host": monitor_host,
+        "http_port": http_port,
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "timeout": timeout,
+        "log_file": log_file,
+        "log_verbose": log_verbose,
+        "admin_token_file": admin_token_file,
+        "tls": _tls(tls_cert, tls_key, tls_client_ca),
+        "extra_args": extra_args,
+    }
+    try:
+        with _signals() as (stop, hasten):
+            Supervisor(
+                options=options,
+                health_host=monitor_host,
+                health_port=health_port,
+                drain_timeout=drain_timeout,
+                announce=lambda server, health_url: click.echo(
+                    (_as_json if as_json else _ready_line)(server, health_url)
+                ),
+                event=_log,
+                stop=stop,
+                hasten=hasten,
+            ).run()
+    except ServeError as error:
+        click.echo(f"m2f serve: {error}", err=True)
+        sys.exit(1)
+
+
+def _log(event: str, **circumstances: object) -> None:
+    """Write a line to standard error; where that is closed or full, the service goes on without it."""
+    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    with suppress(OSError):
+        click.echo(
+            logfmt(time=time, event=event, **{name: value for name, value in circumstances.items() if value != ""}),
+            err=True,
+        )
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    if cert and key:
+        return ServerTls(cert=cert, key=key, client_ca=client_ca)
+    if cert or key or client_ca:
+        raise click.UsageError("--tls-cert and --tls-key go together, and --tls-client-ca goes with them")
+    return None
+
+
+def _ready_line(server: Server, health_url: str) -> str:
+    grpc = "grpcs" if server.tls else "grpc"
+    return (
+        f"m2f: ready  http://{server.http_url}  {grpc}://{server.grpc_url}  metrics {server.metrics_url}"
+        f"  health {health_url}"
+        f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
+    )
+
+
+def _as_json(server: Server, health_url: str) -> str:
+    return json.dumps(
+        {
+            "http": server.http_url,
+            "grpc": server.grpc_url,
+            "metrics": server.metrics_url,
+            "health": health_url,
+            "tls": server.tls,
+            "models": server.models,
+            "start_seconds": round(server.start_seconds, 2),
+            "pid": server.pid,
+        }
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Yield what the first and the second signal set; later ones change nothing more, and the end is bounded.
+
+    A thread sets them: `Event.set` in a handler waits for ever where the signal met `Event.wait` of the same thread.
+    """
+    stop, hasten = threading.Event(), threading.Event()
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def pass_on() -> None:
+        for event in (stop, hasten):
+            signals.get()
+            event.set()
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        signals.put(signum)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, on_signal) for number in heard}
+    try:
+        yield stop, hasten
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

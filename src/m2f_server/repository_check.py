@@ -1,0 +1,34 @@
+"""Checks on a model repository before a server is started on it."""
+
+from pathlib import Path
+
+from m2f_server.serve_errors import RepositoryError
+
+
+def check_repository(repository: Path, *, config_name: str | None) -> list[str]:
+    """Return the names of the models that Triton will load.
+
+    Args:
+        repository: the folder.
+        config_name: the configuration to use where a model has one (`configs/<name>.pbtxt`).
+
+    Raises:
+        RepositoryError: no such folder, no model in it, or no model has that configuration. Triton itself starts
+            with no model at all, and falls back to `config.pbtxt` without a word.
+    """
+    if not repository.is_dir():
+        raise RepositoryError(f"model repository {repository}: no such folder")
+    models = sorted(path for path in repository.iterdir() if path.is_dir() and _is_model(path))
+    if not models:
+        raise RepositoryError(f"model repository {repository}: no model in it (a folder with config.pbtxt each)")
+    if config_name is not None and not any((m / "configs" / f"{config_name}.pbtxt").is_file() for m in models):
+        known = sorted({path.stem for model in models for path in model.glob("configs/*.pbtxt")})
+        raise RepositoryError(
+            f"model repository {repository}: no model has configs/{config_name}.pbtxt "
+            f"(configurations there: {', '.join(known) or 'none'})"
+        )
+    return [model.name for model in models]
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.pbtxt").is_file() or any(p.is_dir() and p.name.isdigit() for p in folder.iterdir())
