@@ -11,6 +11,7 @@ from sources import CHECKPOINT, COMMITTED, CONFIG, random_checkpoint, small_conf
 
 from m2f.preprocess import Preprocessing
 from m2f_export.export_errors import ExportError
+from m2f_export.onnx_files import check_graph, load_onnx, tensor_shapes
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
@@ -80,8 +81,8 @@ def test_the_graph_holds_standard_operators_only(free):
     assert [output.name for output in model.graph.output] == ["cls_logits", "mask_logits"]
 
 
-def test_what_is_fixed_is_stated(free, small, modules):
-    shapes = modules[0].tensor_shapes(onnx.load(free[0]))
+def test_what_is_fixed_is_stated(free, small):
+    shapes = tensor_shapes(onnx.load(free[0]))
     assert shapes["cls_logits"] == (None, 12, small.num_classes + 1)
     assert shapes["mask_logits"] == (None, 12, None, None)
     assert shapes["input"] == (None, None, None, 3)
@@ -97,7 +98,7 @@ def test_pixels_and_floats_give_the_same(modules, tmp_path):
     for layout, batch in batches.items():
         described = graph.with_input(source, layout=layout, size=(256, 256))
         graph.export_onnx(described, tmp_path / "model.onnx")
-        assert graph.tensor_shapes(onnx.load(tmp_path / "model.onnx")) == {
+        assert tensor_shapes(onnx.load(tmp_path / "model.onnx")) == {
             "input": (None, *batch.shape[1:]), "cls_logits": (None, 40, 6), "mask_logits": (None, 40, 64, 64),
         }  # fmt: skip
         results.append(run(tmp_path / "model.onnx", batch))
@@ -174,15 +175,15 @@ def test_the_committed_graph_is_that_of_the_committed_checkpoint(modules, tmp_pa
     ("content", "message"),
     [(None, "no such file"), (b"", "no graph"), (b"GIF89a", "not an ONNX model"), (b"\x08\x07", "no graph")],
 )
-def test_what_is_not_onnx_is_refused(modules, tmp_path, content, message):
+def test_what_is_not_onnx_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(ExportError, match=message):
-        modules[0].load_onnx(tmp_path / "x.onnx")
+        load_onnx(tmp_path / "x.onnx")
 
 
-def test_custom_operators_are_named(modules):
+def test_custom_operators_are_named():
     node = onnx.helper.make_node("MMCVMultiScaleDeformableAttention", ["x"], ["y"], domain="mmdeploy")
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], []))
     with pytest.raises(ExportError, match=r"mmdeploy::MMCVMultiScaleDeformableAttention"):
-        modules[0].check_graph(model)
+        check_graph(model)

@@ -45,10 +45,11 @@ def test_the_list_is_complete():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_exports(name, tmp_path):
     """Each step of an export holds: the difference to PyTorch, batches against one by one."""
-    from m2f_export.pipeline import Request, export_graph, export_repository
+    from m2f_export.pipeline import ExportRequest, export_graph, export_repository
 
     config = official(name, tmp_path)
-    request = Request(model=config, weights=random_checkpoint(config), head="stride4" if name in END_TO_END else None)
+    head = "stride4" if name in END_TO_END else None
+    request = ExportRequest(model=config, weights=random_checkpoint(config), head=head)
     make, target = (export_repository, "mine") if name in END_TO_END else (export_graph, "model.onnx")
     report = make(request, tmp_path / target, print)
     steps = {step["name"]: step for step in report["comparison"]["steps"]}

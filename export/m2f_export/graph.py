@@ -14,14 +14,12 @@ from typing import Any
 import onnx
 import onnxslim
 import torch
-from google.protobuf.message import DecodeError
 
 from m2f.preprocess import Preprocessing
 from m2f_export.export_errors import ExportError
+from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph
 from m2f_export.sources.base import Source
 
-INPUT, OUTPUTS = "input", ("cls_logits", "mask_logits")
-OPSET = 17  # GridSample came with 16, LayerNormalization with 17
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
 # window, or "no padding needed" would be traced in for good.
 TRACED_SIZE = (128, 160)
@@ -123,40 +121,6 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
     return graph
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file.
-
-    Raises:
-        ExportError: no such file, or not ONNX.
-    """
-    try:
-        model = onnx.load(path)
-    except FileNotFoundError as error:
-        raise ExportError(f"{path}: no such file") from error
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        raise ExportError(f"{path} is not an ONNX model: {error}") from error
-    if not model.graph.node:
-        raise ExportError(f"{path} is not an ONNX model: there is no graph in it")
-    return model
-
-
-def check_graph(model: onnx.ModelProto) -> None:
-    """Refuse what a plain TensorRT or ONNX Runtime could not load.
-
-    Raises:
-        ExportError: custom operators, or a graph that ONNX's own checker refuses.
-    """
-    custom = sorted(
-        {f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in ("", "ai.onnx")}
-    )
-    if custom:
-        raise ExportError(f"the graph holds custom operators: {', '.join(custom)}; allowed: those of ONNX itself")
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"ONNX's checker refuses the graph: {error}") from error
-
-
 def _state_shapes(model: onnx.ModelProto, outputs: tuple[torch.Tensor, ...], *, fixed: bool) -> None:
     """Write what is fixed of the outputs' shapes into the graph: the tracer leaves most of it unnamed."""
     for value, output in zip(model.graph.output, outputs, strict=True):
@@ -188,11 +152,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-
-def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Return the shape of each input and output by name; None where an axis is free."""
-    return {
-        value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
-        for value in (*model.graph.input, *model.graph.output)
-    }

@@ -18,8 +18,8 @@ import torch
 from onnx import ModelProto, TensorProto, compose
 
 from m2f_export.export_errors import ExportError
-from m2f_export.graph import OUTPUTS as LOGITS
-from m2f_export.graph import check_graph, tensor_shapes
+from m2f_export.onnx_files import OUTPUTS as LOGITS
+from m2f_export.onnx_files import check_graph, opset_of, tensor_shapes
 
 SHAPES = ("img_shape", "ori_shape")
 OUTPUTS = ("num_instances", "scores", "labels", "boxes", "masks")
@@ -232,7 +232,7 @@ def attach_head(engine: ModelProto, head: InstanceHead) -> ModelProto:
     _, queries, columns = shapes["cls_logits"]
     if queries is None or columns is None:
         raise ExportError(f"a head needs cls_logits [N, Q, C+1] with fixed Q and C; got {list(shapes['cls_logits'])}")
-    opset = next((entry.version for entry in engine.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(engine)
     if opset not in OPSETS:
         raise ExportError(f"a head can be attached to opsets {OPSETS[0]} to {OPSETS[-1]}; the engine's is {opset}")
     traced = _trace(head, queries=queries, columns=columns, opset=opset)

@@ -23,7 +23,8 @@ from m2f.postprocess import Instances, postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError
-from m2f_export.graph import INPUT, OUTPUTS, EngineGraph
+from m2f_export.graph import EngineGraph
+from m2f_export.onnx_files import INPUT, OUTPUTS
 from m2f_export.sources.base import Source
 
 HEAD_TOLERANCE = 1e-4  # of a score, graph against Python

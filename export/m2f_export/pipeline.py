@@ -17,11 +17,10 @@ from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.limits import MAX_BATCH_SIZE
 from m2f.postprocess import Instances
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
-from m2f_export import repository_writer as repository
 from m2f_export.deploy_config import DeployConfig, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.export_errors import ExportError
-from m2f_export.graph import INPUT, export_onnx, load_onnx, with_input
+from m2f_export.graph import export_onnx, with_input
 from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import (
     CONFIDENT,
@@ -35,7 +34,18 @@ from m2f_export.ladder import (
     run_onnx,
     run_torch,
 )
+from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
+from m2f_export.repository_writer import (
+    ENGINE,
+    HEAD_ENGINE,
+    REPORT,
+    configure,
+    copy_head,
+    copy_template,
+    staged,
+    warm_up_size,
+)
 from m2f_export.sources.base import Source
 
 NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it there
@@ -43,7 +53,7 @@ SHIPPED_THRESHOLD = 0.5  # where no deploy config says: mmdetection's own, 0, ke
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ExportRequest:
     """What to export, and how.
 
     Attributes:
@@ -94,7 +104,7 @@ class Progress:
         self.say(f"{name}: {seconds:.1f} s")
 
 
-def export_repository(request: Request, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def export_repository(request: ExportRequest, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Export a model and put a repository that serves it in place of `target`.
 
     Args:
@@ -113,13 +123,13 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
     if (request.target or request.timing_cache) and not request.engine:
         raise ExportError("a target and a timing cache are an engine's: add --engine")
     progress = Progress(say)
-    with repository.staged(target) as stage:
-        folder = repository.copy_template(stage)
+    with staged(target) as stage:
+        folder = copy_template(stage)
         deploy = _deploy_config(request)
         ladder = _make_onnx(request, deploy, folder / "model.onnx", progress)
         if request.head:
-            repository.copy_head(stage, masks=request.head)
-        repository.configure(stage, ladder.source)
+            copy_head(stage, masks=request.head)
+        configure(stage, ladder.source)
         if request.head:
             with progress.step(f"head kept ({request.head})"):
                 _add_head(stage, ladder, request.head, progress)
@@ -133,11 +143,11 @@ def export_repository(request: Request, target: Path, say: Callable[[str], None]
             with progress.step("Triton"):
                 _compare_served(stage, ladder, progress)
         report = {**_report(ladder, progress), "engine": built}
-        (stage / repository.REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        (stage / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def export_graph(request: Request, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def export_graph(request: ExportRequest, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Export a model's ONNX graph alone.
 
     Raises:
@@ -159,7 +169,7 @@ def export_graph(request: Request, target: Path, say: Callable[[str], None]) -> 
     return _report(ladder, progress)
 
 
-def read_source(request: Request) -> Source:
+def read_source(request: ExportRequest) -> Source:
     """Read the checkpoint, or only its description where the graph is given.
 
     Raises:
@@ -180,11 +190,11 @@ def read_source(request: Request) -> Source:
     return load_mmdet(request.model, request.weights)
 
 
-def _deploy_config(request: Request) -> DeployConfig | None:
+def _deploy_config(request: ExportRequest) -> DeployConfig | None:
     return read_deploy_config(request.deploy_config) if request.deploy_config else None
 
 
-def _make_onnx(request: Request, deploy: DeployConfig | None, output: Path, progress: Progress) -> Ladder:
+def _make_onnx(request: ExportRequest, deploy: DeployConfig | None, output: Path, progress: Progress) -> Ladder:
     """Write the graph in the precision asked for; return the ladder up to it."""
     if request.size and request.weights and request.weights.suffix == ".onnx":
         raise ExportError(f"{request.weights} has its own input size: --size is for a graph that is made here")
@@ -222,7 +232,7 @@ def _with_panoptic_keys(deploy: Settings, own: Settings) -> Settings:
     return replace(deploy, **{key: getattr(own, key) for key in silent})
 
 
-def _trace(request: Request, source: Source, output: Path, progress: Progress) -> Ladder:
+def _trace(request: ExportRequest, source: Source, output: Path, progress: Progress) -> Ladder:
     source = with_input(source, layout=request.layout, size=request.size)
     with progress.step("ONNX"):
         graph = export_onnx(source, output)
@@ -235,7 +245,7 @@ def _trace(request: Request, source: Source, output: Path, progress: Progress) -
     return ladder
 
 
-def _adopt(request: Request, source: Source, output: Path, progress: Progress) -> Ladder:
+def _adopt(request: ExportRequest, source: Source, output: Path, progress: Progress) -> Ladder:
     from m2f_export.sources.onnx_model import adopt_onnx  # noqa: PLC0415
 
     assert request.weights is not None  # what made the source one without a network
@@ -257,18 +267,18 @@ def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> No
     ignored = [key for key in keys if getattr(settings, key) != getattr(known, key)]
     if ignored:
         progress.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
-    engine = load_onnx(stage / repository.ENGINE / "1" / "model.onnx")
+    engine = load_onnx(stage / ENGINE / "1" / "model.onnx")
     head = InstanceHead(
         top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
         mask_stride=ladder.source.mask_stride, thing_classes=ladder.source.thing_classes,
     )  # fmt: skip
-    path = stage / repository.HEAD_ENGINE / "1" / "model.onnx"
+    path = stage / HEAD_ENGINE / "1" / "model.onnx"
     onnx.save(attach_head(engine, head), path)
     ladder.check_head(path, known)
 
 
 def _add_engine(
-    folder: Path, source: Source, request: Request, deploy: DeployConfig | None, progress: Progress
+    folder: Path, source: Source, request: ExportRequest, deploy: DeployConfig | None, progress: Progress
 ) -> dict[str, Any]:
     """Build the engine from the graph beside it; a plan of TensorRT-RTX gets a name that Triton does not load."""
     plan = folder / "model.plan"
@@ -300,7 +310,7 @@ def _profile(source: Source, deploy: DeployConfig) -> Profile:
     batch = (1, 1, MAX_BATCH_SIZE)
     if fixed:
         return Profile(batch=batch)
-    usual_height, usual_width = repository.warm_up_size(source.preprocessing)
+    usual_height, usual_width = warm_up_size(source.preprocessing)
     longest, divisor = max(usual_height, usual_width), source.preprocessing.pad_divisor
     return Profile(batch=batch, height=(divisor, usual_height, longest), width=(divisor, usual_width, longest))
 

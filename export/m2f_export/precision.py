@@ -31,6 +31,7 @@ from google.protobuf.message import Message as ProtoMessage
 from onnx import TensorProto, helper, numpy_helper
 
 from m2f_export.export_errors import ExportError
+from m2f_export.onnx_files import opset_of
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Message = TypeVar("Message", bound=ProtoMessage)
@@ -294,8 +295,7 @@ def _with_graph(
 
 
 def _with_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    current = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if current >= version:
+    if opset_of(model) >= version:
         return model
     try:
         return onnx.version_converter.convert_version(model, version)

@@ -13,7 +13,7 @@ from rich.table import Table
 from m2f.preprocess import LAYOUTS
 from m2f_export.export_errors import ExportError
 from m2f_export.head import MASKS
-from m2f_export.pipeline import NOT_ON_CPU, Request, export_graph, export_repository
+from m2f_export.pipeline import NOT_ON_CPU, ExportRequest, export_graph, export_repository
 from m2f_export.precision import PRECISIONS
 
 PATH = click.Path(path_type=Path)
@@ -68,7 +68,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     if (repository is None) == (onnx is None):
         raise click.UsageError("give one of --repository and --onnx")
     notes = Console(stderr=True, highlight=False)
-    request = Request(**options)
+    request = ExportRequest(**options)
     make, target = (export_repository, repository) if repository else (export_graph, onnx)
     assert target is not None
     try:

@@ -15,10 +15,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, version_converter
 
 from m2f_export.export_errors import ExportError
-from m2f_export.graph import INPUT, OPSET, OUTPUTS, TRACED_SIZE, check_graph, load_onnx, tensor_shapes
+from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph, load_onnx, opset_of, tensor_shapes
 from m2f_export.sources.base import Source
 
 _DOMAIN = "mmdeploy"
+_TRIED_SIZE = (128, 160)  # of a graph that leaves its size free
 _MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")  # PyTorch's numbering
 _LAYOUTS = {TensorProto.UINT8: "uint8_hwc", TensorProto.FLOAT: "float32_chw"}
 
@@ -62,7 +63,7 @@ def _standard_operators(model: onnx.ModelProto) -> onnx.ModelProto:
     """Put ONNX's own operators where MMDeploy's equals of them are."""
     if not any(node.domain == _DOMAIN and node.op_type in _STANDARD for node in model.graph.node):
         return model
-    if max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
+    if opset_of(model) < OPSET:
         model = version_converter.convert_version(model, OPSET)
     for node in model.graph.node:
         if node.domain == _DOMAIN and node.op_type in _STANDARD:
@@ -109,7 +110,7 @@ def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | N
 
 
 def _measured_stride(path: Path, layout: str, size: tuple[int, int] | None) -> int:
-    height, width = size or TRACED_SIZE
+    height, width = size or _TRIED_SIZE
     pixels = (1, height, width, 3) if layout == "uint8_hwc" else (1, 3, height, width)
     zeros = np.zeros(pixels, np.uint8 if layout == "uint8_hwc" else np.float32)
     masks = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["mask_logits"], {INPUT: zeros})[0]
