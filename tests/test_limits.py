@@ -34,16 +34,10 @@ ENGINE = '''
 import os
 import time
 import numpy as np
-from m2f_backend.step import Step
+from m2f_backend.step import BatchedModel
 
-class TritonPythonModel:
+class TritonPythonModel(BatchedModel):
     """An image whose first value is -1 takes as long as a file is there; not a number makes logits that are none."""
-
-    def initialize(self, args):
-        self.step = Step(args)
-
-    def execute(self, requests):
-        return self.step.respond_together(requests, self.infer)
 
     def infer(self, arrays):
         first = arrays["input"][:, 0, 0, 0]

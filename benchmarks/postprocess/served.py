@@ -43,12 +43,12 @@ import json
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from m2f_backend.step import Step
+from m2f_backend.step import StepModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(StepModel):
     def initialize(self, args):
-        self.step = Step(args)
+        super().initialize(args)
         self.outputs = {
             output["name"]: np.zeros(
                 [1, *(max(0, side) for side in output["dims"])], pb_utils.triton_string_to_numpy(output["data_type"])
@@ -56,11 +56,8 @@ class TritonPythonModel:
             for output in json.loads(args["model_config"])["output"]
         }
 
-    def finalize(self):
-        self.step.close()
-
-    def execute(self, requests):
-        return [self.step.respond(request, lambda arrays, parameters: self.outputs) for request in requests]
+    def infer(self, arrays, parameters):
+        return self.outputs
 '''
 
 

@@ -5,21 +5,15 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.errors import InputError
 from m2f_backend.onnx_session import open_session
-from m2f_backend.step import Step
+from m2f_backend.step import BatchedModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(BatchedModel):
     """input -> cls_logits, mask_logits."""
 
     def initialize(self, args):
-        self.step = Step(args)
-        self.session = open_session(args, self.step.parameters)
-
-    def finalize(self):
-        self.step.close()
-
-    def execute(self, requests):
-        return self.step.respond_together(requests, self.infer)
+        super().initialize(args)
+        self.session = open_session(args, self.parameters)
 
     def infer(self, arrays):
         if arrays["input"].dtype == np.float32 and not np.isfinite(arrays["input"]).all():

@@ -11,25 +11,19 @@ from m2f.label_maps import check_size, stack_maps
 from m2f.limits import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.panoptic import VOID, panoptic
 from m2f.settings import Settings, model_facts, whole_number
-from m2f_backend.step import Step
+from m2f_backend.step import StepModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(StepModel):
     """cls_logits [N, Q, C+1], mask_logits [N, Q, h, w], img_shape, ori_shape [N, 2] -> panoptic, segments."""
 
     def initialize(self, args):
         threadpool_limits(1)  # concurrency comes from Triton's instances
-        self.step = Step(args)
-        self.settings = Settings.from_repository(self.step.parameters)
-        self.facts = model_facts(self.step.parameters)
-        self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
-        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MAP_BYTES)
-
-    def finalize(self):
-        self.step.close()
-
-    def execute(self, requests):
-        return [self.step.respond(request, self.infer) for request in requests]
+        super().initialize(args)
+        self.settings = Settings.from_repository(self.parameters)
+        self.facts = model_facts(self.parameters)
+        self.max_pixels = whole_number(self.parameters, "max_pixels", MAX_PIXELS)
+        self.max_bytes = whole_number(self.parameters, "max_output_bytes", MAX_MAP_BYTES)
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), **self.facts}

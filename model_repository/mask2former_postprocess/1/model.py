@@ -10,27 +10,21 @@ from m2f.postprocess import postprocess
 from m2f.record import instances_found
 from m2f.settings import Settings, model_facts, whole_number
 from m2f_backend.metrics import set_info
-from m2f_backend.step import Step
+from m2f_backend.step import StepModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(StepModel):
     """cls_logits [N, Q, C+1], mask_logits [N, Q, h, w], img_shape, ori_shape [N, 2] -> structured outputs."""
 
     def initialize(self, args):
-        self.step = Step(args)
-        self.settings = Settings.from_repository(self.step.parameters)
-        self.facts = model_facts(self.step.parameters)
-        self.threads = whole_number(self.step.parameters, "threads", 1)
-        self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
-        self.max_instances = whole_number(self.step.parameters, "max_instances", MAX_INSTANCES)
+        super().initialize(args)
+        self.settings = Settings.from_repository(self.parameters)
+        self.facts = model_facts(self.parameters)
+        self.threads = whole_number(self.parameters, "threads", 1)
+        self.max_pixels = whole_number(self.parameters, "max_pixels", MAX_PIXELS)
+        self.max_instances = whole_number(self.parameters, "max_instances", MAX_INSTANCES)
         set_info(version=version("m2f"), kernel=native.kernels()[0])
-        self.step.log("loaded", kernel=native.kernels()[0], threads=self.threads)
-
-    def finalize(self):
-        self.step.close()
-
-    def execute(self, requests):
-        return [self.step.respond(request, self.infer) for request in requests]
+        self.log("loaded", kernel=native.kernels()[0], threads=self.threads)
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), **self.facts, "threads": self.threads}

@@ -6,23 +6,17 @@ from m2f.preprocess import Preprocessing
 from m2f.record import phase
 from m2f.settings import Settings
 from m2f_backend.backpressure import Backpressure
-from m2f_backend.step import Step
+from m2f_backend.step import StepModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(StepModel):
     """image BYTES [N, 1] -> input, img_shape, ori_shape."""
 
     def initialize(self, args):
         cv2.setNumThreads(1)  # concurrency comes from Triton's instances
-        self.step = Step(args)
-        self.preprocessing = Preprocessing.from_repository(self.step.parameters)
-        self.backpressure = Backpressure(args["model_name"], self.step.warn)
-
-    def finalize(self):
-        self.step.close()
-
-    def execute(self, requests):
-        return [self.step.respond(request, self.infer) for request in requests]
+        super().initialize(args)
+        self.preprocessing = Preprocessing.from_repository(self.parameters)
+        self.backpressure = Backpressure(args["model_name"], self.warn)
 
     def infer(self, arrays, parameters):
         Settings().override(parameters)  # a wrong parameter fails here, before the engine has worked for it

@@ -9,25 +9,19 @@ from m2f.label_maps import check_size, stack_maps
 from m2f.limits import MAX_MAP_BYTES, MAX_PIXELS
 from m2f.semantic import NO_CLASS, semantic, values_a_pixel
 from m2f.settings import Settings, whole_number
-from m2f_backend.step import Step
+from m2f_backend.step import StepModel
 
 
-class TritonPythonModel:
+class TritonPythonModel(StepModel):
     """cls_logits [N, Q, C+1], mask_logits [N, Q, h, w], img_shape, ori_shape [N, 2] -> semantic."""
 
     def initialize(self, args):
         threadpool_limits(1)  # concurrency comes from Triton's instances
-        self.step = Step(args)
-        self.settings = Settings.from_repository(self.step.parameters)
-        self.mask_stride = whole_number(self.step.parameters, "mask_stride", 4)
-        self.max_pixels = whole_number(self.step.parameters, "max_pixels", MAX_PIXELS)
-        self.max_bytes = whole_number(self.step.parameters, "max_output_bytes", MAX_MAP_BYTES)
-
-    def finalize(self):
-        self.step.close()
-
-    def execute(self, requests):
-        return [self.step.respond(request, self.infer) for request in requests]
+        super().initialize(args)
+        self.settings = Settings.from_repository(self.parameters)
+        self.mask_stride = whole_number(self.parameters, "mask_stride", 4)
+        self.max_pixels = whole_number(self.parameters, "max_pixels", MAX_PIXELS)
+        self.max_bytes = whole_number(self.parameters, "max_output_bytes", MAX_MAP_BYTES)
 
     def infer(self, arrays, parameters):
         own = {"settings": self.settings.override(parameters), "mask_stride": self.mask_stride}

@@ -9,28 +9,20 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.errors import InputError
 from m2f_backend.onnx_session import open_session
-from m2f_backend.step import Arrays, Step
+from m2f_backend.step import Arrays, StepModel
 
 MAX_BYTES = 1 << 30  # of the masks of a response: no request has fewer rows than the graph
 
 
-class TritonPythonModel:
+class TritonPythonModel(StepModel):
     """input, img_shape, ori_shape -> num_instances, scores, labels, boxes, masks."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the graph."""
-        self.step = Step(args)
-        self.session = open_session(args, self.step.parameters)
+        super().initialize(args)
+        self.session = open_session(args, self.parameters)
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         self.names, self.rows = list(outputs), outputs["scores"][1]
-
-    def finalize(self) -> None:
-        """Send what is left to send."""
-        self.step.close()
-
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer the requests one by one."""
-        return [self.step.respond(request, self.infer) for request in requests]
 
     def infer(self, arrays: Arrays, parameters: Mapping[str, Any]) -> Arrays:
         """Run the graph."""
