@@ -1,13 +1,17 @@
-"""The real server on the real repository, once for the whole run."""
+"""What tests share: the real server on the real repository, certificates, a front, deploy configs."""
 
+import contextlib
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import hypothesis
 import pytest
-
-from m2f_server import serve
+from certificates import make_certificates
+from deploy_configs import DEPLOY
+from nginx_front import configure, running
 
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)  # what is printed is compared
@@ -21,11 +25,12 @@ IMAGES = sorted(path for path in (ROOT / "examples/images").iterdir() if path.su
 
 @pytest.fixture(scope="session")
 def server():
-    """`tritonserver` with the embedded model on ONNX Runtime, on free loopback ports."""
-    with serve(
-        model_repository=ROOT / "model_repository", config_name="cpu", http_port=0, grpc_port=0, metrics_port=0
-    ) as running:
-        yield running
+    """`tritonserver` with the embedded model on ONNX Runtime, on free loopback ports; one for each worker."""
+    from m2f_server import serve
+
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    with serve(model_repository=ROOT / "model_repository", config_name="cpu", **ports) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +48,41 @@ def evaluate():
 
     yield evaluate
     sys.path.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """A folder with an authority, and a server's and a client's certificate of it; `other` is unknown to it."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder)
+    return folder
+
+
+@pytest.fixture
+def make_front(tmp_path, server, certificates):
+    """Start a front whose configuration has some figures replaced."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*, mutual=False, **changes):
+            port = configure(tmp_path / "nginx", server, certificates, changes)
+            if mutual:
+                shutil.copy(tmp_path / "nginx/mtls.conf", tmp_path / "nginx/m2f.d")
+            return stack.enter_context(running(tmp_path / "nginx", port))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def deploy_config(tmp_path_factory):
+    """A deploy config of the usual kind, in a file."""
+    path = tmp_path_factory.mktemp("deploy") / "deploy_config.json"
+    path.write_text(json.dumps(DEPLOY))
+    return path
+
+
+@pytest.fixture(scope="session")
+def mmdeploys_onnx(tmp_path_factory):
+    """What MMDeploy makes of the embedded model for ONNX Runtime."""
+    from mmdeploy_exporter import mmdeploy_export
+
+    return mmdeploy_export(tmp_path_factory.mktemp("mmdeploy"), "onnxruntime")

@@ -44,3 +44,16 @@ def png_header_only(width, height):
     """A PNG that claims a size and holds no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def picture(width, height, seed=0):
+    """An encoded image with blobs on noise."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    for _ in range(4):
+        y, x, radius = rng.integers(0, height), rng.integers(0, width), rng.integers(8, 30)
+        pixels[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = rng.integers(0, 255, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

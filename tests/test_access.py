@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc
 from listen import listen_http
-from test_serve import FREE_PORT_OPTIONS, command, write_model
+from throwaway import FREE_PORT_OPTIONS, command, write_model
 from tritonclient.utils import InferenceServerException
 
 from m2f_server import ADMIN_HEADER, AccessError

@@ -14,8 +14,7 @@ import pytest
 from chaos_report import report
 from conftest import IMAGES, ROOT
 from kserve import image_input
-from test_client_tls import certificates  # noqa: F401 - a fixture
-from test_front import INFER, make_front  # noqa: F401 - a fixture
+from nginx_front import INFER
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from m2f_server import serve
@@ -163,7 +162,7 @@ def assert_stood(figures, *, answered):
     assert figures["peak after /s"] >= 0.9 * figures["peak before /s"]
 
 
-def test_overload(server, make_front, certificates):  # noqa: F811
+def test_overload(server, make_front, certificates):
     figures = overload(server, through(make_front(**ONE_ADDRESS), certificates), measure=2, seconds=5)
     print(figures)
     assert figures["answered of the peak"] > 0.2  # whatever else this machine does
@@ -173,7 +172,7 @@ def test_overload(server, make_front, certificates):  # noqa: F811
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_five_minutes_of_overload(server, make_front, certificates):  # noqa: F811
+def test_five_minutes_of_overload(server, make_front, certificates):
     figures = overload(server, through(make_front(**ONE_ADDRESS), certificates), measure=30, seconds=300)
     print(figures)
     assert_stood(figures, answered=0.9)

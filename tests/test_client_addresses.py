@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from listen import listen_grpc, listen_http
-from test_client_server import picture
+from pictures import picture
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from m2f_client import AsyncClient, Client, InvalidAddress, ModelNotFound, ServerUnavailable

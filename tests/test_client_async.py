@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from test_client_server import picture
+from pictures import picture
 
 from m2f.contract import STRUCTURED_OUTPUTS
 from m2f_client import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerError, ServerUnavailable, Timeout

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from pictures import picture
 from PIL import Image
 from pycocotools.coco import COCO
-from test_client_server import picture
 
 from m2f_client import Client
 from m2f_server import serve

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from pictures import picture
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -20,19 +21,6 @@ from m2f_client import AsyncClient, Client, InvalidRequest, ModelNotFound, Serve
 pytestmark = pytest.mark.server
 
 EVERYTHING = {"score_threshold": 0.0, "keep_top_k": 20}  # instances in any picture
-
-
-def picture(width, height, seed=0):
-    """An encoded image with blobs on noise."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(90, 130, (height, width, 3), dtype=np.uint8)
-    rows, columns = np.mgrid[:height, :width]
-    for _ in range(4):
-        y, x, radius = rng.integers(0, height), rng.integers(0, width), rng.integers(8, 30)
-        pixels[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = rng.integers(0, 255, 3)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])

@@ -4,35 +4,17 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import subprocess
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_client_server import picture
+from certificates import openssl
+from pictures import picture
 
 from m2f_client import AsyncClient, Client, InvalidAddress, ServerUnavailable, Tls
 
 pytestmark = pytest.mark.server
-
-
-def openssl(*arguments):
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """A folder with an authority, and a server's and a client's certificate of it; `other` is unknown to it."""
-    folder = tmp_path_factory.mktemp("tls")
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    for name in ("ca", "other"):
-        openssl(*new, "-subj", f"/CN={name}", "-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
-    for name in ("server", "client"):
-        signed = ("-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1")
-        files = ("-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
-        openssl(*new, "-subj", f"/CN={name}", *signed, *files)
-    return folder
 
 
 def pump(source, sink):

@@ -1,59 +1,16 @@
 """MMDeploy's deploy configs, in every form they come in."""
 
-import copy
 import json
 import subprocess
 import sys
 
 import pytest
+from deploy_configs import ISSUE_2775, changed
 
 from m2f.settings import Settings
 from m2f_export.deploy_config import ShapeRange, read_deploy_config
 from m2f_export.export_errors import ExportError
 
-# open-mmlab/mmdeploy#2775
-ISSUE_2775 = {
-    "codebase_config": {
-        "type": "mmdet",
-        "task": "ObjectDetection",
-        "model_type": "panoptic_end2end",
-        "post_processing": {
-            "export_postprocess_mask": True,
-            "score_threshold": 0.8,
-            "iou_threshold": 0.5,
-            "max_output_boxes_per_class": 200,
-            "pre_top_k": 5000,
-            "keep_top_k": 100,
-            "background_label_id": -1,
-        },
-    },
-    "onnx_config": {
-        "type": "onnx",
-        "export_params": True,
-        "keep_initializers_as_inputs": False,
-        "opset_version": 13,
-        "save_file": "end2end.onnx",
-        "input_names": ["input"],
-        "output_names": ["cls_logits", "mask_logits"],
-        "input_shape": [1344, 800],
-        "dynamic_axes": {"input": {"0": "batch"}, "cls_logits": {"0": "batch"}},
-    },
-    "backend_config": {
-        "type": "tensorrt",
-        "common_config": {"fp16_mode": True, "max_workspace_size": 1 << 30},
-        "model_inputs": [
-            {
-                "input_shapes": {
-                    "input": {
-                        "min_shape": [1, 3, 320, 512],
-                        "opt_shape": [1, 3, 800, 1344],
-                        "max_shape": [2, 3, 1344, 1344],
-                    }
-                }
-            }
-        ],
-    },
-}
 SETTINGS = Settings(
     score_threshold=0.8, iou_threshold=0.5, max_output_boxes_per_class=200, pre_top_k=5000, keep_top_k=100
 )
@@ -63,16 +20,6 @@ def written(folder, content, name="deploy_config.json"):
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return path
-
-
-def changed(keys, value):
-    content = copy.deepcopy(ISSUE_2775)
-    *sections, last = keys.split(".")
-    inner = content
-    for section in sections:
-        inner = inner[section]
-    inner[last] = value
-    return content
 
 
 def test_the_config_of_the_issue(tmp_path):

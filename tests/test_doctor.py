@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from deploy_configs import ISSUE_2775, changed
 from onnx import TensorProto, helper, numpy_helper
-from test_deploy_config import ISSUE_2775, changed
 
 from m2f_cli.doctor import doctor
 from m2f_export.doctor import diagnose

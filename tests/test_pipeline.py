@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 from kserve import connect
 from sources import CHECKPOINT, CONFIG, ROOT, draw_held_out, random_checkpoint, small_config
-from test_onnx_source import deploy_config, mmdeploys_onnx  # noqa: F401 (fixtures)
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
@@ -128,7 +127,7 @@ KEYS_AND_OTHERS = {  # key of the deploy config -> a value with which the answer
 }
 
 
-def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy_config):  # noqa: F811 (fixtures)
+def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy_config):
     """The road that people get stuck on: MMDeploy's ONNX and deploy config in, instances out; each key acts."""
     target = tmp_path / "mine"
     result = m2f(
@@ -186,7 +185,7 @@ def test_the_panoptic_rules_of_the_model_hold_where_the_deploy_config_is_silent(
 @pytest.mark.parametrize("index", [0, *(pytest.param(i, marks=pytest.mark.official) for i in (1, 2, 3))])
 def test_a_hugging_face_folder_is_served(tmp_path, index):
     """Mask2Former, MaskFormer and EoMT: one contract, up to what Triton answers."""
-    from test_huggingface_source import ARCHITECTURES, NAMES, save
+    from huggingface_models import ARCHITECTURES, NAMES, save
 
     result = m2f(save(tmp_path / "model", ARCHITECTURES[index]), "--repository", tmp_path / "mine", "--json")
     assert result.exit_code == 0, result.output

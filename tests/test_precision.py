@@ -53,7 +53,7 @@ def any_model(request, embedded, tmp_path_factory):
         config = small_config(folder, "mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.py")
         source = load_mmdet(config, random_checkpoint(config))
     else:
-        from test_huggingface_source import EOMT, MASK2FORMER, save
+        from huggingface_models import EOMT, MASK2FORMER, save
 
         from m2f_export.sources.huggingface import load_huggingface
 

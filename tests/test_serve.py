@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from throwaway import CONFIG, FREE_PORT_OPTIONS, FREE_PORTS, command, listening, write_model
 
 import m2f
 from m2f_backend.calls import CallError
@@ -35,36 +34,6 @@ from m2f_server.launch import _copy
 from m2f_server.ports import pick_ports
 
 pytestmark = pytest.mark.server
-
-CONFIG = """
-backend: "python"
-max_batch_size: 8
-input [{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }]
-output [{ name: "y" data_type: TYPE_FP32 dims: [ -1 ] }]
-instance_group [{ kind: KIND_CPU }]
-"""
-MODEL = """
-import os
-import sys
-import numpy
-import m2f
-import triton_python_backend_utils as pb_utils
-print("SEES", m2f.__file__, numpy.__file__, os.environ["OMP_NUM_THREADS"], flush=True)
-
-class TritonPythonModel:
-    def execute(self, requests):
-        tensors = [pb_utils.get_input_tensor_by_name(request, "x") for request in requests]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())]) for x in tensors]
-"""
-FREE_PORTS = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-FREE_PORT_OPTIONS = ["--http-port=0", "--grpc-port=0", "--metrics-port=0", "--health-port=0"]
-
-
-def write_model(repository: Path, *, name: str = "identity", config: str = CONFIG, model: str = MODEL) -> Path:
-    (repository / name / "1").mkdir(parents=True)
-    (repository / name / "config.pbtxt").write_text(config)
-    (repository / name / "1" / "model.py").write_text(model)
-    return repository
 
 
 @pytest.fixture
@@ -105,24 +74,11 @@ def nothing_stays(tmp_path_factory, monkeypatch):
     assert not after
 
 
-def command(*arguments: str, **options) -> subprocess.Popen:
-    """Start `m2f serve`."""
-    program = [sys.executable, "-c", "from m2f_cli.serve import serve; serve(prog_name='m2f serve')"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*program, *arguments], **pipes, **options)
-
-
 def infer(url: str) -> np.ndarray:
     x = triton.InferInput("x", [1, 3], "FP32")
     x.set_data_from_numpy(np.arange(3, dtype=np.float32)[None])
     with triton.InferenceServerClient(url) as client:
         return client.infer("identity", [x]).as_numpy("y")
-
-
-def listening(port: int) -> list[str]:
-    """Local addresses of the sockets that listen on a port, as the kernel writes them."""
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
-    return [row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
 
 
 def test_serves_on_loopback_only_with_our_environment(repository):

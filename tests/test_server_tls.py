@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 import tritonclient.grpc
-from test_client_tls import certificates, openssl  # noqa: F401 - a fixture
-from test_serve import FREE_PORT_OPTIONS, FREE_PORTS, command, listening, write_model
+from certificates import openssl
+from throwaway import FREE_PORT_OPTIONS, FREE_PORTS, command, listening, write_model
 from tritonclient.utils import InferenceServerException
 
 from m2f_server import ServerTls, TlsError, serve
@@ -30,7 +30,7 @@ def mutual(request):
 
 
 @pytest.fixture
-def tls_server(mutual, certificates, tmp_path):  # noqa: F811
+def tls_server(mutual, certificates, tmp_path):
     client_ca = certificates / "ca.pem" if mutual else None
     tls = ServerTls(cert=certificates / "server.pem", key=certificates / "server.key", client_ca=client_ca)
     repository = write_model(tmp_path / "models")
@@ -38,7 +38,7 @@ def tls_server(mutual, certificates, tmp_path):  # noqa: F811
         yield running
 
 
-def test_who_is_let_in(tls_server, mutual, certificates):  # noqa: F811
+def test_who_is_let_in(tls_server, mutual, certificates):
     assert alive(tls_server, certificates, own="client")
     refused = [{"tls": False}, {"ca": "other", "own": "client"}]
     if mutual:
@@ -63,7 +63,7 @@ def test_only_grpc_leaves_the_machine(tls_server):
     assert old.returncode != 0
 
 
-def test_the_command(certificates, tmp_path):  # noqa: F811
+def test_the_command(certificates, tmp_path):
     write_model(tmp_path / "models")
     files = [f"--tls-cert={certificates / 'server.pem'}", f"--tls-key={certificates / 'server.key'}"]
     process = command("--model-repository", str(tmp_path / "models"), *FREE_PORT_OPTIONS, *files)
@@ -93,7 +93,7 @@ def test_certificate_and_key_go_together(given):
         ({"client_ca": "missing.pem"}, "missing.pem holds no certificates"),
     ],
 )
-def test_files_are_checked_before_the_server_starts(certificates, files, message):  # noqa: F811
+def test_files_are_checked_before_the_server_starts(certificates, files, message):
     plain, locked = certificates / "server.key", certificates / "locked.key"
     openssl("ec", "-in", plain, "-aes128", "-passout", "pass:x", "-out", locked)
     names = {"cert": "server.pem", "key": "server.key"} | files
