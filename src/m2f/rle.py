@@ -88,6 +88,22 @@ def packed_width(width: int) -> int:
     return -(-width // 8)
 
 
+def decode_edges(counts: bytes, height: int, width: int) -> Ints:
+    """Decode COCO compressed RLE to the runs of ones, without making the mask.
+
+    Returns:
+        int64 [2 R]: the start of each run in column-major order and its end, ascending. Runs touch, or are empty, where
+        the RLE has empty counts.
+
+    Raises:
+        InputError: the string is not RLE, does not cover height x width pixels, or a side is below 1.
+    """
+    runs = _runs(counts, height * width)
+    if min(height, width) < 1 or runs is None:
+        raise _not_rle(height, width)
+    return np.cumsum(runs)[: len(runs) // 2 * 2]
+
+
 def decode_into(
     pixels: npt.NDArray[np.uint8],
     counts: bytes,
@@ -104,12 +120,24 @@ def decode_into(
     """
     decoder = _decode_into if native.resolve(kernel) == native.NUMPY else native.decode_into
     if min(height, width) < 1 or not decoder(pixels, counts, height, width, packed):
-        raise InputError(f"not the COCO compressed RLE of a mask of {height} x {width} pixels")
+        raise _not_rle(height, width)
+
+
+def _not_rle(height: int, width: int) -> InputError:
+    return InputError(f"not the COCO compressed RLE of a mask of {height} x {width} pixels")
+
+
+def _runs(counts: bytes, num_pixels: int) -> Ints | None:
+    """Return the lengths of all runs, zeros first; None where `counts` is not RLE of so many pixels."""
+    runs = _decompress(counts)
+    if runs is None or not ((runs >= 0) & (runs <= num_pixels)).all() or runs.sum() != num_pixels:
+        return None
+    return runs
 
 
 def _decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width: int, packed: bool) -> bool:
-    runs = _decompress(counts)
-    if runs is None or not ((runs >= 0) & (runs <= height * width)).all() or runs.sum() != height * width:
+    runs = _runs(counts, height * width)
+    if runs is None:
         return False
     values = np.arange(len(runs), dtype=np.uint8) & 1  # runs of zeros and ones alternate, zeros first
     mask = np.repeat(values, runs).reshape(width, height).T

@@ -6,17 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from faster_coco_eval import mask as coco_mask
 
+from m2f.agreement import compare
 from m2f.contract import PANOPTIC_OUTPUTS
+from m2f.rle import decode_edges
 from m2f_client.client import Client
 from m2f_client.evaluation import quality
 from m2f_client.evaluation.categories import Categories, by_index, by_name
 from m2f_client.evaluation.collect import Collected, Row, collect, instances
 from m2f_client.evaluation.dataset import Dataset, Image, InvalidDataset, check_rows
-from m2f_client.evaluation.parity import compare
 from m2f_client.evaluation.precision import FIGURES, Precision, average_precision
 from m2f_client.result import Result
 from m2f_client.transports.protocol import Parameter
@@ -137,8 +138,9 @@ def read_results(path: Path, dataset: Dataset) -> dict[int, list[Row]]:
         if tuple(row["segmentation"].get("size", ())) != sizes[row["image_id"]]:
             raise InvalidDataset(f"{path}[{index}] has a mask of another size than its image in {dataset.path}")
         try:
+            decode_edges(row["segmentation"]["counts"].encode(), *sizes[row["image_id"]])
             results[row["image_id"]].append({"bbox": coco_mask.toBbox(row["segmentation"]).tolist(), **row})
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        except (AttributeError, KeyError, ValueError) as error:
             raise InvalidDataset(f"{path}[{index}] has a segmentation that is no compressed RLE") from error
     return results
 
@@ -233,17 +235,35 @@ def _against(name: str, evaluated: Evaluated, other: Mapping[int, Sequence[Row]]
     both = evaluated.rows.keys() & other.keys()
     mine, theirs = ({i: rows[i] for i in sorted(both)} for rows in (evaluated.rows, other))
     first, second = _score(dataset, mine, "segm").figures, _score(dataset, theirs, "segm").figures
-    parity = compare(mine, theirs).to_dict()
+    sizes = {image.id: image.size for image in dataset.images}
+    agreement = compare(*({i: _found(rows[i], sizes[i]) for i in rows} for rows in (mine, theirs))).to_dict()
     names = {image.id: str(image.path) for image in dataset.images}
     return {
-        **parity,
+        **agreement,
         "name": name,
         "images": len(both),
-        "differ": [names[image_id] for image_id in parity["differ"]],
+        "differ": [names[image_id] for image_id in agreement["differ"]],
         "before": first,
         "after": second,
         "difference": {figure: _minus(second[figure], first[figure]) for figure in FIGURES},
     }
+
+
+class _Found(NamedTuple):
+    scores: list[float]
+    labels: list[int]
+    rle: list[bytes]
+    size_hw: tuple[int, int]
+
+
+def _found(rows: Sequence[Row], size: tuple[int, int]) -> _Found:
+    """Return COCO results of one image as `m2f.agreement` compares them."""
+    return _Found(
+        [row["score"] for row in rows],
+        [row["category_id"] for row in rows],
+        [row["segmentation"]["counts"].encode() for row in rows],
+        size,
+    )
 
 
 def _minus(a: float | None, b: float | None) -> float | None:
