@@ -15,8 +15,8 @@ $(VENV)/.serve: pyproject.toml hatch_build.py $(wildcard src/m2f/kernel/*)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,client]'
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml export/openmmlab.txt $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,export,engine]'
+$(VENV)/.dev: pyproject.toml export/openmmlab.txt export/constraints.txt $(VENV)/.serve
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,export,engine]' --constraint export/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement export/openmmlab.txt
 	@touch $@
 
