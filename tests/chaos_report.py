@@ -1,6 +1,6 @@
-"""Figures of the long chaos tests: the latest run of each is a row of chaos.csv, and of the table in docs/chaos.md.
+"""Keep the figures of the long chaos tests: the latest run of each test is a row of chaos.csv.
 
-`python tests/chaos_report.py` makes the table anew.
+`python tests/chaos_report.py` writes the rows into docs/chaos.md.
 """
 
 import csv
@@ -18,11 +18,11 @@ BEGIN, END = "<!-- made by tests/chaos_report.py -->\n", "<!-- end -->\n"
 
 
 def report(name: str, figures: Mapping[str, object]) -> None:
-    """Write the row of the running test, in place of an earlier one of the same name, and print it.
+    """Write the row of the running test to chaos.csv, in place of an older row of the same name, and print the figures.
 
     Args:
-        name: what was done, in a few words.
-        figures: what came out, each with its unit in the name.
+        name: what the test does to the server, in a few words.
+        figures: the results by name; a name ends with its unit.
     """
     test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
     row = {
@@ -37,22 +37,22 @@ def report(name: str, figures: Mapping[str, object]) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    PAGE.write_text(updated(PAGE.read_text()))
     print(f"\n{name}: " + ", ".join(f"{figure} {value}" for figure, value in figures.items()))
 
 
 def updated(page: str) -> str:
-    """Return the text of the page with the table of what the CSV holds."""
+    """Return the text of the page with a section for each row of chaos.csv."""
     before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{_table()}\n{END}{rest.partition(END)[2]}"
+    sections = map(_section, sorted(_read(), key=lambda row: row["command"]))
+    return f"{before}{BEGIN}\n{''.join(sections)}{END}{rest.partition(END)[2]}"
 
 
-def _table() -> str:
-    lines = ["| what was done | what came out | cores | command |", "|---|---|---|---|"]
-    for row in sorted(_read(), key=lambda row: row["command"]):
-        figures = (f"{name.replace('_', ' ')} **{value}**" for name, value in json.loads(row["figures"]).items())
-        lines.append(f"| {row['name']} | {', '.join(figures)} | {row['cores']} | `{row['command']}` |")
-    return "\n".join(lines) + "\n"
+def _section(row: Mapping[str, str]) -> str:
+    figures = json.loads(row["figures"]).items()
+    table = "".join(f"| {figure.replace('_', ' ')} | {value} |\n" for figure, value in figures)
+    cores = "1 core" if row["cores"] == "1" else f"{row['cores']} cores"
+    head = f"### {row['name'][0].upper()}{row['name'][1:]}\n\nOn {cores}:\n\n```bash\n{row['command']}\n```\n\n"
+    return f"{head}| figure | value |\n|---|---|\n{table}\n"
 
 
 def _read() -> list[dict[str, str]]:
