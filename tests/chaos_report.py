@@ -6,6 +6,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def updated(page: str) -> str:
 
 def _section(row: Mapping[str, str]) -> str:
     figures = json.loads(row["figures"]).items()
-    table = "".join(f"| {figure.replace('_', ' ')} | {value} |\n" for figure, value in figures)
+    table = "".join(f"| {re.sub('(?<=[a-z0-9])_', ' ', figure)} | {value} |\n" for figure, value in figures)
     cores = "1 core" if row["cores"] == "1" else f"{row['cores']} cores"
     head = f"### {row['name'][0].upper()}{row['name'][1:]}\n\nOn {cores}:\n\n```bash\n{row['command']}\n```\n\n"
     return f"{head}| figure | value |\n|---|---|\n{table}\n"
