@@ -1,15 +1,15 @@
-"""The documentation: it builds without a warning, and what it says of commands, code and files is so."""
+"""The pages: what they say of commands, code, files and names is so, and they keep the rules of the style."""
 
 import ast
-import html
+import asyncio
 import importlib
+import inspect
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import zlib
 from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +23,9 @@ from markdown_it import MarkdownIt
 from tritonclient.grpc import model_config_pb2
 
 import m2f_client
-import m2f_server
 from m2f.contract import OUTPUTS
 from m2f.settings import KEYS
-from m2f_cli.main import COMMANDS, main
+from m2f_cli.main import main
 from m2f_server.watch import EventName
 
 try:
@@ -39,21 +38,14 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     {*ROOT.glob("*.md"), *(p for f in ("docs", "examples", "benchmarks", "deploy") for p in (ROOT / f).rglob("*.md"))}
 )
-CODE = sorted(
-    path
-    for folder in ("src", "client", "export", "model_repository", "examples", "benchmarks", "deploy", "tests")
-    for suffix in ("*.py", "*.c", "*.pbtxt", "*.sh", "*.mjs", "*.yml", "*.yaml", "*.cpp")
-    for path in (ROOT / folder).rglob(suffix)
-)
+FOLDERS = ("src", "client", "export", "model_repository", "examples", "benchmarks", "deploy", "tests")
+SUFFIXES = (".py", ".c", ".pbtxt", ".sh", ".mjs", ".yml", ".yaml", ".cpp")
 RUN_PAGES = ("quickstart.md", "outputs.md", "parameters.md", "client.md")  # their Python and `m2f predict` are run
-NO_COMMANDS = (["m2f", "avx512"], ["m2f", "uint8"])  # rows and columns of benchmarks
+NO_COMMANDS = (["m2f", "avx512"], ["m2f", "uint8"], ["m2f", "float32"])  # rows and columns of benchmarks
+README_LINES, CELL_CHARACTERS, SENTENCE_WORDS = 120, 120, 30
 TEXT = MarkdownIt("commonmark").enable("table")
 
 Fence = namedtuple("Fence", "language code")
-
-
-def relative(path):
-    return str(path.relative_to(ROOT))
 
 
 def included(path):
@@ -86,45 +78,52 @@ def first_column(path, heading):
     ]
 
 
-# The site
+def wrong(check):
+    """What a check yields for the pages, each with its page."""
+    return [f"{page.relative_to(ROOT)}: {what}" for page in PAGES for what in check(page)]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder
+# Style
 
 
-def test_every_public_name_is_in_the_reference(site):
-    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
-    documented = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
-    public = [
-        {f"{module.__name__}.{name}", f"{item.__module__}.{name}"}  # there, or where it is defined
-        for module in (m2f_client, m2f_server)
-        for name in module.__all__
-        if callable(item := getattr(module, name))
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+def shown_text(inline):
+    """The text of a paragraph or a cell as a reader sees it; code is one word."""
+    words = {"softbreak": " ", "hardbreak": " "}
+    return "".join(
+        re.sub(r"\s", "_", child.content) if child.type == "code_inline" else words.get(child.type, child.content)
+        for child in inline.children
+    )
+
+
+def texts(path):
+    """The paragraphs and the table cells of a page, each with the kind of what it is in."""
+    text = re.sub(r"^(--8<--|<!--).*$", "", path.read_text(), flags=re.MULTILINE)
+    return [
+        (before.type, shown_text(inline)) for before, inline in pairwise(TEXT.parse(text)) if inline.type == "inline"
     ]
-    assert [names for names in public if not names & documented] == []
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_in_the_reference(site, name):
-    text = html.unescape(re.sub("<[^>]+>", "", (site / "cli/index.html").read_text()))
-    assert f"m2f {name}" in text
-    options = {option for param in main.get_command(None, name).params for option in param.opts if option[:2] == "--"}
-    assert options  # a command whose requirements are missing has none
-    assert options <= set(re.findall(r"--[\w-]+", text.split(f"Usage:\nm2f {name} ")[1].split("Usage:\n")[0]))
+def test_table_cells_are_short():
+    assert (
+        wrong(lambda page: [text for kind, text in texts(page) if kind == "td_open" and len(text) > CELL_CHARACTERS])
+        == []
+    )
 
 
-def test_the_site_loads_nothing_from_elsewhere(site):
-    for page in site.rglob("*.html"):
-        assert not re.search(r"<(script|img)[^>]+src=.?https?:|<link[^>]+stylesheet[^>]+https?:", page.read_text())
+def long_sentences(page):
+    sentences = [part for _, text in texts(page) for part in re.split(r"(?<=[.!?:;])\)?\s+", text)]
+    return [sentence for sentence in sentences if len(sentence.split()) > SENTENCE_WORDS]
 
 
-# Links
+def test_sentences_are_short():
+    assert wrong(long_sentences) == []
+
+
+# Links and files
 
 
 def anchors(path):
@@ -134,36 +133,38 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-def broken(path):
-    """Links of a page that lead nowhere; those from page to page of the site are checked by its build."""
-    for token in tokens(path):
+def broken_links(page):
+    """Links that lead nowhere; anchors between pages of the site are checked by its build."""
+    for token in tokens(page):
         target = token.attrs.get("href") or token.attrs.get("src") if token.type in ("link_open", "image") else None
         if target is None or re.match(r"https?:|mailto:", target):
             continue
         name, _, anchor = target.partition("#")
-        file = path.parent / name if name else path
-        in_site = path.is_relative_to(DOCS)
-        if not file.exists() or (anchor and not in_site and anchor not in anchors(file)):
+        file = page.parent / name if name else page
+        if not file.exists() or (anchor and not page.is_relative_to(DOCS) and anchor not in anchors(file)):
             yield target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_links_lead_somewhere(page):
-    assert list(broken(page)) == []
+def test_links_lead_somewhere():
+    assert wrong(broken_links) == []
+
+
+def missing_files(page):
+    file = re.compile(r"(src|client|export|model_repository|tests|benchmarks|examples|deploy|docs)/[\w./-]*")
+    named = {token.content for token in tokens(page) if token.type == "code_inline" and file.fullmatch(token.content)}
+    return [name for name in sorted(named) if not (ROOT / name).exists() and not (page.parent / name).exists()]
+
+
+def test_files_named_in_text_are_there():
+    assert wrong(missing_files) == []
 
 
 def test_code_names_documents_that_are_there():
     name = re.compile(r"\b(?:docs|examples|benchmarks|deploy)/[\w./-]*\w\.(?:md|py|sh|yml|yaml)\b")
-    named = {(relative(path), found) for path in CODE for found in name.findall(path.read_text())}
+    code = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
+    named = {(str(path.relative_to(ROOT)), found) for path in code for found in name.findall(path.read_text())}
     assert named
     assert [(path, found) for path, found in sorted(named) if not (ROOT / found).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_files_named_in_text_are_there(page):
-    file = re.compile(r"(src|client|export|model_repository|tests|benchmarks|examples|deploy|docs)/[\w./-]*")
-    named = {token.content for token in tokens(page) if token.type == "code_inline" and file.fullmatch(token.content)}
-    assert [name for name in sorted(named) if not (ROOT / name).exists() and not (page.parent / name).exists()] == []
 
 
 # Commands
@@ -177,29 +178,22 @@ def segments(line):
     for word in lexer:
         if set(word) <= set("|&;<>()"):
             words.append([])
-        elif words[-1] or not re.fullmatch(r"[A-Z_]+=.*", word):
+        elif words[-1] or not re.fullmatch(r"[A-Z_0-9]+=.*", word):
             words[-1].append(word)
     return [segment for segment in words if segment]
 
 
-def shell_lines(path):
-    for fence in fences(path):
+def commands(page):
+    """The commands in the blocks of a page."""
+    for fence in fences(page):
         code = fence.code.replace("\\\n", " ")
         if fence.language == "console":
-            yield from (line[2:] for line in code.splitlines() if line.startswith("$ "))
+            lines = [line[2:] for line in code.splitlines() if line.startswith("$ ")]
         elif fence.language in ("bash", "sh", "shell"):
-            yield from (line for line in code.splitlines() if not line.startswith("#"))
-
-
-def shown(path):
-    """The commands in the blocks of a page."""
-    return [words for line in shell_lines(path) for words in segments(line)]
-
-
-def mentioned(path):
-    """The commands in the text of a page, which may be cut short: `m2f export --onnx`."""
-    inline = [token.content.split() for token in tokens(path) if token.type == "code_inline"]
-    return [words for words in inline if words and words[0] in ("m2f", "make") and words not in NO_COMMANDS]
+            lines = [line for line in code.splitlines() if not line.startswith("#")]
+        else:
+            continue
+        yield from (words for line in lines for words in segments(line))
 
 
 def command_named(words):
@@ -223,56 +217,71 @@ def check_m2f(words):
 
 def check_make(words):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {word for word in words if "=" not in word and word[0] != "-"} <= targets
+    unknown = {word for word in words if "=" not in word and word[0] != "-" and word != "…"} - targets
+    assert not unknown, f"no target {unknown}"
 
 
 def check_python(words):
     if words[:1] == ["-m"] and words[1].startswith("benchmarks"):
-        assert list(ROOT.glob(words[1].replace(".", "/") + "*"))
+        assert list(ROOT.glob(words[1].replace(".", "/") + "*")), f"no module {words[1]}"
     elif words and words[0].startswith(("benchmarks/", "examples/", "tests/", "deploy/")):
-        assert (ROOT / words[0]).is_file()
+        assert (ROOT / words[0]).is_file(), f"no file {words[0]}"
 
 
 CHECKS = {"m2f": check_m2f, "make": check_make, "python": check_python}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_commands_parse(page):
-    for program, *words in shown(page):
-        check = CHECKS.get(Path(program).name)
+def wrong_commands(page):
+    for program, *words in commands(page):
+        check = CHECKS.get(Path(program).name, lambda _: None)
         try:
-            if check:
-                check(words)
+            check(words)
         except (click.UsageError, AssertionError) as error:
-            pytest.fail(f"{program} {' '.join(words)}: {error}")
+            yield f"{program} {' '.join(words)}: {error}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_mentioned_commands_exist(page):
-    for program, *words in mentioned(page):
-        if program == "make":
-            check_make([word for word in words if word != "…"])
-        else:
-            command, rest = command_named(words)
-            known = {option for param in command.params for option in (*param.opts, "--help", "--version")}
-            assert {word.partition("=")[0] for word in rest if word.startswith("--")} - {"--"} <= known
+def test_commands_parse():
+    assert wrong(wrong_commands) == []
+
+
+def wrong_mentions(page):
+    """Commands in the text, which may be cut short: `m2f export --onnx`."""
+    inline = [token.content.split() for token in tokens(page) if token.type == "code_inline"]
+    for program, *words in (words for words in inline if words and words not in NO_COMMANDS):
+        try:
+            if program == "make":
+                check_make(words)
+            elif program == "m2f":
+                command, _ = command_named(words)
+                known = {option for param in command.params for option in (*param.opts, "--help", "--version")}
+                options = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--"}
+                assert options <= known, f"no option {options - known}"
+        except AssertionError as error:
+            yield f"{program} {' '.join(words)}: {error}"
+
+
+def test_mentioned_commands_exist():
+    assert wrong(wrong_mentions) == []
 
 
 # Python
 
 
-def python_blocks(path):
-    return [fence.code for fence in fences(path) if fence.language == "python"]
+def python_blocks(page):
+    return [fence.code for fence in fences(page) if fence.language == "python"]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=relative)
-def test_python_compiles_and_imports_what_is_there(page):
+def wrong_python(page):
     for code in python_blocks(page):
-        compile(code, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        for node in ast.walk(ast.parse(code)):
+        tree = compile(code, str(page), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("m2f"):
                 module = importlib.import_module(node.module)
-                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+                yield from (f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name))
+
+
+def test_python_compiles_and_imports_what_is_there():
+    assert wrong(wrong_python) == []
 
 
 @pytest.fixture
@@ -283,41 +292,54 @@ def at_server(server, tmp_path, monkeypatch):
     return lambda text: text.replace("127.0.0.1:8001", server.grpc_url).replace("127.0.0.1:8000", server.http_url)
 
 
-@pytest.mark.server
-@pytest.mark.parametrize("page", [name for name in RUN_PAGES if python_blocks(DOCS / name)])
-def test_python_runs(page, at_server):
-    for code in python_blocks(DOCS / page):
-        if ".example" not in code:  # there is no such server
-            exec(compile(at_server(code), page, "exec"), {})
+def run(code, page):
+    """Run a block, which may `await`."""
+    compiled = compile(code, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    if compiled.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(eval(compiled, {}))
+    else:
+        exec(compiled, {})
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("page", [name for name in RUN_PAGES if "m2f predict photo" in included(DOCS / name)])
-def test_commands_run(page, at_server):
-    for program, *words in (words for line in shell_lines(DOCS / page) for words in segments(line)):
-        if program == "m2f" and words[:2] == ["predict", "photo.jpg"]:
-            url = [] if "--url" in words else ["--url", at_server("grpc://127.0.0.1:8001")]
-            done = CliRunner().invoke(main, [at_server(word) for word in words] + url)
-            assert done.exit_code == 0, done.output
-            assert "ring" in done.stdout
+def test_python_runs(at_server):
+    blocks = [(page, code) for page in RUN_PAGES for code in python_blocks(DOCS / page) if ".example" not in code]
+    assert {page for page, _ in blocks} == {"quickstart.md", "parameters.md", "client.md"}
+    for page, code in blocks:
+        run(at_server(code), page)
 
 
-def shape(line):
-    """A line without its figures."""
+@pytest.mark.server
+def test_commands_run(at_server):
+    shown = [
+        words[1:]
+        for page in RUN_PAGES
+        for words in commands(DOCS / page)
+        if words[:3] == ["m2f", "predict", "photo.jpg"]
+    ]
+    assert len(shown) >= 2
+    for words in shown:
+        url = [] if "--url" in words else ["--url", at_server("grpc://127.0.0.1:8001")]
+        done = CliRunner().invoke(main, [at_server(word) for word in words] + url)
+        assert done.exit_code == 0, done.output
+        assert "ring" in done.stdout
+
+
+def without_figures(line):
     return re.sub(r"[\d.]+", "0", line).strip()
 
 
 @pytest.mark.server
 def test_serve_says_what_is_shown():
     shown_line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("m2f: ready"))
-    command = next(words for words in shown(ROOT / "README.md") if words[:2] == ["m2f", "serve"])
+    command = next(words for words in commands(ROOT / "README.md") if words[:2] == ["m2f", "serve"])
     ports = [f"--{port}-port=0" for port in ("http", "grpc", "metrics", "health")]
     m2f = Path(sys.executable).with_name("m2f")
     with subprocess.Popen([m2f, *command[1:], *ports], cwd=ROOT, stdout=subprocess.PIPE, text=True) as serving:
         line = serving.stdout.readline()
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(timeout=60) == 0
-    assert shape(line) == shape(shown_line)
+    assert without_figures(line) == without_figures(shown_line)
 
 
 # What must be described
@@ -358,3 +380,18 @@ def test_every_event_is_described():
 def test_every_extra_is_described():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(first_column(DOCS / "quickstart.md", "extra")) == set(project["optional-dependencies"])
+
+
+def test_the_folder_tree_is_complete():
+    tree = next(fence.code for fence in fences(DOCS / "architecture.md") if fence.code.startswith("model_repository/"))
+    listed, parent = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        parent = "" if not line.startswith(" ") else parent
+        listed.add(parent + name)
+        parent = parent or name
+    packages = [
+        path.parent for folder in ("src", "client", "export") for path in (ROOT / folder).glob("**/__init__.py")
+    ]
+    assert {f"{path.relative_to(ROOT)}/" for path in packages} <= listed
+    assert [name for name in listed if not (ROOT / name).is_dir()] == []
