@@ -2,39 +2,38 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
 from conftest import IMAGES
 from kserve import connect, image_input
+from listen import listen_http
 
 from m2f.contract import PUBLIC_MODEL
-from m2f_backend import backpressure, calls
 from m2f_backend.backpressure import LONGEST, METRICS, Backpressure
 
 MODEL = "mask2former_preprocess"
 
 
+class Clock:
+    """Time that passes only while somebody sleeps; it counts the naps."""
+
+    now, naps = 100.0, 0
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.naps += 1
+
+
 @pytest.fixture
-def clock(monkeypatch):
-    """Time that passes only where somebody sleeps; it counts the naps."""
-
-    class Clock:
-        now, naps = 100.0, 0
-
-        def sleep(self, seconds):
-            self.now += seconds
-            self.naps += 1
-
-    clock = Clock()
-    monkeypatch.setattr(backpressure.time, "sleep", clock.sleep)
-    monkeypatch.setattr(backpressure.time, "monotonic", lambda: clock.now)
-    return clock
+def clock():
+    return Clock()
 
 
 @pytest.fixture
 def metrics(monkeypatch):
-    """Metrics in the words of Triton; an exception in place of them is raised."""
+    """A server that answers with metrics in the words of Triton."""
 
     class Metrics:
         def __init__(self):
@@ -48,28 +47,38 @@ def metrics(monkeypatch):
                 lines.append(f"nv_inference_request_failure{{{labels}}} {count}")
             self.answer = "# HELP\n" + "\n".join(lines) + "\nm2f_info 1\n"
 
-        def fetch(self, url, method, path, *, timeout):
-            assert (url, method, path, timeout) == ("127.0.0.1:8002", "GET", "/metrics", 1.0)
+        def look(self):
             self.looks += 1
             if change := self.after.pop(self.looks, None):
                 self.show(**change)
-            if isinstance(self.answer, Exception):
-                raise self.answer
             return self.answer.encode()
 
-    metrics = Metrics()
-    monkeypatch.delenv(METRICS, raising=False)
-    monkeypatch.setattr(calls, "fetch", metrics.fetch)
-    return metrics
+    shown = Metrics()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer = shown.look()
+            self.send_response(200 if self.path == "/metrics" and answer else 503)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    stop, port = listen_http(Handler)
+    shown.address = f"127.0.0.1:{port}"
+    monkeypatch.setenv(METRICS, shown.address)
+    yield shown
+    stop()
 
 
-def gate(metrics):
-    return Backpressure(MODEL, metrics.warnings.append)
+def gate(metrics, clock):
+    return Backpressure(MODEL, metrics.warnings.append, now=lambda: clock.now, sleep=clock.sleep)
 
 
 def test_a_look_is_good_for_as_many_requests_as_it_found_room_for(metrics, clock):
     metrics.show(mask2former_engine=3, mask2former_raw=5, mask2former_head_engine=1)
-    waits = gate(metrics)
+    waits = gate(metrics, clock)
     for _ in range(LONGEST - 5):
         waits.wait()
     assert (metrics.looks, clock.naps) == (1, 0)
@@ -80,7 +89,7 @@ def test_a_look_is_good_for_as_many_requests_as_it_found_room_for(metrics, clock
 @pytest.mark.parametrize("others", [{MODEL: 99}, {"mask2former": 99}, {"resnet": 99}, {"my_mask2former_engine": 99}])
 def test_only_the_queues_behind_count(metrics, clock, others):
     metrics.show(mask2former_engine=0, **others)
-    gate(metrics).wait()
+    gate(metrics, clock).wait()
     assert clock.naps == 0
 
 
@@ -88,7 +97,7 @@ def test_only_the_queues_behind_count(metrics, clock, others):
 def test_it_waits_until_there_is_room(metrics, clock, waiting):
     metrics.show(mask2former_engine=waiting)
     metrics.after = {4: {"mask2former_engine": LONGEST - 1}}
-    gate(metrics).wait()
+    gate(metrics, clock).wait()
     assert (metrics.looks, clock.naps) == (4, 3)
 
 
@@ -96,7 +105,7 @@ def test_versions_of_a_model_count_together(metrics, clock):
     metrics.show(mask2former_engine=LONGEST - 1)
     metrics.answer += 'nv_inference_pending_request_count{model="mask2former_engine",version="2"} 1\n'
     metrics.after = {2: {"mask2former_engine": 0}}
-    gate(metrics).wait()
+    gate(metrics, clock).wait()
     assert clock.naps == 1
 
 
@@ -104,7 +113,7 @@ def test_the_queue_of_a_process_that_died_does_not_count_while_its_requests_fail
     full = {"mask2former_engine": LONGEST}
     metrics.show(**full)
     metrics.after = {3: {"lost": 8, **full}, 4: {"lost": 8, "mask2former_raw": LONGEST, **full}}
-    waits = gate(metrics)
+    waits = gate(metrics, clock)
     for _ in range(LONGEST):
         waits.wait()
     assert (metrics.looks, clock.naps) == (3, 2)
@@ -119,7 +128,7 @@ def test_the_queue_of_a_process_that_died_does_not_count_while_its_requests_fail
 
 def test_it_does_not_wait_for_ever(metrics, clock):
     metrics.show(mask2former_engine=LONGEST)
-    waits = gate(metrics)
+    waits = gate(metrics, clock)
     for _ in range(2):
         before = clock.now
         waits.wait()
@@ -128,14 +137,14 @@ def test_it_does_not_wait_for_ever(metrics, clock):
 
 
 def test_queues_that_are_not_seen_are_taken_for_empty(metrics, clock):
-    metrics.answer = calls.CallError("GET /metrics: [Errno 111] Connection refused")
-    waits = gate(metrics)
+    metrics.answer = ""
+    waits = gate(metrics, clock)
     for _ in range(3 * LONGEST):
         waits.wait()
     assert (metrics.looks, clock.naps) == (3, 0)
     [warning] = metrics.warnings
-    assert "M2F_METRICS=127.0.0.1:8002" in warning
-    assert "refused" in warning
+    assert f"M2F_METRICS={metrics.address}" in warning
+    assert "503" in warning
     clock.now += 11
     waits.wait()
     assert len(metrics.warnings) == 2
@@ -143,7 +152,7 @@ def test_queues_that_are_not_seen_are_taken_for_empty(metrics, clock):
 
 def test_metrics_of_somebody_else_are_no_metrics(metrics, clock):
     metrics.show(resnet=0)
-    gate(metrics).wait()
+    gate(metrics, clock).wait()
     assert clock.naps == 0
     assert len(metrics.warnings) == 1
 

@@ -1,1 +1,1 @@
-"""What the Python models import inside Triton's Python backend. Exported repositories import it by this name."""
+"""The code of the Python models inside Triton. Exported repositories import it by this name."""

@@ -1,9 +1,7 @@
-"""Backpressure: preprocessing waits while the queues behind it are long.
+"""Hold preprocessing back while the queues of the later steps are long.
 
-Triton can refuse at a queue, but one that may refuse forms no batch ahead of time, and loses wake-ups: a request then
-waits there until the next one arrives, or half a second (core up to mid-2026; docs/limits.md has the figures). So the
-queues of the engine and of the steps behind it refuse nothing, and are kept short from here. What they have no room
-for waits in the queue of preprocessing, and is refused there, undecoded.
+Only the queue of preprocessing refuses requests, before their images are decoded. The queues of the later steps refuse
+nothing (`stub_2_51` says why), so this module keeps them short. docs/limits.md has the figures.
 """
 
 import os
@@ -14,46 +12,57 @@ from m2f.contract import PUBLIC_MODEL
 from m2f.limits import MAX_BATCH_SIZE
 from m2f_backend.calls import CallError, queues
 
-METRICS = "M2F_METRICS"  # environment: `host:port` of the server's metrics
-LONGEST = 2 * MAX_BATCH_SIZE  # a queue that holds the next batch while one more is on its way
+METRICS = "M2F_METRICS"  # environment variable: `host:port` of the server's metrics
+LONGEST = 2 * MAX_BATCH_SIZE  # the next batch, and one more on its way
 
-_METRICS_OF_TRITON = "127.0.0.1:8002"
+_TRITON_METRICS = "127.0.0.1:8002"  # Triton's default
 _METRICS_TIMEOUT_S = 1.0
-_PERIOD_S = 0.05  # the metrics take a millisecond
-_LONGEST_WAIT_S = 30.0  # for a queue that does not move; somebody else will find out why
-_FAILS_S = 3.0  # a dead process fails its requests second by second
-_SILENCE_S = 10.0  # after a warning
+_PERIOD_S = 0.05  # reading the metrics takes 1 ms
+_LONGEST_WAIT_S = 30.0  # for a queue that does not move; the supervisor finds out why
+_FAILING_S = 3.0  # requests of a dead process fail at least this often
+_SILENCE_S = 10.0  # between two warnings
 
 
 class Backpressure:
-    """What one instance of preprocessing may send on.
+    """Decides when one instance of preprocessing may send its next request.
 
-    The queue of a process that died does not count while its requests fail: they hold on to the model that it was, and
-    others are served by the one that was loaded in its place.
+    The queue of a dead process does not count while its requests fail: queued requests keep a reference to the unloaded
+    model, and new requests go to the model that was loaded in its place.
 
     Args:
-        model: its name.
-        warn: called with the reason when the queues cannot be seen, which are then taken for empty.
+        model: name of the preprocessing model; its own queue does not count.
+        warn: called with the reason when the queues cannot be read. They then count as empty.
+        now: returns the time in seconds.
+        sleep: waits for some seconds.
     """
 
-    def __init__(self, model: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: str,
+        warn: Callable[[str], None],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._model = model
         self._warn = warn
-        self._metrics_url = os.environ.get(METRICS, _METRICS_OF_TRITON)
+        self._now = now
+        self._sleep = sleep
+        self._metrics_url = os.environ.get(METRICS, _TRITON_METRICS)
         self._room = 0
         self._lost: Mapping[str, int] = {}
         self._lost_at: dict[str, float] = {}
         self._silent_until = 0.0
 
     def wait(self) -> None:
-        """Return when the longest queue behind has room for a request.
+        """Return when the longest queue of a later step has room for a request, or after 30 s.
 
-        They are looked at only when as many requests have gone as there was room for at the last look. What others
-        send meanwhile, a second instance or clients with tensors, may exceed `LONGEST` by as much.
+        Re-reads the metrics only after the room found last time is used up. Other senders, such as a second instance or
+        clients of the tensor ensemble, may make a queue longer than `LONGEST` meanwhile.
         """
-        deadline = time.monotonic() + _LONGEST_WAIT_S
-        while not self._has_room() and time.monotonic() < deadline:
-            time.sleep(_PERIOD_S)
+        deadline = self._now() + _LONGEST_WAIT_S
+        while not self._has_room() and self._now() < deadline:
+            self._sleep(_PERIOD_S)
         self._room -= 1
 
     def _has_room(self) -> bool:
@@ -62,7 +71,7 @@ class Backpressure:
         return self._room > 0
 
     def _longest_queue(self) -> int:
-        now = time.monotonic()
+        now = self._now()
         try:
             seen = queues(self._metrics_url, timeout=_METRICS_TIMEOUT_S)
         except CallError as error:
@@ -73,10 +82,10 @@ class Backpressure:
             self._warn_of("a server without this repository", now)
         self._lost_at |= {name: now for name, count in seen.lost.items() if count > self._lost.get(name, count)}
         self._lost = seen.lost
-        alive = [name for name in behind if now - self._lost_at.get(name, -_FAILS_S) >= _FAILS_S]
+        alive = [name for name in behind if now - self._lost_at.get(name, -_FAILING_S) >= _FAILING_S]
         return max((seen.pending[name] for name in alive), default=0)
 
     def _warn_of(self, what: str, now: float) -> None:
         if now >= self._silent_until:
             self._silent_until = now + _SILENCE_S
-            self._warn(f"the queues behind have no limit, {METRICS}={self._metrics_url} does not show them: {what}")
+            self._warn(f"backpressure is off: {METRICS}={self._metrics_url} does not show the later queues: {what}")

@@ -1,4 +1,4 @@
-"""Calls to a Triton server over HTTP, and what its metrics say of its queues."""
+"""Call a Triton server over HTTP, and read the length of its queues from its metrics."""
 
 import http.client
 import json
@@ -15,10 +15,10 @@ _LOST = re.compile(rf"^nv_inference_request_failure(?=.*BACKEND){_COUNT}", re.MU
 
 
 class CallError(M2FError):
-    """A call to the running server did not work.
+    """A call to the running server failed.
 
     Attributes:
-        status: the HTTP status of its answer; None where there was no answer.
+        status: HTTP status of the answer; None if there was no answer.
     """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
@@ -31,8 +31,8 @@ class Queues:
     """The queues of a server.
 
     Attributes:
-        pending: model to how many requests wait for it, those that it is at work on not counted.
-        lost: model to how many requests have failed so far because its process was not there to answer them.
+        pending: number of waiting requests by model, without those that the model works on.
+        lost: number of requests by model that failed so far because the model's process was dead.
     """
 
     pending: Mapping[str, int]
@@ -40,14 +40,14 @@ class Queues:
 
 
 def queues(metrics_url: str, *, timeout: float = TIMEOUT_S) -> Queues:
-    """Return what the metrics say, all versions of a model together.
+    """Return the queues of a server, summed over the versions of each model.
 
     Args:
-        metrics_url: `host:port` of a server's metrics.
-        timeout: seconds that each wait for the server may take.
+        metrics_url: `host:port` of the server's metrics.
+        timeout: largest number of seconds for each wait for the server.
 
     Raises:
-        CallError: it does not answer in time.
+        CallError: the server does not answer in time.
     """
     metrics = fetch(metrics_url, "GET", "/metrics", timeout=timeout).decode("latin-1")
     return Queues(pending=_sums(_PENDING, metrics), lost=_sums(_LOST, metrics))
@@ -69,7 +69,15 @@ def fetch(
     headers: Mapping[str, str] | None = None,
     timeout: float = TIMEOUT_S,
 ) -> bytes:
-    """Return the body of a 200 answer; `timeout` seconds bound each wait for the server.
+    """Return the body of an answer with status 200.
+
+    Args:
+        url: `host:port` of the server.
+        method: HTTP method.
+        path: path of the request.
+        body: body of the request.
+        headers: headers of the request.
+        timeout: largest number of seconds for each wait for the server.
 
     Raises:
         CallError: the server does not answer in time, or answers with an error.
@@ -89,7 +97,7 @@ def fetch(
 
 
 def _message(content: bytes) -> str:
-    """Return what an error answer says."""
+    """Return the message of an error answer: its JSON field `error`, else its first 200 bytes."""
     try:
         return str(json.loads(content)["error"])
     except (ValueError, LookupError, TypeError):

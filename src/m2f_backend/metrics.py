@@ -1,11 +1,10 @@
-"""The Prometheus metrics of the Python steps, on Triton's own `/metrics`; docs/observability.md explains each.
+"""Prometheus metrics of the Python models, on Triton's own `/metrics`; docs/observability.md explains each metric.
 
 Importable only inside Triton's Python backend, which provides `triton_python_backend_utils`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections import defaultdict
 from typing import Any
@@ -14,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from m2f.errors import ERROR_KINDS
 from m2f.record import Record
+from m2f_backend.stub_2_51 import never_freed
 
 FAULT = "fault"  # the kind of an error that is not the client's
 _SEND_EVERY_S = 1.0
@@ -23,10 +23,10 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class Metrics:
-    """The metrics of a step. Counting costs a request next to nothing: sums go to the server once a second.
+    """The metrics of a model. They are counted in memory and sent to the server once a second.
 
-    To send one is an exchange of messages with the server and takes 20 to 60 us. A process that is killed inside one
-    cannot be loaded again, and may take the server with it (Triton 2.51, measured): one more reason to be brief.
+    Sending one metric is an exchange of messages with the server and takes 20 to 60 us. A process that is killed during
+    the exchange cannot be loaded again and may end the server, so there are few exchanges.
     """
 
     def __init__(self, model: str) -> None:
@@ -38,19 +38,19 @@ class Metrics:
         self._series: dict[tuple[Any, Labels], Any] = {}
         self._counted: dict[tuple[Any, Labels], float] = defaultdict(float)
         self._observed: list[int] = []
-        self._lock = threading.Lock()  # of what was counted
+        self._lock = threading.Lock()  # protects the counts
         self._sending = threading.Lock()
         self._timer: threading.Timer | None = None
-        for kind in (*ERROR_KINDS, FAULT):  # from 0 on, so that the first error is an increase, too
+        for kind in (*ERROR_KINDS, FAULT):  # start at 0, so that the first error is an increase
             self._count(self._errors, 0, kind=kind, model=model)
         self.send()
 
     def error(self, kind: str) -> None:
-        """Count an error."""
+        """Count an error of a kind."""
         self._count(self._errors, 1, kind=kind, model=self._model)
 
     def work(self, record: Record) -> None:
-        """Count what the work for a request consisted of."""
+        """Count the phases, images and instances of a request."""
         for phase, seconds in record.seconds.items():
             self._count(self._seconds, seconds, model=self._model, phase=phase)
         for name, images in record.images.items():
@@ -61,7 +61,7 @@ class Metrics:
                 self._start_timer()
 
     def send(self) -> None:
-        """Send what was counted. A step must do so when it ends: a message in flight then would block its end."""
+        """Send the counts. A model must send before it ends: a message in flight would block its end."""
         with self._sending:
             with self._lock:
                 counted, self._counted = self._counted, defaultdict(float)
@@ -92,19 +92,10 @@ class Metrics:
 
 
 def set_info(**labels: str) -> None:
-    """Export `m2f_info`: 1, with what is said of the server in its labels."""
+    """Export the metric `m2f_info`: 1, with the labels given."""
     _family("m2f_info", "What serves: the package and the kernel", "GAUGE").Metric(labels=labels).set(1)
 
 
 def _family(name: str, description: str, kind: str) -> Any:
-    """Return a metric family, never to be freed.
-
-    Instances of a model, the old and the new version of one, and a step that was killed and is loaded again share
-    their series: Triton makes one of families of a name and of metrics of the same labels. But each process counts
-    only its own references, and the first to free its own takes the series from the others, which go on to write
-    into it (`MetricFamily::Remove` in Triton's metric_family.cc, up to mid-2026). So none is freed while the server
-    lives, and what was counted stays.
-    """
-    family = pb_utils.MetricFamily(name=name, description=description, kind=getattr(pb_utils.MetricFamily, kind))
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(family))
-    return family
+    kinds = pb_utils.MetricFamily
+    return never_freed(kinds(name=name, description=description, kind=getattr(kinds, kind)))

@@ -1,4 +1,4 @@
-"""A graph on ONNX Runtime, for the engines of `--model-config-name=cpu`."""
+"""Open an ONNX graph in ONNX Runtime, for the engines of `--model-config-name=cpu`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import onnxruntime as ort
 
 
 def open_session(args: Mapping[str, str], parameters: Mapping[str, str]) -> ort.InferenceSession:
-    """Load `model.onnx` of a version of a model.
+    """Load the `model.onnx` of a model.
 
     Args:
-        args: those of the model's `initialize`.
-        parameters: of its configuration; `intra_op_num_threads` is how many threads share an inference, 0 all cores.
+        args: the arguments of the model's `initialize`.
+        parameters: the model's parameters. `intra_op_num_threads` is the number of threads of one inference; 0 means
+            one for each core.
 
     Raises:
-        ValueError: it has not the inputs and outputs of the configuration. Left to the warm-up to find out, this
-            would make Triton 2.51 end with a SIGSEGV, one time in two.
+        ValueError: the graph's inputs and outputs are not those of the configuration.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = int(parameters.get("intra_op_num_threads", 0)) or _threads()
@@ -48,9 +48,9 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _threads() -> int:
-    """Return 0, with which ONNX Runtime ties a thread to each core of the machine, also those that are not ours.
+    """Return how many threads to use: the number of cores, or 0 if this process may use all of them.
 
-    Where the process may use only some of them (a container's cpuset, `taskset`), return how many.
+    With 0, ONNX Runtime ties a thread to each core of the machine. That is wrong under `taskset` or a cpuset.
     """
     cores = len(os.sched_getaffinity(0))
     return cores if cores < (os.cpu_count() or 1) else 0
