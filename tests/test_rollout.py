@@ -1,13 +1,10 @@
 """Versions rolled on the real server under load: good ones without a dropped request, bad ones not at all."""
 
-import http.client
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import onnx
@@ -18,9 +15,10 @@ from load import Load, learn, summary
 from onnx import helper, numpy_helper
 from pictures import encode
 
-from m2f_client.evaluation.parity import Parity
+from m2f_backend.calls import CallError
 from m2f_server import serve
-from m2f_server.rollout import ENGINE, _Server, agreement, roll_out
+from m2f_server.control import Control
+from m2f_server.rollout import CANDIDATE, ENGINE, roll_out
 from m2f_server.serve_errors import RolloutError
 
 pytestmark = pytest.mark.server
@@ -44,12 +42,10 @@ def served(tmp_path_factory):
         yield server
 
 
-def roll(server, engine, min_agreement=0.95):
+def roll(server, engine, **options):
     images = {path.name: path.read_bytes() for path in IMAGES[:2]}
-    return roll_out(
-        engine, repository=server.repository, control=server.control, http_url=server.http_url, images=images,
-        min_agreement=min_agreement,
-    )  # fmt: skip
+    usual = {"repository": server.repository, "control": server.control, "images": images, "min_agreement": 0.95}
+    return roll_out(engine, **{**usual, **options})
 
 
 def cases(server):
@@ -139,7 +135,7 @@ def roll_under_load(server, rolls):
         for number in range(first, first + rolls):
             done = roll(server, GOOD)
             assert (done.before, done.version) == (number, number + 1)
-            assert done.agreement == pytest.approx(1)
+            assert done.agreement.share == pytest.approx(1)
     assert {outcome.kind for outcome in load.outcomes} == {"ok"}, summary(load.outcomes)
     assert serving(server) == first + rolls
     return load.outcomes
@@ -170,45 +166,47 @@ def test_bad_versions_are_refused_under_load(served, tmp_path):
 def test_other_weights_when_wanted(served, tmp_path):
     engine, _ = bad_versions(tmp_path)["drifted weights"]
     retrained = roll(served, engine, min_agreement=0)
-    assert retrained.agreement < 0.95
+    assert retrained.agreement.share < 0.95
     assert roll(served, GOOD, min_agreement=0).before == retrained.version == serving(served) - 1  # and back
 
 
-def test_a_version_that_fails_in_service_is_taken_back(served, monkeypatch):
+def test_a_version_that_fails_in_service_is_taken_back(served):
     before, number = versions(served), serving(served)
-    monkeypatch.setattr("m2f_server.rollout._SAME_ENGINE", 2)  # nothing can be as good
     with pytest.raises(RolloutError, match=f"was taken back, {number} serves again: clients get other instances"):
-        roll(served, GOOD)
+        roll(served, GOOD, same_engine=2)  # nothing can be as good
     assert (versions(served), serving(served)) == (before, number)
     assert learn(served, [IMAGES[0].read_bytes()], ("scores",))[0].expected["scores"].size
 
 
-@pytest.mark.parametrize("end", [KeyboardInterrupt(), http.client.RemoteDisconnected("gone")], ids=["Ctrl-C", "crash"])
-def test_whatever_ends_it_the_version_is_taken_back(served, monkeypatch, end):
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), ConnectionError("gone")], ids=["Ctrl-C", "crash"])
+def test_whatever_ends_it_the_version_is_taken_back(served, end):
     before, number = versions(served), serving(served)
 
-    def ending(*_):
-        raise end
+    def say(line):
+        if "is loaded" in line:
+            assert serving(served) == number + 1
+            raise end
 
-    monkeypatch.setattr("m2f_server.rollout._check_service", ending)
     with pytest.raises(type(end)):
-        roll(served, GOOD)
+        roll(served, GOOD, say=say)
     assert (versions(served), serving(served)) == (before, number)
 
 
-def test_a_server_that_ends_meanwhile_is_an_error_with_words(served):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=lambda: [listening.accept()[0].close()], daemon=True).start()
-        away = _Server(served.control, f"127.0.0.1:{listening.getsockname()[1]}")
-        with pytest.raises(RolloutError, match=f"{ENGINE}: "):
-            away.infer(ENGINE, {"input": np.zeros((1, 32, 32, 3), np.uint8)}, ["cls_logits"])
+def test_a_server_that_does_not_answer_the_candidate_is_an_error_with_words(served):
+    class Away(Control):
+        def infer(self, model, *_, **__):
+            raise CallError(f"no answer from {model}")
+
+    away = Away(http_url=served.http_url, metrics_url="", access=served.access)
+    with pytest.raises(RolloutError, match=f"{CANDIDATE}: no answer"):
+        roll(served, GOOD, control=away)
+    assert {name for name, _ in served.control.loaded()} == set(served.models)
 
 
 def test_images_without_instances_prove_nothing(served):
     empty = {"empty.png": encode(np.zeros((64, 64, 3), np.uint8))}
-    options = {"repository": served.repository, "control": served.control, "http_url": served.http_url, "images": empty}
     with pytest.raises(RolloutError, match="neither engine finds anything"):
-        roll_out(GOOD, min_agreement=0.95, **options)
+        roll(served, GOOD, images=empty)
 
 
 def test_one_at_a_time_and_what_a_killed_one_leaves(served):
@@ -246,7 +244,7 @@ def test_command(served, tmp_path):
         (["--image", str(tmp_path / "none.jpg")], GOOD, 1, "none.jpg: No such file"),
         (["--image", __file__], GOOD, 1, "not an image this server reads"),
         (["--model-repository", str(tmp_path)], GOOD, 1, "--model-repository is the folder that is served"),
-        (["--url", "grpc://127.0.0.1:1"], GOOD, 2, "http://host:port is wanted"),
+        (["--url", "grpc://127.0.0.1:1"], GOOD, 2, "give http://host:port"),
         (["--url", "http://127.0.0.1:1"], GOOD, 1, "refused"),
     ):
         failed = subprocess.run(command(served, *arguments, engine=engine), capture_output=True, text=True, check=False)
@@ -263,15 +261,6 @@ def test_a_wrong_secret(served):
     assert failed.returncode == 1
     assert "403" in failed.stderr
     assert "--admin-token-file" in failed.stderr
-
-
-def test_agreement():
-    same = Parity(4, 4, 0, 1.0, 0.0, 0.0, ())
-    assert agreement(same) == 1
-    assert agreement(Parity(0, 0, 0, None, None, None, ())) == 1
-    assert agreement(Parity(0, 0, 2, None, None, None, (0,))) == 0
-    assert agreement(Parity(4, 2, 0, 0.9, 0.2, 0.1, (0,))) == pytest.approx(0.5 * 0.9 * 0.9)
-    assert agreement(Parity(4, 4, 4, 1.0, 0.0, 0.0, (0,))) == 0.5
 
 
 @pytest.mark.chaos

@@ -30,8 +30,8 @@ from m2f_server import (
     serve,
 )
 from m2f_server.diagnose import diagnose
-from m2f_server.launch import _copy
 from m2f_server.ports import pick_ports
+from m2f_server.server_log import copy_log
 
 pytestmark = pytest.mark.server
 
@@ -189,12 +189,14 @@ def test_repository_without_models_or_without_that_configuration(tmp_path, repos
         pass
 
 
+OLD = "from m2f_server.glue import Step\n\nclass TritonPythonModel:\n    pass\n"
 BROKEN = [
-    # a syntax error, an error of the model's own, an unreadable configuration, a backend that is not there
+    # a syntax error, the model's own error, an unreadable configuration, a missing backend, an older export
     ({"model": "def x(:"}, "SyntaxError: invalid syntax"),
     ({"model": "raise ValueError('no weights\\nhere')"}, r"ValueError: no weights here \(at .*model\.py\(1\)"),
     ({"config": "input [{ nam: 3 }]"}, 'has no field named "nam"'),
     ({"config": 'platform: "tensorrt_plan"'}, "--config-name cpu"),
+    ({"model": OLD}, "No module named 'm2f_server.glue' .*: export it again"),
 ]
 
 
@@ -230,12 +232,12 @@ def test_no_room_for_the_work_folder(repository, tmp_path, monkeypatch):
 
 def test_a_log_is_copied_to_its_end_whatever_becomes_of_the_file(tmp_path, capfd):
     lines = [f"line {i}\n".encode() for i in range(100)]
-    _copy(iter(lines), Path("/dev/full"), None)
+    copy_log(iter(lines), Path("/dev/full"), None)
     assert capfd.readouterr().err.encode() == b"".join(lines)
-    _copy(iter(lines), tmp_path / "log", 100)
+    copy_log(iter(lines), tmp_path / "log", 100)
     assert (tmp_path / "log").stat().st_size <= 110
     assert (tmp_path / "log").read_bytes().endswith(lines[-1])
-    _copy(iter(lines), tmp_path / "whole", None)
+    copy_log(iter(lines), tmp_path / "whole", None)
     assert (tmp_path / "whole").read_bytes() == b"".join(lines)
 
 

@@ -1,6 +1,5 @@
 """The supervisor on throwaway repositories: what it does when a stub or the server dies, hangs, or is told to stop."""
 
-import json
 import os
 import re
 import signal
@@ -9,17 +8,20 @@ import time
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from exposition import read
 from kserve import connect, image_input
 from supervised import supervised
 from tritonclient.utils import InferenceServerException
 
+from m2f.contract import CANARY_ID
 from m2f_backend.calls import CallError
-from m2f_server import canary, serve, supervisor, watch
+from m2f_server import serve, supervisor
 from m2f_server.canary import Canary, Kind
 from m2f_server.serve_errors import CrashLoopError, ModelLoadError, ServerCrashedError, ServerHungError, WornOutError
 from m2f_server.supervisor import Supervisor
+from m2f_server.timing import Timing
 from m2f_server.watch import Watch
 
 CONFIG = """
@@ -118,14 +120,13 @@ def until(condition, timeout=30):
 
 
 @contextmanager
-def watched(repository, monkeypatch):
+def watched(repository, **timing):
     """A server under a `Watch` with little patience; yields it, the watch, its events and what ended it."""
-    monkeypatch.setattr(canary, "_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(canary, "_LONGEST_WORK_S", 6.0)
-    monkeypatch.setattr(watch, "_CANARY_PERIOD_S", 0.2)
+    patience = {"timeout_s": 2.0, "longest_work_s": 4.0, "canary_period_s": 0.2, "canary_rest": 0.0}
+    impatient = Timing(**{**patience, **timing})
     events, stop, ended = [], threading.Event(), []
     with serve(model_repository=repository, **FREE_PORTS) as server:
-        own = Watch(server, lambda event, **fields: events.append((event, fields)))
+        own = Watch(server, lambda event, **fields: events.append((event, fields)), impatient)
 
         def run():
             try:
@@ -202,8 +203,8 @@ def test_a_drain_ends_in_time_or_at_a_second_signal(tmp_path, repository, second
 
 @pytest.mark.server
 @pytest.mark.parametrize("word", [b"crash", b"hang", b"sleep 600"])
-def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_answer(repository, monkeypatch, word):
-    with watched(repository, monkeypatch) as (server, own, events, ended):
+def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_answer(repository, word):
+    with watched(repository) as (server, own, events, ended):
         request = Asked(server, word)
         request.join(60)
         assert "not healthy" in request.answer
@@ -222,40 +223,38 @@ def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_ans
 
 
 @pytest.mark.server
-def test_a_step_may_work_on_a_large_request(repository, monkeypatch):
-    with watched(repository, monkeypatch) as (server, own, events, ended):
-        monkeypatch.setattr(canary, "_LONGEST_WORK_S", 60.0)
-        assert ask(server, b"work 5") == [[24, 32]]
+def test_a_step_may_work_on_a_large_request(repository):
+    with watched(repository, longest_work_s=60.0) as (server, own, events, ended):
+        assert ask(server, b"work 3") == [[24, 32]]
         until(lambda: [name for name, _ in events] == ["ready", "busy", "ready"])
         assert not own.trouble
         assert not ended
 
 
 @pytest.mark.server
-def test_one_of_two_instances_is_missed(tmp_path, monkeypatch):
+def test_one_of_two_instances_is_missed(tmp_path):
     write(tmp_path / "models", "worker", CONFIG.replace("count: 1", "count: 2"), MODEL)
     write(tmp_path / "models", "public", ENSEMBLE)
-    with watched(tmp_path / "models", monkeypatch) as (server, own, events, _):
-        stubs = own._stubs.of("worker")
+    with watched(tmp_path / "models") as (server, own, events, _):
+        stubs = own.stubs.of("worker")
         assert [stub.instance for stub in sorted(stubs, key=lambda stub: stub.instance)] == ["worker_0_0", "worker_0_1"]
         os.kill(stubs[1].pid, signal.SIGSTOP)
         until(lambda: "reloaded" in [name for name, _ in events] and not own.trouble)
-        assert len({stub.pid for stub in own._stubs.of("worker")} - {stub.pid for stub in stubs}) == 2
+        assert len({stub.pid for stub in own.stubs.of("worker")} - {stub.pid for stub in stubs}) == 2
         assert [ask(server) for _ in range(4)] == 4 * [[[24, 32]]]
         lost = [fields for name, fields in events if name == "stub_lost"]
         assert [(fields["pid"], fields["why"]) for fields in lost] == [(str(stubs[1].pid), "stopped")]
 
 
 @pytest.mark.server
-def test_an_instance_is_missed_though_one_of_before_the_reload_lives(tmp_path, monkeypatch):
+def test_an_instance_is_missed_though_one_of_before_the_reload_lives(tmp_path):
     """Triton 2.51 does not end the other instances of a model of which one has died."""
-    monkeypatch.setattr(watch, "_LAST_WORK_S", 6.0)
     write(tmp_path / "models", "worker", CONFIG.replace("count: 1", "count: 2"), MODEL)
     write(tmp_path / "models", "public", ENSEMBLE)
-    with watched(tmp_path / "models", monkeypatch) as (server, own, events, _):
+    with watched(tmp_path / "models", left_behind_s=6.0) as (server, own, events, _):
 
         def kill(instance):
-            stub = max((s for s in own._stubs.of("worker") if s.instance == instance), key=lambda s: s.started)
+            stub = max((s for s in own.stubs.of("worker") if s.instance == instance), key=lambda s: s.started)
             os.kill(stub.pid, signal.SIGKILL)
             until(lambda: str(stub.pid) in [fields["pid"] for name, fields in events if name == "stub_lost"])
             until(lambda: not own.trouble)
@@ -263,35 +262,35 @@ def test_an_instance_is_missed_though_one_of_before_the_reload_lives(tmp_path, m
         kill("worker_0_1")
         kill("worker_0_0")
         assert [ask(server) for _ in range(4)] == 4 * [[[24, 32]]]
-        until(lambda: len(own._stubs.of("worker")) == 2)
+        until(lambda: len(own.stubs.of("worker")) == 2)
         assert [ask(server) for _ in range(4)] == 4 * [[[24, 32]]]
         assert [name for name, _ in events].count("stub_lost") == 2
 
 
 @pytest.mark.server
-def test_a_model_that_someone_unloads_stays_away(repository, monkeypatch):
-    with watched(repository, monkeypatch) as (server, own, events, _):
+def test_a_model_that_someone_unloads_stays_away(repository):
+    with watched(repository) as (server, own, events, _):
         server.control.unload("alone")
         until(lambda: ("alone", "1") not in server.control.loaded())
-        time.sleep(4 * watch.TICK_S)
+        time.sleep(4 * Timing().tick_s)
         assert "no available versions" in ask(server, model="alone")
         assert not own.trouble
         assert "stub_lost" not in [name for name, _ in events]
 
 
 @pytest.mark.server
-def test_a_repository_without_an_ensemble_is_ready_when_triton_says_so(tmp_path, monkeypatch):
+def test_a_repository_without_an_ensemble_is_ready_when_triton_says_so(tmp_path):
     write(tmp_path / "models", "alone", CONFIG, MODEL)
-    with watched(tmp_path / "models", monkeypatch) as (server, own, events, _):
+    with watched(tmp_path / "models") as (server, own, events, _):
         assert not own.trouble
-        os.kill(own._stubs.of("alone")[0].pid, signal.SIGKILL)
+        os.kill(own.stubs.of("alone")[0].pid, signal.SIGKILL)
         until(lambda: "reloaded" in [name for name, _ in events])
         assert ask(server, model="alone") == [[24, 32]]
 
 
 @pytest.mark.server
-def test_a_model_that_cannot_be_reloaded_takes_the_server_with_it(repository, monkeypatch):
-    with watched(repository, monkeypatch) as (server, _, events, ended):
+def test_a_model_that_cannot_be_reloaded_takes_the_server_with_it(repository):
+    with watched(repository) as (server, _, events, ended):
         (repository / "worker/1/model.py").write_text("raise ValueError('gone bad')")
         Asked(server, b"crash").join(30)
         assert isinstance(until(lambda: ended)[0], ServerHungError)
@@ -302,9 +301,8 @@ def test_a_model_that_cannot_be_reloaded_takes_the_server_with_it(repository, mo
 
 
 @pytest.mark.server
-def test_a_server_that_was_mended_often_is_worn_out(repository, monkeypatch):
-    monkeypatch.setattr(watch, "_MOST_RELOADS", 1)
-    with watched(repository, monkeypatch) as (server, own, events, ended):
+def test_a_server_that_was_mended_often_is_worn_out(repository):
+    with watched(repository, most_reloads=1) as (server, own, events, ended):
         for times in (1, 2):
             Asked(server, b"crash").join(30)
             until(lambda times=times: [name for name, _ in events].count("reloaded") == times)
@@ -318,12 +316,10 @@ def test_a_worn_out_server_is_drained_before_the_next(monkeypatch):
     assert [name for name, _ in events] == ["draining", "drained", "server_ended", "draining", "drained"]
 
 
-def run_supervisor(monkeypatch, runs, stop=None, trouble=""):
+def run_supervisor(monkeypatch, runs, trouble="", **timing):
     """Run a supervisor whose servers end as `runs` say, one after the other; return the events."""
-    monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.001)
-    events, stop = [], stop or threading.Event()
-    server = SimpleNamespace(ports={"http": 1, "grpc": 2, "metrics": 3})
-    monkeypatch.setattr(supervisor.launch, "serve", lambda **_: nullcontext(server))
+    events = []
+    server = SimpleNamespace(ports={"http": 1, "grpc": 2, "metrics": 3}, stop=lambda **_: None)
 
     class Ending:
         def __init__(self, *_):
@@ -342,16 +338,16 @@ def run_supervisor(monkeypatch, runs, stop=None, trouble=""):
 
     Ending.trouble = trouble
     monkeypatch.setattr(supervisor, "Watch", Ending)
-    server.stop = lambda **_: None
     Supervisor(
-        options={},
+        start=lambda **_: nullcontext(server),
         health_host="127.0.0.1",
         health_port=0,
         drain_timeout=1,
         announce=lambda *_: None,
         event=lambda event, **fields: events.append((event, fields)),
-        stop=stop,
+        stop=threading.Event(),
         hasten=threading.Event(),
+        timing=Timing(first_delay_s=0.001, **timing),
     ).run()
     return events
 
@@ -366,9 +362,8 @@ def test_a_crash_loop_gives_up_with_the_reason(monkeypatch):
 
 
 def test_a_server_that_never_answers_right_is_a_crash_loop_however_long_it_runs(monkeypatch):
-    monkeypatch.setattr(supervisor, "_LONG_RUN_S", 0)
     with pytest.raises(CrashLoopError, match="5 times in a row"):
-        run_supervisor(monkeypatch, iter(crash() for _ in range(9)), trouble="3 canaries in a row failed")
+        run_supervisor(monkeypatch, iter(crash() for _ in range(9)), trouble="3 canaries failed", long_run_s=0)
 
 
 def test_restarts_wait_longer_each_time(monkeypatch):
@@ -377,16 +372,16 @@ def test_restarts_wait_longer_each_time(monkeypatch):
 
 
 def test_crashes_with_long_runs_between_them_are_no_loop(monkeypatch):
-    monkeypatch.setattr(supervisor, "_LONG_RUN_S", 0)
-    events = run_supervisor(monkeypatch, iter(crash() for _ in range(20)))
+    events = run_supervisor(monkeypatch, iter(crash() for _ in range(20)), long_run_s=0)
     assert {fields["restart_in"] for name, fields in events if name == "server_ended"} == {0.001}
 
 
 class FakeControl:
     """A server with the ensemble `public` of `first`, `second` and, for another output, `costly`."""
 
-    def __init__(self, *, error=None, answered=(), pending=(), unready=()):
+    def __init__(self, *, error=None, answered=(), pending=(), unready=(), size=(24, 32)):
         self._error, self._answered, self._pending, self._unready = error, iter(answered), dict(pending), unready
+        self._size, self.timeouts = size, []
 
     def config(self, model):
         steps = [("first", "image", "a"), ("second", "a", "size"), ("costly", "a", "mask_logits")]
@@ -411,10 +406,12 @@ class FakeControl:
     def is_ready(self, model):
         return model not in self._unready
 
-    def call(self, *_, **__):
+    def infer(self, model, inputs, outputs, *, request_id, timeout):
+        assert (model, list(inputs), outputs, request_id) == ("public", ["image"], ("size",), CANARY_ID)
+        self.timeouts.append(timeout)
         if self._error:
             raise self._error
-        return json.dumps({"outputs": [{"name": "size", "data": [24, 32]}]}).encode() + b"\x00binary"
+        return {"size": np.array([self._size])}
 
 
 NO_ANSWER = CallError("timed out")
@@ -443,12 +440,10 @@ def test_verdicts(server, kind, blame):
 
 
 @pytest.mark.parametrize(("longest", "last"), [(60.0, Kind.BUSY), (0.0, Kind.FAILS)])
-def test_a_step_that_computes_is_busy_for_a_while(monkeypatch, longest, last):
-    monkeypatch.setattr(canary, "_LONGEST_WORK_S", longest)
-    monkeypatch.setattr(canary, "_FIRST_TIMEOUT_S", 1e-9)
+def test_a_step_that_computes_is_busy_for_a_while(longest, last):
     used = iter(range(100, 10**6, 100))  # processor seconds, at each look
     server = FakeControl(error=NO_ANSWER, answered=12 * [{"first": 1}], pending={"first": 9})
-    asked = Canary(server, ["public"], lambda _: next(used))
+    asked = Canary(server, ["public"], lambda _: next(used), Timing(first_timeout_s=1e-9, longest_work_s=longest))
     verdicts = [asked.ask() for _ in range(3)]
     assert [verdict.kind for verdict in verdicts] == [Kind.BUSY, last, last]
     assert verdicts[0].reason == "no answer within 1e-09 s: first works on a large request"
@@ -469,22 +464,21 @@ LASTING = [
 @pytest.mark.parametrize(("counts", "pending", "kind", "blame"), LASTING)
 def test_busy_for_long_is_hung_where_a_step_answers_nobody(counts, pending, kind, blame):
     answered = [{"second": count} for count in counts for _ in range(2)]  # before it is asked, and after
-    asked = Canary(FakeControl(error=FULL, answered=answered, pending=pending), ["public"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canary, "_FIRST_TIMEOUT_S", 1e-9)
-        *earlier, last = [asked.ask() for _ in counts]
+    server = FakeControl(error=FULL, answered=answered, pending=pending)
+    asked = Canary(server, ["public"], timing=Timing(first_timeout_s=1e-9))
+    *earlier, last = [asked.ask() for _ in counts]
     assert {verdict.kind for verdict in earlier} == {Kind.BUSY}
     assert (last.kind, last.blame) == (kind, blame)
 
 
 def test_the_first_inference_may_take_its_time():
-    asked = Canary(FakeControl(), ["public"])
-    assert asked._timeout() == canary._FIRST_TIMEOUT_S > canary._TIMEOUT_S
+    server = FakeControl()
+    asked = Canary(server, ["public"], timing=Timing(first_timeout_s=60, timeout_s=10))
     asked.ask()
-    assert asked._timeout() == canary._TIMEOUT_S
+    asked.ask()
+    assert server.timeouts == [60, 10]
 
 
-def test_a_wrong_size_is_no_answer(monkeypatch):
-    monkeypatch.setattr(canary, "_HEIGHT", 7)
-    verdict = Canary(FakeControl(), ["public"]).ask()
-    assert (verdict.kind, verdict.reason) == (Kind.FAILS, "public answered wrong: size [24, 32], not [7, 32]")
+def test_a_wrong_size_is_no_answer():
+    verdict = Canary(FakeControl(size=(7, 32)), ["public"]).ask()
+    assert (verdict.kind, verdict.reason) == (Kind.FAILS, "public answered wrong: size [7, 32], not [24, 32]")

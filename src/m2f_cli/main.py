@@ -14,7 +14,7 @@ COMMANDS = {  # name: (module, attribute, extra that its requirements are in)
     "export": ("m2f_cli.export", "export", "export"),
     "doctor": ("m2f_cli.doctor", "doctor", "export"),
     "serve": ("m2f_cli.serve", "serve", "server"),
-    "rollout": ("m2f_cli.rollout", "rollout", "models,eval"),
+    "rollout": ("m2f_cli.rollout", "rollout", "models"),
 }
 
 

@@ -9,17 +9,18 @@ from urllib.parse import urlsplit
 
 import click
 
+from m2f.errors import M2FError
 from m2f_backend.calls import CallError
 from m2f_server.access import read_access
 from m2f_server.control import Control
 from m2f_server.rollout import Rollout, roll_out
-from m2f_server.serve_errors import RolloutError, ServeError
+from m2f_server.serve_errors import RolloutError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(
-    epilog="Going back is a rollout of the file before, e.g. of model_repository/mask2former_engine/1/model.plan."
+    epilog="To go back, roll out the old file, for example model_repository/mask2former_engine/1/model.plan."
 )
 @click.argument("engine", type=_FILE)
 @click.option(
@@ -28,24 +29,24 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     default=Path("model_repository"),
     show_default=True,
     metavar="DIR",
-    help="The folder that is served; the new version is written to it.",
+    help="The folder that the server serves; the new version is written to it.",
 )
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's HTTP address.")
-@click.option("--admin-token-file", type=_FILE, required=True, help="The one that m2f serve was started with.")
+@click.option("--admin-token-file", type=_FILE, required=True, help="The file that m2f serve was started with.")
 @click.option(
     "--image",
     "images",
     type=_FILE,
     multiple=True,
     required=True,
-    help="An image to compare on; give several.",
+    help="An image on which the engines are compared; repeat the option for more.",
 )
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 1),
     default=0.95,
     show_default=True,
-    help="Least agreement of the new engine's instances with the old one's. 0 for retrained weights.",
+    help="Least agreement of the new engine's instances with the old engine's. Use 0 for retrained weights.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def rollout(
@@ -58,23 +59,22 @@ def rollout(
     min_agreement: float,
     as_json: bool,
 ) -> None:
-    """Put a new engine, a model.plan or model.onnx, into the running service.
+    """Replace the engine of a running server by a new model.plan or model.onnx.
 
-    It is loaded beside the one that serves and both see the same images. One that does not load, or finds other
-    instances, is refused and touches no client; one that is good takes over between two requests.
+    The new engine is loaded beside the serving engine, and both see the same images. If the new engine does not load,
+    or finds other instances, it is refused and clients notice nothing. Else it takes over between two requests.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it is taken back as by Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a SIGTERM takes the new version back, as Ctrl-C does
     try:
         done = roll_out(
             engine,
             repository=model_repository,
             control=_control(url, admin_token_file),
-            http_url=_address(url),
             images={str(path): _read(path) for path in images},
             min_agreement=min_agreement,
             say=lambda line: click.echo(f"m2f rollout: {line}", err=True),
         )
-    except ServeError as error:
+    except M2FError as error:
         secret = isinstance(error, CallError) and error.status == HTTPStatus.FORBIDDEN
         hint = "; --admin-token-file is not the one of this server" if secret else ""
         click.echo(f"m2f rollout: {error}{hint}", err=True)
@@ -89,7 +89,7 @@ def _control(url: str, token_file: Path) -> Control:
 def _address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.netloc or parts.path not in ("", "/"):
-        raise click.UsageError(f"--url {url}: http://host:port is wanted, the HTTP port of the server itself")
+        raise click.UsageError(f"--url {url}: give http://host:port, the HTTP port of the server itself")
     return parts.netloc
 
 
@@ -105,7 +105,7 @@ def _as_json(done: Rollout) -> str:
         {
             "before": done.before,
             "version": done.version,
-            "agreement": round(done.agreement, 6),
-            "parity": done.parity.to_dict(),
+            "agreement": round(done.agreement.share, 6),
+            "parity": done.agreement.to_dict(),
         }
     )

@@ -8,14 +8,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import click
 
+from m2f.errors import M2FError
 from m2f_backend.logfmt import logfmt
+from m2f_server import launch
 from m2f_server.launch import LOOPBACK
-from m2f_server.serve_errors import ServeError
 from m2f_server.server import Server
 from m2f_server.server_tls import ServerTls
 from m2f_server.supervisor import Supervisor
@@ -26,8 +28,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command(
-    epilog="Ctrl-C (or SIGTERM) takes no new requests, answers those in flight and stops; a second one does not wait. "
-    "Options for tritonserver itself go after a double dash: m2f serve -- --rate-limit=off"
+    epilog="Ctrl-C or SIGTERM drains the server: it takes no new requests, answers those in flight and stops. A second "
+    "signal stops it at once. Options for tritonserver go after a double dash: m2f serve -- --rate-limit=off"
 )
 @click.option(
     "--model-repository",
@@ -40,30 +42,40 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--config-name",
     metavar="NAME",
-    help="Use configs/NAME.pbtxt where a model has one: cpu for ONNX Runtime. Default: the TensorRT configuration.",
+    help="Use configs/NAME.pbtxt of each model that has it; cpu is ONNX Runtime. Default: config.pbtxt, TensorRT.",
 )
-@click.option("--host", default=LOOPBACK, show_default=True, help="Address of HTTP and gRPC; 0.0.0.0 is everywhere.")
+@click.option("--host", default=LOOPBACK, show_default=True, help="Address of HTTP and gRPC; 0.0.0.0 is all addresses.")
 @click.option("--monitor-host", default=LOOPBACK, show_default=True, help="Address of metrics and probes.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port; 0 picks a free one.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Metrics port; 0 picks a free one.")
-@click.option("--health-port", type=_PORT, default=8003, show_default=True, help="Port of /live and /ready; 0: free.")
-@click.option("--admin-token-file", type=_FILE, help="Holds the secret of the restricted APIs. Default: a random one.")
 @click.option(
-    "--tls-cert", type=_FILE, help="gRPC's certificate (PEM); HTTP, which has no TLS, is then on loopback only."
+    "--health-port", type=_PORT, default=8003, show_default=True, help="Port of /live, /ready; 0 is a free one."
 )
-@click.option("--tls-key", type=_FILE, help="Its private key.")
-@click.option("--tls-client-ca", type=_FILE, help="Let in only clients with a certificate of this authority (mTLS).")
-@click.option("--timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, help="Seconds to get ready.")
+@click.option(
+    "--admin-token-file", type=_FILE, help="File with the secret of the restricted APIs. Default: a random one."
+)
+@click.option(
+    "--tls-cert", type=_FILE, help="Certificate (PEM) of gRPC. HTTP has no TLS, so it then listens on loopback only."
+)
+@click.option("--tls-key", type=_FILE, help="Private key (PEM) of the certificate.")
+@click.option("--tls-client-ca", type=_FILE, help="Accept only clients with a certificate of this authority (mTLS).")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    help="Seconds until all models must be ready.",
+)
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=20.0,
     show_default=True,
-    help="Seconds for requests in flight, when told to stop.",
+    help="Seconds to answer requests in flight after a stop signal.",
 )
-@click.option("--log-file", type=_FILE, help="Add the server's log to this file; - is standard error.")
-@click.option("--log-verbose", is_flag=True, help="Show the server's log, at its verbose level.")
+@click.option("--log-file", type=_FILE, help="Append the server's log to this file; - is standard error.")
+@click.option("--log-verbose", is_flag=True, help="Write a verbose log, and show it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
 def serve(
@@ -91,42 +103,41 @@ def serve(
     fixed = [port for port in (http_port, grpc_port, metrics_port, health_port) if port]
     if len(set(fixed)) < len(fixed):
         raise click.UsageError("--http-port, --grpc-port, --metrics-port and --health-port must differ")
-    options = {
-        "model_repository": model_repository,
-        "config_name": config_name,
-        "host": host,
-        "monitor_host": monitor_host,
-        "http_port": http_port,
-        "grpc_port": grpc_port,
-        "metrics_port": metrics_port,
-        "timeout": timeout,
-        "log_file": log_file,
-        "log_verbose": log_verbose,
-        "admin_token_file": admin_token_file,
-        "tls": _tls(tls_cert, tls_key, tls_client_ca),
-        "extra_args": extra_args,
-    }
+    start = partial(
+        launch.serve,
+        model_repository=model_repository,
+        config_name=config_name,
+        host=host,
+        monitor_host=monitor_host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        timeout=timeout,
+        log_file=log_file,
+        log_verbose=log_verbose,
+        admin_token_file=admin_token_file,
+        tls=_tls(tls_cert, tls_key, tls_client_ca),
+        extra_args=extra_args,
+    )
     try:
         with _signals() as (stop, hasten):
             Supervisor(
-                options=options,
+                start=start,
                 health_host=monitor_host,
                 health_port=health_port,
                 drain_timeout=drain_timeout,
-                announce=lambda server, health_url: click.echo(
-                    (_as_json if as_json else _ready_line)(server, health_url)
-                ),
+                announce=lambda server, url: click.echo((_as_json if as_json else _ready_line)(server, url)),
                 event=_log,
                 stop=stop,
                 hasten=hasten,
             ).run()
-    except ServeError as error:
+    except M2FError as error:
         click.echo(f"m2f serve: {error}", err=True)
         sys.exit(1)
 
 
 def _log(event: str, **circumstances: object) -> None:
-    """Write a line to standard error; where that is closed or full, the service goes on without it."""
+    """Write a line to standard error, if it can be written to."""
     time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     with suppress(OSError):
         click.echo(
@@ -169,9 +180,10 @@ def _as_json(server: Server, health_url: str) -> str:
 
 @contextmanager
 def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Yield what the first and the second signal set; later ones change nothing more, and the end is bounded.
+    """Yield the events that the first and the second stop signal set; later signals do nothing.
 
-    A thread sets them: `Event.set` in a handler waits for ever where the signal met `Event.wait` of the same thread.
+    A thread sets the events, because `Event.set` in a signal handler deadlocks if the signal interrupts `Event.wait` in
+    the main thread.
     """
     stop, hasten = threading.Event(), threading.Event()
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -185,7 +197,7 @@ def _signals() -> Iterator[tuple[threading.Event, threading.Event]]:
         signals.put(signum)
 
     threading.Thread(target=pass_on, daemon=True).start()
-    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # ignored: nohup
     before = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield stop, hasten

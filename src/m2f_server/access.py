@@ -1,8 +1,8 @@
-"""Who may do what: the interfaces that change a running server answer only to those who know a secret.
+"""Restrict the interfaces that change a running server to callers with a secret.
 
-Triton gives everybody who reaches a port all that it can do. Loading a model runs its code, a shared-memory region
-may be the server's own, trace and log settings name files to write: these four need a header with a secret, over HTTP
-and gRPC. Health, metadata, configuration, statistics and inference stay open to those who reach the port.
+By default Triton lets every caller do everything. Loading a model runs the model's code. A shared-memory region may be
+the server's own. Trace and log settings name files to write. So these four interfaces need a header with a secret, over
+HTTP and gRPC. Health, metadata, configuration, statistics and inference stay open.
 """
 
 import re
@@ -14,7 +14,7 @@ from m2f_server.serve_errors import AccessError
 
 RESTRICTED = ("model-repository", "shared-memory", "trace", "logging")
 _KEY = "m2f-admin"
-# gRPC's name for it is fixed by Triton; HTTP's is made the same, so that one header does for both
+# Triton fixes the header's name for gRPC; HTTP uses the same name
 ADMIN_HEADER = f"triton-grpc-protocol-{_KEY}"
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
@@ -38,12 +38,12 @@ class Access:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request to a restricted interface must carry, over HTTP and over gRPC."""
+        """Headers of a request to a restricted interface, over HTTP and gRPC."""
         return {ADMIN_HEADER: self.token}
 
     @property
     def arguments(self) -> list[str]:
-        """Options of `tritonserver`."""
+        """Command-line options of `tritonserver`."""
         apis = ",".join(RESTRICTED)
         return [
             f"--http-restricted-api={apis}:{ADMIN_HEADER}={self.token}",
@@ -52,13 +52,13 @@ class Access:
 
 
 def read_access(token_file: Path | None) -> Access:
-    """Return the secret that a file holds, or a random one where there is no file.
+    """Return the secret in a file, or a random secret.
 
     Args:
-        token_file: the token and nothing else; white space around it does not count.
+        token_file: file with the token alone; white space around the token is ignored. None makes a random token.
 
     Raises:
-        AccessError: the file cannot be read, or holds no token that can be used.
+        AccessError: the file cannot be read, or the token is invalid.
     """
     if token_file is None:
         return Access()

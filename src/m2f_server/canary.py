@@ -1,55 +1,53 @@
-"""A real inference through the public ensembles: the only sign that a server serves.
+"""Send a tiny image through the public ensembles: the only proof that a server works.
 
-Triton calls itself ready while every request fails. So a tiny image goes the way of all images, and asks for every
-output but the logits: each step behind them has to work.
+Triton reports that it is ready even while every request fails. The image asks for every output but the logits, so each
+step behind them has to work.
 """
 
 import base64
 import http.client
-import json
-import struct
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-from urllib.parse import quote
+
+import numpy as np
 
 from m2f.contract import CANARY_ID
 from m2f_backend.calls import CallError
 from m2f_server.control import Control
+from m2f_server.timing import Timing
 
-INPUT = "image"  # ensembles that take it are public
-_COSTLY = {"cls_logits", "mask_logits"}  # their step copies tens of MB, for a tiny image as for any
+INPUT = "image"  # an ensemble with this input is public
+_COSTLY = {"cls_logits", "mask_logits"}  # tens of MB, even for a tiny image
 _IMAGE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAACAAAAAYAQMAAAChnW13AAAABlBMVEWAgIDcKCgLE2G6AAAAMUlEQVR42mNgwAnYPzAwMMj/YWBi"
     "UGBiYGJgYGBgYnBghLFwEAwM9v9g3Af/YKZgAgBS2QaeTcCqhgAAAABJRU5ErkJggg=="
 )
-_HEIGHT, _WIDTH = 24, 32
-_FIRST_TIMEOUT_S = 60.0  # an engine's first inference may take many times what the others do
-_TIMEOUT_S = 10.0  # at least; ten times what the fastest one took where that is more
-_PATIENCE = 10
-_LONGEST_WORK_S = 180.0  # more than the largest request that is allowed takes on a slow processor
-_SHARE = 0.1  # of a processor: a step that takes so much computes, one that waits for ever takes none
-_REJECTED = {http.client.TOO_MANY_REQUESTS, http.client.SERVICE_UNAVAILABLE}  # by a queue's limits
+_INPUTS = {INPUT: np.array([[_IMAGE]], object)}
+_SIZE = [24, 32]  # height and width of the image
+_COMPUTING = 0.1  # processors that a computing step uses at least; a hanging step uses none
+_REJECTED = {http.client.TOO_MANY_REQUESTS, http.client.SERVICE_UNAVAILABLE}  # a queue is full
 
 
 class Kind(Enum):
-    """How a server stands."""
+    """The state of a server."""
 
     SERVES = "serves"
-    BUSY = "busy"  # it works, but has more to do than it can
+    BUSY = "busy"  # it works, but has more requests than it can answer
     FAILS = "fails"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a canary found.
+    """The result of a canary.
 
     Attributes:
-        kind: how the server stands.
-        reason: why it does not serve.
-        blame: the model that hangs or says that it is not ready, where one is known.
+        kind: the state of the server.
+        reason: why the server does not serve.
+        blame: the model that hangs or is not ready, if known.
     """
 
     kind: Kind
@@ -59,12 +57,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Target:
-    """An ensemble to ask.
+    """An ensemble to send the image to.
 
     Attributes:
-        name: of the ensemble.
-        outputs: what to ask for.
-        steps: the models that have to work for it, in order.
+        name: name of the ensemble.
+        outputs: names of the requested outputs.
+        steps: names of the models that make these outputs, in order.
     """
 
     name: str
@@ -74,12 +72,12 @@ class _Target:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the models had done and to do at a time.
+    """The work of the models at a moment.
 
     Attributes:
-        at: the time.
-        answered: requests by model, since it was loaded.
-        waiting: likewise, those in its queue.
+        at: the moment, as `time.monotonic`.
+        answered: number of answered requests by model, since the model was loaded.
+        waiting: number of waiting requests by model.
         seconds: processor time that the processes of each step have used.
     """
 
@@ -88,37 +86,46 @@ class _Work:
     waiting: Mapping[str, int]
     seconds: Mapping[str, float]
 
-    def goes_on(self, step: str, now: "_Work") -> bool:
-        """Tell whether a step has answered anybody since."""
+    def has_answered(self, step: str, now: "_Work") -> bool:
+        """Return whether a step has answered a request since this moment."""
         return now.answered.get(step, 0) != self.answered.get(step, 0)
 
-    def computes(self, step: str, now: "_Work") -> bool:
-        """Tell whether a step that has answered nobody since was at work: on a large request, or in an endless loop."""
-        return now.seconds[step] - self.seconds[step] >= _SHARE * (now.at - self.at)
+    def has_computed(self, step: str, now: "_Work") -> bool:
+        """Return whether a step has computed since this moment: on a large request, or in an endless loop."""
+        return now.seconds[step] - self.seconds[step] >= _COMPUTING * (now.at - self.at)
 
 
 class Canary:
-    """Asks one server; where it has no ensemble that takes an image, its models' own readiness has to do.
+    """Sends the image to one server. If no ensemble takes an image, asks the models for their readiness instead.
 
     Args:
-        control: the server.
-        models: all models that it has loaded.
-        processor_seconds: returns what a model's processes have used so far.
+        control: calls to the server.
+        models: names of all loaded models.
+        processor_seconds: returns the processor time that the processes of a model have used.
+        timing: how long to wait.
+
+    Attributes:
+        seconds: duration of the last canary.
     """
 
     def __init__(
-        self, control: Control, models: Iterable[str], processor_seconds: Callable[[str], float] = lambda _: 0.0
+        self,
+        control: Control,
+        models: Iterable[str],
+        processor_seconds: Callable[[str], float] = lambda _: 0.0,
+        timing: Timing | None = None,
     ) -> None:
         self._control = control
         self._processor_seconds = processor_seconds
+        self._timing = timing or Timing()
         self._models = tuple(models)
         self._targets = [target for model in self._models if (target := _target(control.config(model)))]
-        self._fastest = float("inf")
+        self._fastest = math.inf
         self._busy_since: dict[str, _Work] = {}
-        self.seconds = 0.0  # that the last one took
+        self.seconds = 0.0
 
     def ask(self) -> Verdict:
-        """Ask every public ensemble, and return the first verdict that is not good."""
+        """Send the image to every public ensemble, and return the first verdict that is not good."""
         started = time.monotonic()
         try:
             for target in self._targets:
@@ -138,46 +145,50 @@ class Canary:
         before = self._look(target)
         timeout = self._timeout()
         try:
-            size = _infer(self._control, target, timeout=timeout)
+            found = self._control.infer(target.name, _INPUTS, target.outputs, request_id=CANARY_ID, timeout=timeout)
         except CallError as error:
             return self._explain(target, error, before, timeout)
         self._busy_since.pop(target.name, None)
-        if size not in (None, [_HEIGHT, _WIDTH]):
-            return Verdict(Kind.FAILS, f"{target.name} answered wrong: size {size}, not {[_HEIGHT, _WIDTH]}")
+        if "size" in found and (size := found["size"].ravel().tolist()) != _SIZE:
+            return Verdict(Kind.FAILS, f"{target.name} answered wrong: size {size}, not {_SIZE}")
         return Verdict(Kind.SERVES)
 
     def _timeout(self) -> float:
-        return _FIRST_TIMEOUT_S if self._fastest == float("inf") else max(_TIMEOUT_S, _PATIENCE * self._fastest)
+        timing = self._timing
+        if self._fastest == math.inf:
+            return timing.first_timeout_s
+        return max(timing.timeout_s, timing.patience * self._fastest)
 
     def _explain(self, target: _Target, error: CallError, before: _Work, timeout: float) -> Verdict:
-        """Tell a busy server from a broken one, and find the model to blame."""
+        """Return the verdict for a failed request: a busy server or a broken one, and the model to blame."""
         if error.status is None:  # no answer in time
             now = self._look(target)
             stuck = _stuck(target.steps, before, now)
             if stuck is None:
                 return self._busy(target, f"no answer within {timeout:g} s, but every step goes on")
-            if before.computes(stuck, now):
+            if before.has_computed(stuck, now):
                 return self._busy(target, f"no answer within {timeout:g} s: {stuck} works on a large request")
             return Verdict(Kind.FAILS, f"{target.name} does not answer within {timeout:g} s: {stuck} hangs", stuck)
         if error.status in _REJECTED:
             return self._busy(target, str(error))
-        if error.status == http.client.BAD_REQUEST:  # somebody's own ensemble that does not like our image: it answers
+        if error.status == http.client.BAD_REQUEST:  # a user's own ensemble refuses this image, so it works
             return Verdict(Kind.SERVES)
         return Verdict(Kind.FAILS, str(error), self._unready())
 
     def _busy(self, target: _Target, reason: str) -> Verdict:
-        """Tell a busy server from one with a step that hangs under load: requests wait for it, and it answers none."""
+        """Return BUSY, or FAILS if a step hangs: requests have waited for it, and it has answered none."""
         now = self._look(target)
         then = self._busy_since.setdefault(target.name, now)
         seconds = now.at - then.at
         if seconds < self._timeout():
             return Verdict(Kind.BUSY, reason)
         waited_for = [step for step in target.steps if then.waiting.get(step) and now.waiting.get(step)]
-        silent = [step for step in waited_for if not then.goes_on(step, now)]
-        hung = [step for step in silent if seconds >= _LONGEST_WORK_S or not then.computes(step, now)]
+        silent = [step for step in waited_for if not then.has_answered(step, now)]
+        endless = seconds >= self._timing.longest_work_s
+        hung = [step for step in silent if endless or not then.has_computed(step, now)]
         if hung or not silent:
             self._busy_since[target.name] = now
-        if hung:  # the last one: preprocessing waits for those behind it
+        if hung:  # the last step, because preprocessing waits for the later ones
             why = f"{hung[-1]} hangs: no answer in {seconds:.0f} s, though requests wait for it"
             return Verdict(Kind.FAILS, why, hung[-1])
         return Verdict(Kind.BUSY, reason)
@@ -191,18 +202,18 @@ class Canary:
 
 
 def _stuck(steps: Sequence[str], before: _Work, now: _Work) -> str | None:
-    """Return the step that an answer did not get past, where that step has answered nobody.
+    """Return the step at which a request is stuck, or None if that step has answered others.
 
-    Where requests wait, it is the last step that they wait for: preprocessing waits for those behind it.
+    Where requests wait, that is the last step with a queue, because preprocessing waits for the later steps.
     """
-    silent = [step for step in steps if not before.goes_on(step, now)]
+    silent = [step for step in steps if not before.has_answered(step, now)]
     queued = [step for step in steps if now.waiting.get(step)]
     candidates = queued[-1:] or silent[:1]
     return next((step for step in candidates if step in silent), None)
 
 
 def _target(config: Mapping[str, Any]) -> _Target | None:
-    """Return how to ask a model with this configuration; None where it is no ensemble that takes an image."""
+    """Return how to ask the model with this configuration, or None if it is no ensemble that takes an image."""
     takes = {entry["name"]: entry["data_type"] for entry in config.get("input", [])}
     if "ensemble_scheduling" not in config or takes != {INPUT: "TYPE_STRING"}:
         return None
@@ -211,37 +222,11 @@ def _target(config: Mapping[str, Any]) -> _Target | None:
 
 
 def _steps_behind(outputs: Iterable[str], steps: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the models that make these outputs, directly or not."""
+    """Return the models that make these outputs, directly or through other steps."""
     tensors, needed = set(outputs), set()
-    for _ in steps:  # as often as the longest chain may be
+    for _ in steps:  # the longest possible chain
         for step in steps:
             if tensors & set(step["output_map"].values()):
                 needed.add(step["model_name"])
                 tensors |= set(step["input_map"].values())
     return tuple(step["model_name"] for step in steps if step["model_name"] in needed)
-
-
-def _infer(control: Control, target: _Target, *, timeout: float) -> list[int] | None:
-    """Send the image, and return the `size` that the server found, where the ensemble has that output.
-
-    The image travels in the protocol's binary form; answers do, too, but for `size`, which can then be read as JSON.
-    """
-    image = struct.pack("<I", len(_IMAGE)) + _IMAGE
-    head = json.dumps(
-        {
-            "id": CANARY_ID,
-            "inputs": [
-                {"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(image)}}
-            ],
-            "outputs": [{"name": name, "parameters": {"binary_data": name != "size"}} for name in target.outputs],
-        }
-    ).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-    path = f"/v2/models/{quote(target.name)}/infer"
-    content = control.call("POST", path, head + image, headers=headers, timeout=timeout)
-    try:
-        answer, _ = json.JSONDecoder().raw_decode(content.decode(errors="replace"))
-        sizes = [output["data"] for output in answer["outputs"] if output["name"] == "size"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise CallError(f"{target.name} answered what cannot be read: {error}", status=http.client.OK) from error
-    return sizes[0] if sizes else None

@@ -1,28 +1,30 @@
-"""Calls to a running server over its HTTP port, with its secret."""
+"""Calls to a running server over its HTTP port, with the secret of the restricted interfaces."""
 
 import base64
+import http.client
 import json
-import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import numpy.typing as npt
+
 from m2f_backend.calls import TIMEOUT_S, CallError, fetch, queues
 from m2f_server.access import Access
+from m2f_server.tensors import Arrays, decode, encode
+from m2f_server.triton_2_51 import with_a_change
 
 _RESTRICTED = "/v2/repository/"
-_LOAD_TIMEOUT_S = 300.0  # a large engine
+_LOAD_TIMEOUT_S = 300.0  # for a large engine
 
 
 class Control:
-    """One server, as those see it who look after it.
-
-    Every method raises `CallError` where the server does not answer in time or refuses.
+    """Administers one server. Every method raises `CallError` if the server refuses or does not answer in time.
 
     Args:
-        http_url: `host:port` of its HTTP port.
-        metrics_url: `host:port` of its metrics.
-        access: its secret.
+        http_url: `host:port` of the server's HTTP port.
+        metrics_url: `host:port` of the server's metrics.
+        access: the server's secret.
     """
 
     def __init__(self, *, http_url: str, metrics_url: str, access: Access) -> None:
@@ -39,24 +41,60 @@ class Control:
         headers: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT_S,
     ) -> bytes:
-        """Return the body of a 200 answer; `timeout` seconds bound each wait for the server.
+        """Return the body of an answer with status 200.
 
-        The secret goes only where it is needed: somebody else may listen on the port before the server does.
+        Only calls to a restricted interface carry the secret, because another program may have the port before the
+        server starts.
+
+        Args:
+            method: HTTP method.
+            path: path of the request.
+            body: body of the request.
+            headers: headers of the request.
+            timeout: largest number of seconds for each wait for the server.
         """
         if path.startswith(_RESTRICTED):
             headers = {**self._access.headers, **(headers or {})}
         return fetch(self._http_url, method, path, body=body, headers=headers, timeout=timeout)
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.NDArray[Any]],
+        outputs: Sequence[str],
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        request_id: str = "",
+        timeout: float,
+    ) -> Arrays:
+        """Return the output tensors of a model by name.
+
+        Args:
+            model: name of the model.
+            inputs: input tensors by name.
+            outputs: names of the requested outputs.
+            parameters: request parameters.
+            request_id: id of the request in the server's log.
+            timeout: largest number of seconds for each wait for the server.
+        """
+        body, headers = encode(inputs, outputs, parameters=parameters or {}, request_id=request_id)
+        path = f"/v2/models/{quote(model)}/infer"
+        content = self.call("POST", path, body, headers=headers, timeout=timeout)
+        try:
+            return decode(content)
+        except ValueError as error:
+            raise CallError(f"POST {path}: the answer cannot be read: {error}", status=http.client.OK) from error
 
     def metrics(self) -> str:
         """Return the Prometheus metrics."""
         return fetch(self._metrics_url, "GET", "/metrics").decode()
 
     def index(self) -> list[dict[str, str]]:
-        """Return `name`, `version`, `state` and `reason` of every model, as Triton has them."""
+        """Return `name`, `version`, `state` and `reason` of every model."""
         return self._json("POST", "/v2/repository/index")
 
     def loaded(self) -> set[tuple[str, str]]:
-        """Return name and version of every model that Triton takes for ready."""
+        """Return name and version of every model in state READY."""
         return {(entry["name"], entry.get("version", "")) for entry in self.index() if entry.get("state") == "READY"}
 
     def config(self, model: str) -> dict[str, Any]:
@@ -64,7 +102,7 @@ class Control:
         return self._json("GET", f"/v2/models/{quote(model)}/config")
 
     def is_ready(self, model: str) -> bool:
-        """Tell whether a model says that it is ready; Triton from 26.01 on notices a dead stub here."""
+        """Return whether a model reports that it is ready. Triton 26.01 and later report a dead stub here."""
         try:
             self.call("GET", f"/v2/models/{quote(model)}/ready")
         except CallError as error:
@@ -74,7 +112,7 @@ class Control:
         return True
 
     def answered(self) -> dict[str, int]:
-        """Return how many requests each model has answered so far, well or not."""
+        """Return how many requests each model has answered so far, with a result or an error."""
         counts: dict[str, int] = {}
         for entry in self._json("GET", "/v2/models/stats")["model_stats"]:
             totals = entry["inference_stats"]
@@ -83,29 +121,22 @@ class Control:
         return counts
 
     def pending(self) -> Mapping[str, int]:
-        """Return how many requests wait for each model, those that it is at work on not counted."""
+        """Return how many requests wait for each model, without those that the model works on."""
         return queues(self._metrics_url).pending
 
     def reload(self, model: str) -> None:
-        """Load a model anew beside the old one, which is then let go: nobody finds it missing meanwhile.
-
-        Triton 2.51 leaves a model alone whose files and configuration have not changed, whether its stub lives or
-        not. So one entry is new each time, in a field that names engine files by GPU and means nothing to a Python
-        model. To unload and load instead would take every ensemble away that has this model as a step.
-        """
-        config = self.config(model)
-        config.setdefault("cc_model_filenames", {})["m2f-reload"] = secrets.token_hex(4)
-        self.load(model, config)
+        """Load a model again in place: the old one serves until the new one is ready."""
+        self.load(model, with_a_change(self.config(model)))
 
     def load(
         self, model: str, config: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None
     ) -> None:
-        """Load a model, beside the one that serves under this name, which then ends.
+        """Load a model; a model that serves under this name ends when the new one is ready.
 
         Args:
-            model: its name.
-            config: in place of the one in the repository.
-            files: in place of the folder in the repository, contents by `<version>/<name>`.
+            model: name of the model.
+            config: configuration to use instead of the repository's.
+            files: contents by `<version>/<name>`, to use instead of the repository's files.
         """
         parameters = {f"file:{path}": base64.b64encode(content).decode() for path, content in (files or {}).items()}
         if config is not None:
@@ -114,9 +145,11 @@ class Control:
         self.call("POST", f"/v2/repository/models/{quote(model)}/load", body, timeout=_LOAD_TIMEOUT_S)
 
     def unload(self, model: str, *, timeout: float = TIMEOUT_S) -> None:
-        """Take no new requests for a model; those in flight go on, and `index` says UNLOADING until they are done.
+        """Take no new requests for a model. It is in state UNLOADING until the requests in flight are answered.
 
-        Triton does this after what it is loading at the time, so allow for that in `timeout` (seconds).
+        Args:
+            model: name of the model.
+            timeout: seconds to wait; Triton first finishes the loads that have begun.
         """
         self.call("POST", f"/v2/repository/models/{quote(model)}/unload", b"{}", timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""Read a Triton log for the reason why the server did not come up."""
+"""Find in Triton's log why the server did not start."""
 
 import re
 
@@ -8,13 +8,25 @@ _LOAD = re.compile(r"failed to load (?:model )?'(?P<name>[^']+)'(?: version \d+)
 _POLL = re.compile(r"Poll failed for model directory '(?P<name>[^']+)': (?P<reason>.*?)\"?$", re.MULTILINE)
 _PARSE = re.compile(r"Error parsing text-format \S+: (?P<reason>.*)$", re.MULTILINE)
 _SOCKET = re.compile(r"failed to start (?P<protocol>\w+) service: .*Socket '(?P<host>.*):(?P<port>\d+)' already in use")
-_NO_BACKEND = "unable to find backend library"
-_NOISE = re.compile(r"\s*($|[+|]|\d+# )")  # nothing, a table, a frame of a stack without names
+_HINTS = {  # what to do about a reason
+    re.compile("unable to find backend library"): (
+        "This tritonserver has no such backend: use --config-name cpu, or run inside NVIDIA's container."
+    ),
+    re.compile(r"No module named 'm2f[_.]|cannot import name '\w+' from 'm2f[_.]"): (
+        "Another version of m2f wrote this repository: export it again."
+    ),
+}
+_NOISE = re.compile(r"\s*($|[+|]|\d+# )")  # an empty line, a table, a stack frame without names
 _TAIL_LINES = 15
 
 
 def diagnose(*, log: str, returncode: int) -> ServeError:
-    """Turn the log of a server that ended with `returncode` into the error to raise."""
+    """Return the error that explains why a server ended.
+
+    Args:
+        log: the server's log.
+        returncode: the server's exit code, negative for a signal.
+    """
     if socket := _SOCKET.search(log):
         return PortTakenError(protocol=socket["protocol"].lower(), host=socket["host"], port=int(socket["port"]))
     if failures := model_failures(log):
@@ -23,7 +35,7 @@ def diagnose(*, log: str, returncode: int) -> ServeError:
 
 
 def model_failures(log: str) -> dict[str, str]:
-    """Return model name to reason, root causes before the ensembles that only depend on them."""
+    """Return the reason for each model that failed, causes before the ensembles that depend on them."""
     parse_errors = [found["reason"] for found in _PARSE.finditer(log)]
     failures: dict[str, str] = {}
     for found in _POLL.finditer(log):
@@ -37,17 +49,15 @@ def model_failures(log: str) -> dict[str, str]:
 
 
 def tail(log: str) -> str:
-    """Return the last lines of a log that say something."""
+    """Return the last 15 lines of a log, without noise."""
     lines = [line for line in log.splitlines() if not _NOISE.match(line)]
     return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
 
 
 def one_line(reason: str) -> str:
-    """Shorten a reason: of a Python traceback the message and the innermost place stay."""
+    """Return a reason in one line, with a hint what to do. A traceback is cut to its message and innermost place."""
     message, at, places = reason.replace("\\n", "\n").partition("\nAt:\n")
     text = " ".join(message.split()).removeprefix("Internal: ")
     if at:
         text += f" (at {places.strip().splitlines()[0].strip()})"
-    if _NO_BACKEND in text:
-        text += " This tritonserver has no such backend: use --config-name cpu, or run inside NVIDIA's container."
-    return text
+    return " ".join([text, *(hint for pattern, hint in _HINTS.items() if pattern.search(text))])

@@ -1,8 +1,8 @@
-"""Leave nothing behind: remove what is left of a server, also when the process that started it was killed.
+"""Remove the processes, shared memory and folder of a server, even if the process that started it was killed.
 
-Run as a script (standard library only, no package import), this waits for the end of its standard input, which
-the kernel closes when the starting process dies of whatever cause. A parent-death signal would reach the server
-alone, not its stubs, shared memory and folder, and would fire when the starting *thread* ends.
+Run as a script (standard library only, no package import), this module waits for the end of its standard input. The
+kernel closes it when the starting process dies for any reason. A parent-death signal would not do: it reaches only the
+server, not its stubs, shared memory and folder, and it fires when the starting *thread* ends.
 """
 
 import os
@@ -20,10 +20,10 @@ _GONE_WITHIN_S = 5.0
 
 
 class ServerGuard:
-    """The starting process's end of the watching one.
+    """Starts and controls the guarding process.
 
     Args:
-        shm_prefix: what the names of the server's shared-memory segments start with.
+        shm_prefix: prefix of the names of the server's shared-memory segments.
         work_dir: the server's temporary folder.
     """
 
@@ -35,28 +35,28 @@ class ServerGuard:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
 
     def watch(self, process_group: int) -> None:
-        """Name the process group that has to go; its leader is the server, its stubs are in it."""
+        """Set the process group to remove: the server leads it, and its stubs are in it."""
         self._process_group = process_group
         self._tell(str(process_group))
 
     def clean_up(self) -> None:
-        """Remove everything now and end the watching process."""
+        """Remove everything now, and end the guarding process."""
         sweep(process_group=self._process_group, shm_prefix=self._shm_prefix, work_dir=self._work_dir)
         self._tell(_RELEASED)
-        with suppress(subprocess.TimeoutExpired):  # it does nothing any more, and ends with this process at the latest
+        with suppress(subprocess.TimeoutExpired):  # it ends with this process at the latest
             self._process.communicate(timeout=_GONE_WITHIN_S)
         if self._process_group is not None:
             _reap(self._process_group)
 
     def _tell(self, word: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # someone killed it
+        with suppress(BrokenPipeError):  # the guarding process was killed
             self._process.stdin.write(f"{word}\n")
             self._process.stdin.flush()
 
 
 def sweep(*, process_group: int | None, shm_prefix: str, work_dir: Path) -> None:
-    """Kill a process group if there is one, then remove its shared-memory segments and its work folder."""
+    """Kill a process group, if given, then remove its shared-memory segments and its work folder."""
     deadline = time.monotonic() + _GONE_WITHIN_S
     while process_group is not None and _lives(process_group) and time.monotonic() < deadline:
         with suppress(ProcessLookupError):
@@ -68,14 +68,14 @@ def sweep(*, process_group: int | None, shm_prefix: str, work_dir: Path) -> None
 
 
 def _reap(process_group: int) -> None:
-    """Take note of the end of stubs that became our children when their server died: as process 1 we are to."""
+    """Reap the stubs that became children of this process when their server died, which happens to process 1."""
     with suppress(ChildProcessError):
         while os.waitpid(-process_group, os.WNOHANG)[0]:
             pass
 
 
 def _lives(process_group: int) -> bool:
-    """Tell whether a process of the group runs; zombies do not count: whose children they are is not our choice."""
+    """Return whether a process of the group runs. Zombies do not count: only their parent can remove them."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, group = stat.read_text(errors="replace").rpartition(") ")[2].split()[:3]
@@ -85,7 +85,7 @@ def _lives(process_group: int) -> bool:
 
 
 def main() -> None:
-    """Wait for the end of standard input, then clean up unless released."""
+    """Wait for the end of standard input, then clean up unless the guard was released."""
     shm_prefix, work_dir = sys.argv[1:]
     words = sys.stdin.read().split()
     if _RELEASED not in words:

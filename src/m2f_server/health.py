@@ -1,25 +1,27 @@
-"""The supervisor's own HTTP endpoint: `/live` and `/ready` for probes, `/metrics` for Prometheus."""
+"""Serve `/live` and `/ready` for probes and `/metrics` for Prometheus, on the supervisor's own port."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the probes are told.
+    """The answer to a probe.
 
     Attributes:
         state: `starting`, `serving`, `draining` or `restarting`.
-        ready: whether requests should be sent here.
-        reason: why not; empty when ready.
-        live: whether the supervisor still goes round; where it does not, it has to be restarted from outside.
+        ready: whether clients should send requests to this server.
+        reason: why the server is not ready; empty if it is.
+        live: whether the supervisor works. If not, it must be restarted from outside.
     """
 
     state: str
@@ -30,28 +32,18 @@ class Health:
 
 @contextmanager
 def endpoint(host: str, port: int, health: Callable[[], Health], metrics: CollectorRegistry) -> Iterator[int]:
-    """Answer `GET /live` and `GET /ready` with 200 or 503 and a JSON body, `GET /metrics` with text; yield the port.
+    """Answer `GET /live` and `GET /ready` with 200 or 503 and JSON, and `GET /metrics` with text; yield the port.
 
     Args:
-        host: the address to listen on.
-        port: 0 picks a free one.
-        health: called for each request of a probe.
-        metrics: what is exported.
+        host: address to listen on.
+        port: port to listen on; 0 picks a free one.
+        health: called for each probe.
+        metrics: the metrics to export.
 
     Raises:
-        OSError: it cannot be listened on.
+        OSError: the address cannot be listened on.
     """
-
-    class Handler(_Handler):
-        """A request."""
-
-        def health(self) -> Health:
-            return health()
-
-        def metrics(self) -> bytes:
-            return generate_latest(metrics)
-
-    server = ThreadingHTTPServer((host, port), Handler)
+    server = ThreadingHTTPServer((host, port), partial(_Handler, health, metrics))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     try:
         yield server.server_address[1]
@@ -61,26 +53,21 @@ def endpoint(host: str, port: int, health: Callable[[], Health], metrics: Collec
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers; what it answers is up to `health`."""
-
-    timeout = 5  # a client that says nothing does not keep a thread for ever
+    timeout = 5  # a silent client does not keep a thread
     server_version = "m2f"
     sys_version = ""
 
-    def health(self) -> Health:
-        """Return the state of this moment."""
-        raise NotImplementedError
-
-    def metrics(self) -> bytes:
-        """Return what is exported."""
-        raise NotImplementedError
+    def __init__(self, health: Callable[[], Health], metrics: CollectorRegistry, *connection: Any) -> None:
+        self._health = health
+        self._metrics = metrics
+        super().__init__(*connection)
 
     def do_GET(self) -> None:
         """Answer a probe, or Prometheus."""
         if self.path == "/metrics":
-            self._answer(HTTPStatus.OK, self.metrics(), CONTENT_TYPE_LATEST)
+            self._answer(HTTPStatus.OK, generate_latest(self._metrics), CONTENT_TYPE_LATEST)
             return
-        health = self.health()
+        health = self._health()
         good = {"/live": health.live, "/ready": health.ready}.get(self.path)
         if good is None:
             self._answer_json(HTTPStatus.NOT_FOUND, {"error": f"{self.path}: there are /live, /ready and /metrics"})
@@ -90,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a line for each probe would bury the others."""
+        """Write no log line: probes come every few seconds."""
 
     def _answer_json(self, status: HTTPStatus, body: dict[str, object]) -> None:
         self._answer(status, json.dumps(body).encode() + b"\n", "application/json")

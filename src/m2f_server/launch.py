@@ -4,40 +4,38 @@ import os
 import secrets
 import shlex
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from m2f_backend.backpressure import METRICS
+from m2f_server import triton_2_51
 from m2f_server.access import Access, read_access
 from m2f_server.guard import ServerGuard
-from m2f_server.locate import Installation, prepare
+from m2f_server.locate import prepare
 from m2f_server.ports import pick_ports
 from m2f_server.repository_check import check_repository
 from m2f_server.serve_errors import PortTakenError, ServeError
-from m2f_server.server import EXIT_TIMEOUT_S, Server, reachable
+from m2f_server.server import Server, reachable
+from m2f_server.server_log import copy_log
 from m2f_server.server_tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
-_ATTEMPTS = 3  # a free port may be taken by someone else before the server gets to it
-_OWN_LOG_BYTES = 8 << 20  # of a log that nobody asked to keep, and that standard error has too
-_ENVIRONMENT = {  # unless the caller's says otherwise
-    # per model instance; more only get in each other's way
-    "OMP_NUM_THREADS": "1",
+_ATTEMPTS = 3  # another process may take a free port before the server does
+_OWN_LOG_BYTES = 8 << 20  # largest size of a temporary log that standard error has too
+_ENVIRONMENT = {  # the caller's own values have priority
+    "OMP_NUM_THREADS": "1",  # of each model instance; more threads slow each other down
     "OPENBLAS_NUM_THREADS": "1",
-    # glibc makes eight heaps a core, and each keeps what the largest requests took of it
-    "MALLOC_ARENA_MAX": "1",
+    **triton_2_51.ENVIRONMENT,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What `serve` was asked for, checked."""
+class _LaunchOptions:
+    """The checked arguments of `serve`."""
 
     repository: Path
     config_name: str | None
@@ -75,28 +73,29 @@ def serve(
 
     Args:
         model_repository: the folder of models.
-        config_name: `configs/<name>.pbtxt` is used where a model has one; None is the TensorRT production setting.
-        host: IPv4 address to listen on, for HTTP and gRPC.
-        monitor_host: IPv4 address of the metrics.
-        http_port: port of the HTTP API; 0 picks a free one, as for the others.
-        grpc_port: port of the gRPC API.
-        metrics_port: port of the Prometheus metrics.
-        timeout: seconds until every model must be ready.
-        log_file: the server's log is added to it; by default a temporary file that goes with the server. `-` passes
-            the log on to standard error.
-        log_verbose: let the server say more, and pass its log on to standard error too.
-        admin_token_file: holds the secret of the restricted interfaces (`access`); by default a random one.
-        tls: certificates of the gRPC port. With them HTTP, which Triton has no TLS for, listens on loopback alone.
-        extra_args: further options for `tritonserver`.
-        stop: set from elsewhere, it ends the wait for the models.
+        config_name: use `configs/<name>.pbtxt` of each model that has such a file, for example `cpu`. None uses
+            `config.pbtxt`, the TensorRT setting for production.
+        host: IPv4 address to listen on for HTTP and gRPC.
+        monitor_host: IPv4 address to listen on for metrics.
+        http_port: port of the HTTP API; 0 picks a free port.
+        grpc_port: port of the gRPC API; 0 picks a free port.
+        metrics_port: port of the Prometheus metrics; 0 picks a free port.
+        timeout: seconds until all models must be ready.
+        log_file: file to which the server's log is appended. None writes it to a temporary file that is removed with
+            the server. `-` writes it to standard error.
+        log_verbose: write a verbose log, and copy it to standard error.
+        admin_token_file: file with the secret of the restricted interfaces (see `access`); None uses a random secret.
+        tls: certificates of the gRPC port. Triton has no TLS for HTTP, so HTTP then listens on loopback only.
+        extra_args: more options for `tritonserver`.
+        stop: an event that another thread sets to end the wait for the models.
 
     Yields:
-        The server, every model ready.
+        The server, with all models ready.
 
     Raises:
-        ServeError: it could not be started; the subclass says why.
+        ServeError: the server could not be started; the subclass says why.
     """
-    settings = _Settings(
+    options = _LaunchOptions(
         repository=Path(model_repository).absolute(),
         config_name=config_name,
         hosts={"http": LOOPBACK if tls else host, "grpc": host, "metrics": monitor_host},
@@ -110,35 +109,35 @@ def serve(
         extra_args=extra_args,
         stop=stop or threading.Event(),
     )
-    check_repository(settings.repository, config_name=config_name)
+    check_repository(options.repository, config_name=config_name)
     with ExitStack() as stack:
-        yield _start_with_free_ports(settings, stack)
+        yield _start_with_free_ports(options, stack)
 
 
-def _start_with_free_ports(settings: _Settings, stack: ExitStack) -> Server:
-    """Start, and start again where a port that was free is not any more."""
+def _start_with_free_ports(options: _LaunchOptions, stack: ExitStack) -> Server:
+    """Start the server; retry if another process took a port that was picked as free."""
     for _ in range(_ATTEMPTS - 1):
         try:
-            return stack.enter_context(_running(settings))
+            return stack.enter_context(_running(options))
         except PortTakenError as error:
-            if settings.ports[error.protocol] != 0:
+            if options.ports[error.protocol] != 0:
                 raise
-    return stack.enter_context(_running(settings))
+    return stack.enter_context(_running(options))
 
 
 @contextmanager
-def _running(settings: _Settings) -> Iterator[Server]:
-    """Start once; whatever happens, no process, shared memory or folder stays."""
-    name = f"m2f-{secrets.token_hex(6)}"  # of the server, its folder and its shared memory
+def _running(options: _LaunchOptions) -> Iterator[Server]:
+    """Start the server once, and leave no process, shared memory or folder behind."""
+    name = f"m2f-{secrets.token_hex(6)}"  # of the work folder and the shared memory
     work_dir = Path(tempfile.gettempdir()) / name
     with _start_errors():
         guard = ServerGuard(shm_prefix=name, work_dir=work_dir)
     try:
         with _start_errors():
             work_dir.mkdir(mode=0o700)
-            server = _start(settings, guard, name=name, work_dir=work_dir)
+            server = _start(options, guard, name=name, work_dir=work_dir)
         try:
-            server.wait_ready(timeout=settings.timeout, stop=settings.stop)
+            server.wait_ready(timeout=options.timeout, stop=options.stop)
             yield server
         finally:
             server.stop()
@@ -146,128 +145,88 @@ def _running(settings: _Settings) -> Iterator[Server]:
         guard.clean_up()
 
 
-def _start(settings: _Settings, guard: ServerGuard, *, name: str, work_dir: Path) -> Server:
-    """Start the process."""
-    installation = prepare(work_dir)
-    identity = f"m2f-{secrets.token_hex(16)}"  # what it calls itself, which nobody else can know before it answers
-    ports = pick_ports(hosts=settings.hosts, ports=settings.ports)
-    arguments = [*installation.arguments, *_arguments(settings, name, identity, ports, work_dir)]
-    log_path = settings.log_file or work_dir / "tritonserver.log"
-    log_start = log_path.stat().st_size if log_path.is_file() else 0
-    process = _spawn(
-        installation,
-        arguments,
-        environment={METRICS: f"{reachable(settings.hosts['metrics'])}:{ports['metrics']}"},
-        cwd=work_dir,
-        log_path=log_path,
-        echo=settings.log_echo,
-        most=None if settings.log_file else _OWN_LOG_BYTES,
-    )
-    guard.watch(process.pid)
-    return Server(
-        process=process,
-        identity=identity,
-        hosts=settings.hosts,
-        ports=ports,
-        log_path=log_path,
-        log_start=log_start,
-        access=settings.access,
-        tls=settings.tls is not None,
-    )
-
-
 @contextmanager
 def _start_errors() -> Iterator[None]:
-    """Let a full disk or too many processes be a server that did not start."""
+    """Raise `ServeError` for an error of the system, such as a full disk or too many processes."""
     try:
         yield
     except OSError as error:
         raise ServeError(f"tritonserver could not be started: {error}") from error
 
 
-def _arguments(settings: _Settings, name: str, identity: str, ports: Mapping[str, int], work_dir: Path) -> list[str]:
-    """Return the command line, without the executable."""
+def _start(options: _LaunchOptions, guard: ServerGuard, *, name: str, work_dir: Path) -> Server:
+    """Start the process.
+
+    The server leads a session of its own, so that a Ctrl-C in the terminal reaches only this process. It runs in its
+    work folder, because Python models have the current folder on `sys.path`.
+    """
+    installation = prepare(work_dir)
+    identity = f"m2f-{secrets.token_hex(16)}"  # the server's name, which no other program can know
+    ports = pick_ports(hosts=options.hosts, ports=options.ports)
+    metrics_url = f"{reachable(options.hosts['metrics'])}:{ports['metrics']}"
+    log_path = options.log_file or work_dir / "tritonserver.log"
+    log_start = log_path.stat().st_size if log_path.is_file() else 0
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [
+                str(installation.binary),
+                *installation.arguments,
+                *_arguments(options, name, identity, ports, work_dir),
+            ],
+            cwd=work_dir,
+            env={**_ENVIRONMENT, **os.environ, **installation.environment, METRICS: metrics_url},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if options.log_echo else log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    if process.stdout is not None:
+        max_bytes = None if options.log_file else _OWN_LOG_BYTES
+        threading.Thread(target=copy_log, args=(process.stdout, log_path, max_bytes), daemon=True).start()
+    guard.watch(process.pid)
+    return Server(
+        process=process,
+        identity=identity,
+        hosts=options.hosts,
+        ports=ports,
+        log_path=log_path,
+        log_start=log_start,
+        access=options.access,
+        tls=options.tls is not None,
+    )
+
+
+def _arguments(
+    options: _LaunchOptions, name: str, identity: str, ports: Mapping[str, int], work_dir: Path
+) -> list[str]:
+    """Return the server's command line, without the executable."""
     arguments = [
         f"--id={identity}",
-        f"--model-repository={_plain_path(settings.repository, work_dir)}",
-        "--model-control-mode=explicit",  # so that one model can be reloaded, and the ensembles unloaded at the end
+        f"--model-repository={_plain_path(options.repository, work_dir)}",
+        "--model-control-mode=explicit",  # allows to reload one model, and to unload the ensembles at the end
         "--load-model=*",
-        "--disable-auto-complete-config",  # it starts every Python model twice, and the configurations are complete
-        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        "--disable-auto-complete-config",  # it would start every Python model twice
+        f"--exit-timeout-secs={triton_2_51.EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={name}-",
-        "--grpc-infer-allocation-pool-size=0",  # the pool keeps the largest requests and answers for good
-        "--metrics-config=summary_latencies=true",  # quantiles; without it there are sums alone
+        "--metrics-config=summary_latencies=true",  # quantiles in addition to sums
+        *triton_2_51.ARGUMENTS,
     ]
     for protocol, port in ports.items():
-        arguments += [f"--{protocol}-address={settings.hosts[protocol]}", f"--{protocol}-port={port}"]
-    arguments += settings.access.arguments
-    if settings.tls:
-        arguments += settings.tls.arguments
-    if settings.config_name:
-        arguments.append(f"--model-config-name={settings.config_name}")
-    if settings.log_verbose:
+        arguments += [f"--{protocol}-address={options.hosts[protocol]}", f"--{protocol}-port={port}"]
+    arguments += options.access.arguments
+    if options.tls:
+        arguments += options.tls.arguments
+    if options.config_name:
+        arguments.append(f"--model-config-name={options.config_name}")
+    if options.log_verbose:
         arguments.append("--log-verbose=1")
-    return [*arguments, *settings.extra_args]
+    return [*arguments, *options.extra_args]
 
 
 def _plain_path(repository: Path, work_dir: Path) -> Path:
-    """Return the repository's path, through a link where a shell would not take it as one word (Triton uses one)."""
+    """Return the repository's path, or a link to it if a shell would split the path: Triton uses a shell."""
     if shlex.quote(str(repository)) == str(repository):
         return repository
     link = work_dir / "model_repository"
     link.symlink_to(repository)
     return link
-
-
-def _spawn(
-    installation: Installation,
-    arguments: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    cwd: Path,
-    log_path: Path,
-    echo: bool,
-    most: int | None,
-) -> subprocess.Popen[bytes]:
-    """Start the server as leader of its own session, so that a Ctrl-C in the terminal reaches only us.
-
-    It runs in its work folder because Triton's Python models have the current folder on `sys.path`.
-
-    Args:
-        installation: what to start.
-        arguments: after the executable.
-        environment: what is to be set in it besides this process's.
-        cwd: the work folder.
-        log_path: the log is added to it.
-        echo: copy the log to standard error, too.
-        most: bytes at which a log that is copied is emptied in the file.
-    """
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [str(installation.binary), *arguments],
-            cwd=cwd,
-            env={**_ENVIRONMENT, **os.environ, **installation.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if echo else log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    if echo and process.stdout is not None:
-        threading.Thread(target=_copy, args=(process.stdout, log_path, most), daemon=True).start()
-    return process
-
-
-def _copy(stream: IO[bytes], log_path: Path, most: int | None) -> None:
-    """Copy the server's log to standard error and to a file, emptied at `most` bytes, until it ends.
-
-    Neither may stop the copying, by a full disk, say: the server would wait for ever with a full pipe.
-    """
-    with log_path.open("ab", buffering=0) as log:
-        for line in stream:
-            with suppress(OSError):
-                if most is not None and log.tell() > most:
-                    log.truncate(0)
-                log.write(line)
-            with suppress(OSError):
-                sys.stderr.buffer.write(line)
-                sys.stderr.buffer.flush()

@@ -1,7 +1,7 @@
-"""Find a `tritonserver` and make it run Python models in the environment that this process runs in.
+"""Find a `tritonserver`, and make it run Python models in the environment of this process.
 
-Inside NVIDIA's container the server on PATH is used as it is. Elsewhere the one inside the `nvidia-pytriton`
-wheel is used: a bare binary whose Python backend has to be put together first (`prepare`).
+In NVIDIA's container that is the server on PATH. Elsewhere it is the server inside the `nvidia-pytriton` wheel, whose
+Python backend `prepare` puts together.
 """
 
 import os
@@ -26,8 +26,8 @@ class Installation:
 
     Attributes:
         binary: the executable.
-        arguments: options that this installation needs.
-        environment: variables to set on top of the caller's.
+        arguments: command-line options that this installation needs.
+        environment: environment variables to set in addition to the caller's.
     """
 
     binary: Path
@@ -37,11 +37,11 @@ class Installation:
 
 @dataclass(frozen=True)
 class LibPython:
-    """The library that holds the interpreter of Triton's Python models.
+    """The library with the interpreter of Triton's Python models.
 
     Attributes:
-        path: the file.
-        home: the prefix under which its standard library lies.
+        path: file of the library.
+        home: prefix of the standard library that belongs to it.
     """
 
     path: Path
@@ -49,18 +49,21 @@ class LibPython:
 
 
 def prepare(work_dir: Path) -> Installation:
-    """Return the server to start: the one on PATH, else the wheel's, with what it needs made inside `work_dir`.
+    """Return the server to start: the one on PATH, else the wheel's.
+
+    Args:
+        work_dir: folder in which the wheel's server is put together.
 
     Raises:
-        ServerNotFoundError: neither is there, or the wheel has no backend for this Python version.
-        LibraryMissingError: there is no libpython for the wheel's Python backend.
+        ServerNotFoundError: there is no server, or the wheel has no backend for this Python version.
+        LibraryMissingError: the wheel's Python backend needs a libpython that is missing.
     """
     if on_path := shutil.which("tritonserver"):
         return Installation(binary=Path(on_path))
     package = _wheel_package()
     root = package / "tritonserver"
     libpython = find_libpython()
-    own = work_dir / "lib"  # that one library alone: its neighbours must not replace the server's own
+    own = work_dir / "lib"  # has that library alone: its neighbours must not replace the server's libraries
     own.mkdir()
     (own / LIBPYTHON).symlink_to(libpython.path)
     return Installation(
@@ -76,10 +79,10 @@ def prepare(work_dir: Path) -> Installation:
 
 
 def find_libpython() -> LibPython:
-    """Find the shared library of the running Python version: the running interpreter's own, else the system's.
+    """Return the shared library of this Python version: the running interpreter's, else the system's.
 
     Raises:
-        LibraryMissingError: there is neither; the message says how to get it.
+        LibraryMissingError: there is no such library; the message says how to install it.
     """
     own = own_libpython()
     if own is not None:
@@ -98,14 +101,14 @@ def find_libpython() -> LibPython:
 
 
 def own_libpython() -> Path | None:
-    """Return the running interpreter's own library, or None where it was built without one."""
+    """Return the running interpreter's library, or None if it was built without one."""
     base = Path(sys.base_prefix) / "lib"
     folders = [sysconfig.get_config_var("LIBDIR"), base, base / (sysconfig.get_config_var("MULTIARCH") or "")]
     return next((path for folder in folders if folder and (path := Path(folder) / LIBPYTHON).is_file()), None)
 
 
 def system_libpython() -> Path | None:
-    """Return the library that the system's loader knows, or None."""
+    """Return the library that the system's loader finds, or None."""
     ldconfig = shutil.which("ldconfig", path=os.pathsep.join([os.environ.get("PATH", ""), "/sbin", "/usr/sbin"]))
     if ldconfig is None:
         return None
@@ -115,7 +118,7 @@ def system_libpython() -> Path | None:
 
 
 def _wheel_package() -> Path:
-    """Return the folder of the installed `pytriton` package, without importing it."""
+    """Return the folder of the installed `pytriton` package without importing the package."""
     spec = find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServerNotFoundError(
@@ -126,7 +129,7 @@ def _wheel_package() -> Path:
 
 
 def _compose_backends(root: Path, work_dir: Path) -> Path:
-    """Link the wheel's Python backend and the stub of this Python version into one folder, as Triton wants it."""
+    """Link the wheel's Python backend and the stub of this Python version into one folder, as Triton expects."""
     stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     if not stub.is_file():
         have = ", ".join(sorted(p.name for p in stub.parent.parent.glob("*")))
@@ -139,11 +142,10 @@ def _compose_backends(root: Path, work_dir: Path) -> Path:
 
 
 def _compose_python(libpython: LibPython, work_dir: Path) -> Path:
-    """Make a virtual environment that is this process's own under another name, and return its folder.
+    """Make a virtual environment with the packages of this process, and return its folder.
 
-    The interpreter inside the stub is an isolated one: PYTHONPATH, PYTHONHOME and the user's site-packages mean
-    nothing to it (Triton 2.51). It does look for `python3` on PATH, and takes its standard library and its
-    packages from the `pyvenv.cfg` next to it.
+    The interpreter in a stub takes its standard library and packages from the `pyvenv.cfg` beside the first `python3`
+    on PATH (`triton_2_51` says why nothing else works).
     """
     venv = work_dir / "python"
     packages = venv / "lib" / f"python{PYTHON}" / "site-packages"
@@ -156,12 +158,12 @@ def _compose_python(libpython: LibPython, work_dir: Path) -> Path:
     ]
     site_folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     lines = [str(Path(p).absolute()) for p in python_path]
-    # addsitedir, because .pth files count: editable installs
+    # addsitedir also reads .pth files, which editable installs need
     lines += [f"import site; site.addsitedir({folder!r})" for folder in site_folders]
     (packages / "m2f_serve.pth").write_text("\n".join(lines) + "\n")
     return venv
 
 
 def _prepend(*entries: Path | str | None) -> str:
-    """Join the entries of a search path; the last is the value so far, if there is one."""
+    """Join the entries of a search path, without empty ones."""
     return os.pathsep.join(str(entry) for entry in entries if entry)

@@ -1,4 +1,4 @@
-"""Checks on a model repository before a server is started on it."""
+"""Check a model repository before a server starts on it."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ def check_repository(repository: Path, *, config_name: str | None) -> list[str]:
     """Return the names of the models that Triton will load.
 
     Args:
-        repository: the folder.
-        config_name: the configuration to use where a model has one (`configs/<name>.pbtxt`).
+        repository: the folder of models.
+        config_name: configuration to use for each model that has `configs/<name>.pbtxt`; None for `config.pbtxt`.
 
     Raises:
-        RepositoryError: no such folder, no model in it, or no model has that configuration. Triton itself starts
-            with no model at all, and falls back to `config.pbtxt` without a word.
+        RepositoryError: the folder does not exist or has no model, or no model has that configuration. Triton would
+            start without a model, or use `config.pbtxt` silently.
     """
     if not repository.is_dir():
         raise RepositoryError(f"model repository {repository}: no such folder")

@@ -1,14 +1,13 @@
-"""Put a new engine into service without a dropped request, and only one that has shown what it does.
+"""Replace the engine of a running server without a failed request, after a check of the new engine.
 
-The candidate is loaded beside the serving engine under a name of its own, where no client's request reaches it, and
-both see the same images. Only then does it become the next version of the engine; Triton loads that one, moves the
-ensembles over between two requests and lets the old one finish.
+The new engine is loaded as a candidate: beside the serving engine, under a name that no client uses. Both engines see
+the same images. Only if they agree does the candidate become the next version of the engine. Triton then loads that
+version, moves the ensembles to it between two requests, and lets the old version finish its requests.
 """
 
 from __future__ import annotations
 
 import fcntl
-import http.client
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,102 +17,80 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
+from m2f.agreement import Agreement, compare
 from m2f.contract import PUBLIC_MODEL
 from m2f_backend.calls import CallError
-from m2f_client.evaluation.parity import Parity, Row, compare
-from m2f_client.result import Result
 from m2f_server.control import Control
 from m2f_server.diagnose import one_line
 from m2f_server.serve_errors import RolloutError
+from m2f_server.tensors import Arrays, zeros
+from m2f_server.triton_2_51 import without_warm_up
 
 ENGINE = "mask2former_engine"
 CANDIDATE = "mask2former_engine_candidate"
-_SAME_ENGINE = 0.99  # agreement of an engine with itself: TensorRT's kernels may round differently from run to run
-_STAGING = ".rollout"  # not a version: Triton passes over it
+SAME_ENGINE = 0.99  # agreement of an engine with itself; TensorRT's kernels may round differently in each run
+_STAGING = ".rollout"  # Triton ignores a folder whose name is no number
 _INFER_TIMEOUT_S = 60.0
 _SHAPES = ("img_shape", "ori_shape")
 _LOGITS = ("cls_logits", "mask_logits")
-_INSTANCES = ("num_instances", "scores", "labels", "boxes", "rle", "size")
-_PARAMETERS = {"score_threshold": 0.15}  # below what counts as confident, so that no partner is cut off
+_INSTANCES = ("scores", "labels", "rle", "size")
+_PARAMETERS = {"score_threshold": 0.15}  # below `agreement.CONFIDENT`, so that no partner of an instance is cut off
 
-Arrays = dict[str, npt.NDArray[Any]]
-Rows = Sequence[Row]
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What a rollout did.
+    """The result of a rollout.
 
     Attributes:
-        before: the version that served.
-        version: the version that serves now.
-        parity: the new one's instances against the old one's, on all images.
-        agreement: see `agreement`.
+        before: version that served before.
+        version: version that serves now.
+        agreement: comparison of the new engine's instances with the old engine's, on all images.
     """
 
     before: int
     version: int
-    parity: Parity
-    agreement: float
+    agreement: Agreement
 
 
-def agreement(parity: Parity) -> float:
-    """Return how far two engines agree, from 0 to 1.
+@dataclass(frozen=True)
+class _Instances:
+    """The instances of one image, as `agreement.compare` takes them."""
 
-    Mean, over the confident instances of either, of mask IoU x (1 - score difference); 0 for those without a partner.
-    Where neither has any, 1.
-    """
-    everything = parity.instances + parity.extra
-    if not everything:
-        return 1.0
-    return parity.matched / everything * (parity.iou or 0.0) * (1.0 - (parity.score_mean or 0.0))
+    scores: Sequence[float]
+    labels: Sequence[int]
+    rle: Sequence[bytes]
+    size_hw: tuple[int, int]
 
 
-class _Server:
-    """The running server: its steps, called one by one."""
+_Found = Mapping[int, _Instances]
 
-    def __init__(self, control: Control, http_url: str) -> None:
-        self.control = control
-        self._client = InferenceServerClient(http_url, network_timeout=_INFER_TIMEOUT_S)
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, npt.NDArray[Any]],
-        outputs: Sequence[str],
-        parameters: Mapping[str, Any] | None = None,
-    ) -> Arrays:
+class _Steps:
+    """Calls the models of a running server one by one."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+
+    def infer(self, model: str, inputs: Arrays, outputs: Sequence[str], **parameters: Any) -> Arrays:
         """Return the outputs of one model.
 
         Raises:
-            RolloutError: the server does not answer, or with an error.
+            RolloutError: the call failed.
         """
-        tensors = []
-        for name, array in inputs.items():
-            tensor = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-            tensor.set_data_from_numpy(array)
-            tensors.append(tensor)
         try:
-            requested = [InferRequestedOutput(name) for name in outputs]
-            answer = self._client.infer(model, tensors, outputs=requested, parameters=parameters)
-        except (InferenceServerException, OSError, http.client.HTTPException) as error:
+            return self._control.infer(model, inputs, outputs, parameters=parameters, timeout=_INFER_TIMEOUT_S)
+        except CallError as error:
             raise RolloutError(f"{model}: {error}") from error
-        return {name: answer.as_numpy(name) for name in outputs}
 
-    def rows(self, image_id: int, arrays: Mapping[str, npt.NDArray[Any]]) -> Rows:
-        """Return what the postprocess step makes of logits, as COCO has it."""
-        outputs = self.infer("mask2former_postprocess", arrays, _INSTANCES, _PARAMETERS)
-        return Result.from_batch(outputs, 0).to_coco(image_id)
-
-    def answers(self, image_id: int, image: npt.NDArray[np.object_]) -> Rows:
-        """Return what a client gets for an image."""
-        outputs = self.infer(PUBLIC_MODEL, {"image": image}, _INSTANCES, _PARAMETERS)
-        return Result.from_batch(outputs, 0).to_coco(image_id)
+    def instances(self, model: str, inputs: Arrays) -> _Instances:
+        """Return the instances that a model finds: an ensemble in an image, or post-processing in logits."""
+        found = self.infer(model, inputs, _INSTANCES, **_PARAMETERS)
+        height, width = found["size"][0].tolist()
+        scores, labels, rle = (found[name][0].tolist() for name in ("scores", "labels", "rle"))
+        return _Instances(scores, labels, rle, (height, width))
 
 
 def roll_out(
@@ -121,61 +98,56 @@ def roll_out(
     *,
     repository: Path,
     control: Control,
-    http_url: str,
     images: Mapping[str, bytes],
     min_agreement: float,
+    same_engine: float = SAME_ENGINE,
     say: Say = lambda _: None,
 ) -> Rollout:
     """Make a file the next version of the engine of a running server.
 
     Args:
         engine: the new `model.plan` or `model.onnx`.
-        repository: the folder that the server serves; the new version is written to it.
-        control: the server.
-        http_url: `host:port` of its HTTP port.
-        images: encoded images by name, that old and new engine are compared on.
-        min_agreement: the least `agreement` of the new engine with the old one, 0 to 1. 0 is for retrained weights.
-        say: called with each step taken, in words.
+        repository: the folder that the server serves. The new version is written to it.
+        control: calls to the server.
+        images: encoded images by name, on which the old and the new engine are compared.
+        min_agreement: least agreement of the new engine with the old one, from 0 to 1. Use 0 for retrained weights.
+        same_engine: least agreement, from 0 to 1, of the new version's answers to clients with the candidate's.
+        say: called with a line of text before each step.
 
     Raises:
-        RolloutError: the candidate was refused, and the old version serves as before; the message says why.
+        RolloutError: the candidate was refused and the old version serves; the message says why.
+        CallError: the server does not answer.
+        InputError: an RLE of the server is invalid.
     """
-    server = _Server(control, http_url)
+    steps = _Steps(control)
     with _only_one(repository / ENGINE) as folder:
         before = _serving_version(control, folder)
         config = control.config(ENGINE)
         files = _new_files(engine, folder / str(before), _engine_file(config))
         say(f"version {before} serves; loading {engine} beside it")
         with _candidate(control, config, files):
-            _warm_up(server, config)
-            parity, wanted = _judge(server, images)
-        if not parity.instances + parity.extra and min_agreement > 0:
-            raise RolloutError("neither engine finds anything in the images, so they prove nothing; give others")
-        share = agreement(parity)
-        if share < min_agreement:
-            raise RolloutError(
-                f"the candidate agrees with version {before} to {share:.4f}, allowed {min_agreement:g}: "
-                f"{parity.matched} of {parity.instances} instances found again, {parity.extra} new ones"
-                + (f", mean mask IoU {parity.iou:.4f}" if parity.iou is not None else "")
-            )
-        say(f"agreement {share:.4f} on {len(images)} images")
+            _warm_up(steps, config)
+            agreement, wanted = _judge(steps, images)
+        _refuse_difference(agreement, before, min_agreement)
+        say(f"agreement {agreement.share:.4f} on {len(images)} images")
         version = _install(folder, files)
         try:
             _switch(control, version)
-            _check_service(server, images, wanted)
-        except BaseException as error:  # a Ctrl-C, too
+            say(f"version {version} is loaded; checking the answers that clients get")
+            _check_service(steps, images, wanted, same_engine)
+        except BaseException as error:  # also a Ctrl-C
             shutil.rmtree(folder / str(version), ignore_errors=True)
             if now := _take_back(control, before):
                 raise RolloutError(f"version {version} was refused ({error}); {now}") from error
             if not isinstance(error, RolloutError):
                 raise
             raise RolloutError(f"version {version} was taken back, {before} serves again: {error}") from error
-    return Rollout(before=before, version=version, parity=parity, agreement=share)
+    return Rollout(before=before, version=version, agreement=agreement)
 
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[Path]:
-    """Hold the engine's folder; the lock goes with the process, whatever ends it."""
+    """Lock the engine's folder. The lock ends with this process, however that ends."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -190,10 +162,12 @@ def _only_one(folder: Path) -> Iterator[Path]:
 
 
 def _serving_version(control: Control, folder: Path) -> int:
-    """Return the engine's version, which must be the newest in the folder."""
+    """Return the engine's version, which must be the newest one in the folder."""
     policy = control.config(ENGINE).get("version_policy", {})
     if policy.get("latest", {}).get("num_versions", 1) != 1 or set(policy) - {"latest"}:
-        raise RolloutError(f"{ENGINE} has version_policy {policy}; a rollout needs Triton's own: the latest one")
+        raise RolloutError(
+            f"{ENGINE} has version_policy {policy}; a rollout needs Triton's default: the latest version"
+        )
     serving = sorted(int(version) for name, version in control.loaded() if name == ENGINE)
     newest = max(_versions(folder), default=0)
     if serving != [newest]:
@@ -209,12 +183,12 @@ def _versions(folder: Path) -> list[int]:
 
 
 def _engine_file(config: Mapping[str, Any]) -> str:
-    """Return the file that the server takes for the engine; on ONNX Runtime in Python the code names it."""
+    """Return the name of the engine's file; for the Python backend the model's code names it."""
     return "model.onnx" if config.get("backend") == "python" else str(config["default_model_filename"])
 
 
 def _new_files(engine: Path, serving: Path, name: str) -> dict[str, Path]:
-    """Return the files of the new version by name: the engine, and the code beside the old one where there is some."""
+    """Return the files of the new version by name: the engine, and the code of the serving version if it has code."""
     if engine.suffix != Path(name).suffix:
         raise RolloutError(f"{engine}: the server runs a {name}; give a file that ends in {Path(name).suffix}")
     if not engine.is_file():
@@ -224,11 +198,8 @@ def _new_files(engine: Path, serving: Path, name: str) -> dict[str, Path]:
 
 @contextmanager
 def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[None]:
-    """Have the candidate loaded under its own name; its files travel in the request, so nothing is left on disk.
-
-    It is not warmed up (`_warm_up` does that): where it fails, Triton 2.51 often ends with a SIGSEGV.
-    """
-    own = {**config, "name": CANDIDATE, "model_warmup": []}
+    """Load the candidate under its own name. Its files travel in the request, so none is left on disk."""
+    own = without_warm_up({**config, "name": CANDIDATE})  # `_warm_up` does it instead
     try:
         control.load(CANDIDATE, own, {f"1/{name}": path.read_bytes() for name, path in files.items()})
     except CallError as error:
@@ -242,57 +213,69 @@ def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, 
             control.unload(CANDIDATE)
 
 
-def _warm_up(server: _Server, config: Mapping[str, Any]) -> None:
-    """Ask the candidate for what Triton will ask the new version for as it loads."""
+def _warm_up(steps: _Steps, config: Mapping[str, Any]) -> None:
+    """Send the candidate the requests that Triton will send to the new version as it loads."""
     for sample in config.get("model_warmup", []):
+        batch = int(sample["batch_size"])
         inputs = {
-            name: np.zeros(
-                [int(sample["batch_size"]), *map(int, given["dims"])],
-                triton_to_np_dtype(given["data_type"].removeprefix("TYPE_")),
-            )
+            name: zeros(given["data_type"].removeprefix("TYPE_"), [batch, *map(int, given["dims"])])
             for name, given in sample["inputs"].items()
         }
-        server.infer(CANDIDATE, inputs, _LOGITS)
+        steps.infer(CANDIDATE, inputs, _LOGITS)
 
 
-def _judge(server: _Server, images: Mapping[str, bytes]) -> tuple[Parity, dict[int, Rows]]:
-    """Return how both engines compare on all images, and the candidate's instances by image."""
-    old: dict[int, Rows] = {}
-    new: dict[int, Rows] = {}
+def _judge(steps: _Steps, images: Mapping[str, bytes]) -> tuple[Agreement, _Found]:
+    """Return the agreement of both engines on all images, and the candidate's instances by image."""
+    old: dict[int, _Instances] = {}
+    new: dict[int, _Instances] = {}
     for image_id, (name, encoded) in enumerate(images.items()):
         try:
-            given = server.infer("mask2former_preprocess", {"image": _tensor(encoded)}, ("input", *_SHAPES))
-            pixels, shapes = {"input": given["input"]}, {key: given[key] for key in _SHAPES}
-            serving = server.infer(ENGINE, pixels, _LOGITS)
-            candidate = server.infer(CANDIDATE, pixels, _LOGITS)
+            given = steps.infer("mask2former_preprocess", _image(encoded), ("input", *_SHAPES))
+            shapes = {key: given.pop(key) for key in _SHAPES}
+            serving = steps.infer(ENGINE, given, _LOGITS)
+            candidate = steps.infer(CANDIDATE, given, _LOGITS)
             _check_shapes(serving, candidate)
-            old[image_id] = server.rows(image_id, {**serving, **shapes})
-            new[image_id] = server.rows(image_id, {**candidate, **shapes})
+            old[image_id] = steps.instances("mask2former_postprocess", {**serving, **shapes})
+            new[image_id] = steps.instances("mask2former_postprocess", {**candidate, **shapes})
         except RolloutError as error:
             raise RolloutError(f"{name}: {error}") from error
     return compare(old, new), new
 
 
 def _check_shapes(serving: Arrays, candidate: Arrays) -> None:
-    """Refuse other classes and another stride; the number of queries is the engine's own."""
+    """Refuse another number of classes or another stride; the number of queries may differ."""
     for name in _LOGITS:
         theirs, ours = serving[name].shape, candidate[name].shape  # [1, Q, ...]
         if len(theirs) != len(ours) or theirs[2:] != ours[2:]:
             raise RolloutError(f"{name} is {list(ours)}, of the serving engine it is {list(theirs)}")
 
 
+def _refuse_difference(agreement: Agreement, before: int, min_agreement: float) -> None:
+    if not agreement.instances + agreement.extra and min_agreement > 0:
+        raise RolloutError("neither engine finds anything in the images, so they prove nothing; give others")
+    if agreement.share < min_agreement:
+        raise RolloutError(
+            f"the candidate agrees with version {before} to {agreement.share:.4f}, allowed {min_agreement:g}: "
+            f"{agreement.matched} of {agreement.instances} instances found again, {agreement.extra} new ones"
+            + (f", mean mask IoU {agreement.iou:.4f}" if agreement.iou is not None else "")
+        )
+
+
 def _install(folder: Path, files: Mapping[str, Path]) -> int:
-    """Write the new version; it appears in one piece, by a rename."""
+    """Write the new version, and return its number. A rename makes it appear in one piece."""
     version, staging = max(_versions(folder)) + 1, folder / _STAGING
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed rollout
         staging.mkdir()
         for name, path in files.items():
             shutil.copyfile(path, staging / name)
         staging.rename(folder / str(version))
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
-        raise RolloutError(f"{error.filename}: {error.strerror}; the new version is written here") from error
+        raise RolloutError(
+            f"the new version was not activated, because it cannot be written to {folder}: "
+            f"{error.filename}: {error.strerror}"
+        ) from error
     return version
 
 
@@ -306,7 +289,7 @@ def _switch(control: Control, version: int) -> None:
 
 
 def _take_back(control: Control, before: int) -> str:
-    """Let the version that is still in the folder serve; return what is wrong if it does not."""
+    """Load the version before, and return what is wrong if it does not serve."""
     try:
         _switch(control, before)
     except RolloutError as error:
@@ -314,12 +297,12 @@ def _take_back(control: Control, before: int) -> str:
     return ""
 
 
-def _check_service(server: _Server, images: Mapping[str, bytes], wanted: Mapping[int, Sequence[Row]]) -> None:
-    """Ask as clients do: the answers must be the candidate's."""
-    got = {image_id: server.answers(image_id, _tensor(data)) for image_id, data in enumerate(images.values())}
-    if (share := agreement(compare(wanted, got))) < _SAME_ENGINE:
+def _check_service(steps: _Steps, images: Mapping[str, bytes], wanted: _Found, same_engine: float) -> None:
+    """Send the images as clients do, and compare the instances with the candidate's."""
+    got = {number: steps.instances(PUBLIC_MODEL, _image(data)) for number, data in enumerate(images.values())}
+    if (share := compare(wanted, got).share) < same_engine:
         raise RolloutError(f"clients get other instances than the candidate gave: agreement {share:.4f}")
 
 
-def _tensor(encoded: bytes) -> npt.NDArray[np.object_]:
-    return np.array([[encoded]], object)
+def _image(encoded: bytes) -> Arrays:
+    return {"image": np.array([[encoded]], object)}

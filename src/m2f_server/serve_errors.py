@@ -1,4 +1,4 @@
-"""What can go wrong when a server is started or runs; every message is one line for people, or says what it quotes."""
+"""Errors of starting and running a server. A message is one line, unless it quotes a log."""
 
 from collections.abc import Mapping
 
@@ -6,27 +6,27 @@ from m2f.errors import M2FError
 
 
 class ServeError(M2FError):
-    """Base of everything that `serve` raises."""
+    """Base class of the errors that `serve` raises."""
 
 
 class ServerNotFoundError(ServeError):
-    """There is no `tritonserver` on PATH and none in the environment, or it does not support this Python."""
+    """No `tritonserver` is on PATH or in the environment, or it does not support this Python."""
 
 
 class LibraryMissingError(ServeError):
-    """A shared library that Triton's Python models need is not on this machine."""
+    """A shared library that Triton's Python models need is missing."""
 
 
 class RepositoryError(ServeError):
-    """The model repository does not exist, holds no model, or has no configuration of the name asked for."""
+    """The model repository does not exist, has no model, or no model has the requested configuration."""
 
 
 class AccessError(ServeError):
-    """The admin token cannot be used."""
+    """The admin token is invalid or cannot be read."""
 
 
 class TlsError(ServeError):
-    """A certificate or key cannot be used."""
+    """A certificate or key is invalid or cannot be read."""
 
 
 class PortTakenError(ServeError):
@@ -34,7 +34,7 @@ class PortTakenError(ServeError):
 
     Attributes:
         protocol: `http`, `grpc` or `metrics`.
-        port: the port asked for.
+        port: the requested port.
     """
 
     def __init__(self, *, protocol: str, host: str, port: int, reason: str = "already in use") -> None:
@@ -47,7 +47,7 @@ class ModelLoadError(ServeError):
     """Triton refused at least one model.
 
     Attributes:
-        failures: model name to the reason in the server's log; the cause first, its consequences after it.
+        failures: reason by model name; causes come before their consequences.
     """
 
     def __init__(self, failures: Mapping[str, str]) -> None:
@@ -58,7 +58,11 @@ class ModelLoadError(ServeError):
 
 
 class ServerCrashedError(ServeError):
-    """The server ended by itself; the message holds the end of its log."""
+    """The server ended by itself; the message has the end of its log.
+
+    Attributes:
+        returncode: the server's exit code, negative for a signal.
+    """
 
     def __init__(self, *, returncode: int, log_tail: str) -> None:
         how = f"was killed by signal {-returncode}" if returncode < 0 else f"ended with exit code {returncode}"
@@ -67,15 +71,15 @@ class ServerCrashedError(ServeError):
 
 
 class StartTimeoutError(ServeError):
-    """The models were not ready within the time allowed."""
+    """The models were not ready in time."""
 
 
 class ServerHungError(ServeError):
-    """The server runs but does not serve, and reloading a model does not help."""
+    """The server runs but does not serve, and a reload does not help."""
 
 
 class WornOutError(ServeError):
-    """The server serves, but holds much that it will not give back."""
+    """The server serves, but had so many reloads that it is replaced."""
 
 
 class StoppedError(ServeError):
@@ -83,13 +87,13 @@ class StoppedError(ServeError):
 
 
 class CrashLoopError(ServeError):
-    """The server ended again and again; the message holds the last reason."""
+    """Several servers in a row ended early; the message has the last reason."""
 
-    def __init__(self, *, times: int, within: float, last: ServeError) -> None:
+    def __init__(self, *, times: int, within: float, last: M2FError) -> None:
         super().__init__(
             f"gave up: {times} times in a row the server served for less than {within:g} s; the last: {last}"
         )
 
 
 class RolloutError(ServeError):
-    """A new engine was refused, and the one before it serves on; the message says why."""
+    """A new engine was refused and the old engine serves; the message says why."""

@@ -1,4 +1,4 @@
-"""A running server: its addresses, its readiness, its end."""
+"""A running server: its addresses, and how to wait for it and stop it."""
 
 import json
 import os
@@ -15,16 +15,16 @@ from m2f_server.access import Access
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
 from m2f_server.serve_errors import ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
+from m2f_server.triton_2_51 import EXIT_TIMEOUT_S
 
-EXIT_TIMEOUT_S = 3  # what Triton gives requests in flight after SIGTERM; it waits as long for idle HTTP connections
-STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # then it is killed
+STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # after SIGTERM; then the server is killed
 _POLL_S = 0.05
 _KILLED_WITHIN_S = 5.0
-_LAST_BYTES = 2**16  # of a log that may have grown for months
+_LAST_BYTES = 2**16  # read from the end of a log, which may be very long
 
 
 def reachable(host: str) -> str:
-    """Return an address under which this machine reaches a server that listens on `host`."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return "127.0.0.1" if host == "0.0.0.0" else host
 
 
@@ -32,15 +32,15 @@ class Server:
     """A running `tritonserver`, made by `serve`.
 
     Attributes:
-        hosts: protocol to the address it listens on.
-        ports: protocol (`http`, `grpc`, `metrics`) to port.
-        pid: the server's process, leader of its own process group.
-        log_path: the server's log; a temporary file that goes with the server, unless a file was asked for.
+        hosts: listening address by protocol (`http`, `grpc`, `metrics`).
+        ports: port by protocol.
+        pid: id of the server's process, which leads its own process group.
+        log_path: file of the server's log.
         models: names of the models that are ready.
-        access: what the restricted interfaces want to see.
-        control: calls to it, with that.
-        tls: whether the gRPC port speaks TLS.
-        start_seconds: from the start of the process until every model was ready.
+        access: the secret of the restricted interfaces.
+        control: calls to this server, with the secret.
+        tls: whether the gRPC port uses TLS.
+        start_seconds: time from the start of the process until every model was ready.
     """
 
     def __init__(
@@ -70,44 +70,45 @@ class Server:
 
     @property
     def http_url(self) -> str:
-        """`host:port`, the form that tritonclient takes."""
+        """`host:port` of the HTTP API, as tritonclient takes it."""
         return self._address("http")
 
     @property
     def grpc_url(self) -> str:
-        """`host:port`, the form that tritonclient takes."""
+        """`host:port` of the gRPC API, as tritonclient takes it."""
         return self._address("grpc")
 
     @property
     def metrics_url(self) -> str:
-        """Full address of the Prometheus metrics."""
+        """URL of the Prometheus metrics."""
         return f"http://{self._address('metrics')}/metrics"
 
     def _address(self, protocol: str) -> str:
-        return f"{self._client_host(protocol)}:{self.ports[protocol]}"
-
-    def _client_host(self, protocol: str) -> str:
-        return reachable(self.hosts[protocol])
+        return f"{reachable(self.hosts[protocol])}:{self.ports[protocol]}"
 
     def is_running(self) -> bool:
-        """Tell whether the server's process lives."""
+        """Return whether the server's process runs."""
         return self._process.poll() is None
 
     def read_log(self, *, last: int | None = None) -> str:
-        """Return the server's log so far, or its `last` bytes; not what others wrote to the file before it."""
+        """Return this server's log so far, or its `last` bytes. Earlier contents of the file are not part of it."""
         try:
             with self.log_path.open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
                 log.seek(max(self._log_start, end - last) if last else self._log_start)
                 return log.read().decode(errors="replace")
-        except OSError as error:  # somebody has moved it
+        except OSError as error:  # the file was moved or removed
             return f"{self.log_path}: {error.strerror}"
 
     def wait_ready(self, *, timeout: float, stop: threading.Event) -> None:
-        """Block until this server answers on HTTP and metrics and says that all its models are ready.
+        """Wait until this server answers on HTTP and metrics, and all its models are ready.
+
+        Args:
+            timeout: largest number of seconds to wait.
+            stop: event that another thread sets to end the wait.
 
         Raises:
-            ServeError: the server ended (`diagnose` says why), `timeout` seconds are over, or `stop` was set.
+            ServeError: the server ended (`diagnose` says why), the time is over, or `stop` was set.
         """
         started = time.monotonic()
         while self.is_running():
@@ -123,11 +124,12 @@ class Server:
         self.wait()
 
     def wait(self) -> None:
-        """Block until the server ends by itself, which it is not meant to do.
+        """Wait until the server ends by itself, which is always an error.
 
         Raises:
-            ServeError: always; `diagnose` says why it did not start. In the log of one that did, a model that failed
-                to load is an old story.
+            ServerCrashedError: the server ended after it was ready. An earlier failure to load a model in its log is
+                stale.
+            ServeError: the server ended before it was ready; `diagnose` says why.
         """
         returncode = self._process.wait()
         if self.models:
@@ -135,7 +137,7 @@ class Server:
         raise diagnose(log=self.read_log(), returncode=returncode)
 
     def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> None:
-        """Ask the server to end, wait at most `timeout` seconds, then kill it (`serve` sees to its stubs)."""
+        """Send SIGTERM, wait at most `timeout` seconds, then kill the server; `serve` removes its stubs."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(timeout)
@@ -144,7 +146,7 @@ class Server:
             self._wait_for_the_killed()
 
     def kill(self) -> None:
-        """End the server and its stubs at once."""
+        """Kill the server and its stubs."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._wait_for_the_killed()
@@ -154,17 +156,17 @@ class Server:
             self._process.wait(_KILLED_WITHIN_S)
         except subprocess.TimeoutExpired as error:
             raise ServerHungError(
-                f"tritonserver (process {self.pid}) outlives SIGKILL: it waits in the kernel, for a driver or a disk"
+                f"tritonserver (process {self.pid}) survives SIGKILL: it waits in the kernel for a driver or a disk"
             ) from error
 
     def _ready_models(self) -> list[str] | None:
-        """Return the names of the models, or None while anything is not ready."""
+        """Return the names of the models, or None if something is not ready."""
         try:
             if json.loads(self.control.call("GET", "/v2"))["name"] != self._identity:
-                return None  # someone else came first on this port
+                return None  # another server has this port
             self.control.call("GET", "/v2/health/ready")
             index = self.control.index()
-            self.control.metrics()  # started last
-        except (CallError, ValueError, LookupError, TypeError):  # or what answers is no Triton
+            self.control.metrics()  # this port starts last
+        except (CallError, ValueError, LookupError, TypeError):  # also if another program answers
             return None
         return sorted(entry["name"] for entry in index) if all(e.get("state") == "READY" for e in index) else None

@@ -1,4 +1,4 @@
-"""TLS of the server's gRPC port. Triton's HTTP has none, so with TLS it stays on loopback (see docs/security.md)."""
+"""TLS for the server's gRPC port. Triton has no TLS for HTTP, so HTTP then listens on loopback (docs/security.md)."""
 
 import ssl
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from m2f_server.serve_errors import TlsError
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTls:
-    """Files in PEM format, checked when this is made: Triton would start without a word and refuse every client.
+    """Certificate files in PEM format. They are checked here, because Triton would start and refuse every client.
 
     Attributes:
-        cert: the server's certificate and its chain.
-        key: its private key, without a passphrase.
-        client_ca: authorities of the clients' certificates. Given, only clients with one are let in (mTLS).
+        cert: file with the server's certificate and its chain.
+        key: file with the private key of the certificate, without a passphrase.
+        client_ca: file with the authorities of client certificates. If given, only clients with such a certificate are
+            accepted (mTLS).
 
     Raises:
-        TlsError: a file is missing, or is not what it should be.
+        TlsError: a file is missing or invalid.
     """
 
     cert: Path
@@ -38,7 +39,7 @@ class ServerTls:
 
     @property
     def arguments(self) -> list[str]:
-        """Options of `tritonserver`, whose working folder is another one."""
+        """Command-line options of `tritonserver`, with absolute paths."""
         arguments = [
             "--grpc-use-ssl=true",
             f"--grpc-server-cert={self.cert.absolute()}",

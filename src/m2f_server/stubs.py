@@ -1,8 +1,4 @@
-"""The processes that Triton's Python models run in, as the operating system sees them.
-
-Triton 2.51 neither notices nor restarts a stub that has died; its requests fail, one second each. The process table
-says it at once.
-"""
+"""Find the processes of Triton's Python models (stubs), and notice when one ends."""
 
 import signal
 import threading
@@ -21,11 +17,11 @@ class Stub:
     """One process.
 
     Attributes:
-        pid: its number.
-        model: the model that it runs.
-        version: the version of it, a folder's name.
-        instance: which of the model's instances, as Triton calls it.
-        started: when it began, as `time.time` counts.
+        pid: process id.
+        model: name of the model that the process runs.
+        version: version of the model, which is a folder's name.
+        instance: Triton's name of the model instance.
+        started: start time, as `time.time`.
     """
 
     pid: int
@@ -36,23 +32,26 @@ class Stub:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What a stub that takes over has in common with this one."""
+        """Model, version and instance: what a stub and its replacement have in common."""
         return self.model, self.version, self.instance
 
 
 class Stubs:
-    """All stubs of one server, which has just become ready; any thread may ask."""
+    """All stubs of one server; thread-safe.
+
+    Create it while all stubs run: a zombie has no command line, which tells its model.
+    """
 
     def __init__(self, server_pid: int) -> None:
         self._server_pid = server_pid
         self._lock = threading.Lock()
         self._known: dict[psutil.Process, Stub] = {}
-        self._look()  # while all of them live: a zombie does not say what it was
+        self._look()
 
     def lost(self) -> dict[Stub, str]:
-        """Return the stubs that run no more, and why; not those whose place another one has taken since.
+        """Return exited stubs that nothing has replaced, with the reason of each exit.
 
-        One that was there before them takes no place: of two instances the other goes on when its model is reloaded.
+        A stub started before the exit is not a replacement: with two instances the other one keeps running.
         """
         with self._lock:
             self._look()
@@ -63,34 +62,34 @@ class Stubs:
             return lost
 
     def of(self, model: str) -> list[Stub]:
-        """Return a model's stubs that live."""
+        """Return the running stubs of a model."""
         with self._lock:
             self._look()
             return [stub for process, stub in self._known.items() if stub.model == model and not _end(process)]
 
     def processor_seconds(self, model: str) -> float:
-        """Return the processor time that a model's living stubs have used."""
+        """Return the processor time that the running stubs of a model have used."""
         with self._lock:
             self._look()
             return sum(_seconds(process) for process, stub in self._known.items() if stub.model == model)
 
     def kill(self, stub: Stub) -> None:
-        """End a stub, stopped or not; whoever has its number by now is left alone."""
+        """Kill a stub, even a stopped one. A later process with the same id is left alone."""
         with self._lock, suppress(psutil.NoSuchProcess):
             for process, known in self._known.items():
                 if known == stub:
                     process.kill()
 
     def forget(self, gone: Stub) -> None:
-        """Speak of a stub no more: it was meant to end."""
+        """Do not report a stub as lost: it was meant to end."""
         with self._lock:
             self._known = {process: stub for process, stub in self._known.items() if stub != gone}
 
     def _look(self) -> None:
-        """Find the stubs that are new."""
+        """Add the new stubs."""
         try:
             children = psutil.Process(self._server_pid).children()
-        except psutil.NoSuchProcess:  # the server has ended, which is for others to see
+        except psutil.NoSuchProcess:  # the server has ended; the watch reports that
             children = []
         for process in children:
             if process not in self._known and (stub := _read(process)):
@@ -98,10 +97,10 @@ class Stubs:
 
 
 def _read(process: psutil.Process) -> Stub | None:
-    """Read a stub's command line: executable, .../<model>/<version>/model.py, six values, the instance's name."""
+    """Return the stub with this command line: executable, .../<model>/<version>/model.py, six values, instance."""
     try:
         command, started = process.cmdline(), process.create_time()
-    except psutil.Error:  # a zombie has none
+    except psutil.Error:  # a zombie has no command line
         return None
     if len(command) < 9 or Path(command[0]).name != _EXECUTABLE:
         return None
@@ -110,7 +109,7 @@ def _read(process: psutil.Process) -> Stub | None:
 
 
 def _end(process: psutil.Process) -> str:
-    """Return why a process runs no more, or nothing."""
+    """Return why a process does not run, or an empty string if it runs."""
     try:
         status = process.status() if process.is_running() else psutil.STATUS_DEAD
     except psutil.NoSuchProcess:
@@ -128,7 +127,7 @@ def _seconds(process: psutil.Process) -> float:
 
 
 def _cause(pid: int) -> str:
-    """Say what ended a process: the kernel keeps it until the parent has asked."""
+    """Return the signal or exit code that ended a process, which the kernel keeps until the parent asks for it."""
     with suppress(OSError, ValueError):
         code = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").split()[-1])
         return f"killed by {signal.Signals(code & 0x7F).name}" if code & 0x7F else f"exit code {code >> 8}"

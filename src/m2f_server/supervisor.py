@@ -1,46 +1,43 @@
-"""Keep a server serving: start it, watch it, start it again when it ends, drain it when told to stop."""
+"""Keep a server serving: start it, watch it, restart it when it ends, and drain it when told to stop."""
 
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, get_args
+from contextlib import AbstractContextManager, ExitStack
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
-from m2f_server import launch
+from m2f.errors import M2FError
 from m2f_server.health import Health, endpoint
-from m2f_server.serve_errors import CrashLoopError, PortTakenError, ServeError, StoppedError, WornOutError
+from m2f_server.serve_errors import CrashLoopError, PortTakenError, StoppedError, WornOutError
 from m2f_server.server import Server, reachable
+from m2f_server.timing import Timing
 from m2f_server.watch import Event, EventName, Watch
 
-_LONG_RUN_S = 60.0  # a server that served for so long had a good start
-_SHORT_RUNS = 5  # in a row, then more will not help
-_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 10.0
-_LIVE_WITHIN_S = 30.0  # a round is a quarter of a second, and some calls to the server
-_STOP_TIMEOUT_S = 5.0  # for a server that has nothing to do any more
-
-disable_created_metrics()  # a second series beside each counter's
+disable_created_metrics()  # they would add a second series to each counter
 
 
 class Supervisor:
-    """Runs `launch.serve` again and again, on the same ports.
+    """Starts one server after another, on the same ports.
 
     Args:
-        options: arguments of `launch.serve`.
-        health_host: where the probes' endpoint listens.
-        health_port: its port; 0 picks a free one.
-        drain_timeout: seconds that requests in flight get after the stop signal.
-        announce: called once, when the first server answers right, with it and the address of `/ready`.
-        event: called with the name of what happened and its circumstances, for the log.
-        stop: set it to drain and end.
-        hasten: set it to end without waiting for requests in flight.
+        start: starts a server for the length of a `with` block, as `launch.serve` with the caller's options. Called
+            with `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`.
+        health_host: address of the health endpoint.
+        health_port: port of the health endpoint; 0 picks a free one.
+        drain_timeout: seconds in which requests in flight are answered after the stop signal.
+        announce: called once, when the first canary succeeds, with the server and the URL of `/ready`.
+        event: called with each event and its circumstances, for the log.
+        stop: event that another thread sets to drain the server and end.
+        hasten: event that another thread sets to end without waiting for requests in flight.
+        timing: how long to wait.
     """
 
     def __init__(
         self,
         *,
-        options: dict[str, Any],
+        start: Callable[..., AbstractContextManager[Server]],
         health_host: str,
         health_port: int,
         drain_timeout: float,
@@ -48,8 +45,11 @@ class Supervisor:
         event: Event,
         stop: threading.Event,
         hasten: threading.Event,
+        timing: Timing | None = None,
     ) -> None:
-        self._options = options
+        self._start = start
+        self._timing = timing or Timing()
+        self._ports: dict[str, int] = {}
         self._health_host = health_host
         self._health_port = health_port
         self._drain_timeout = drain_timeout
@@ -60,20 +60,21 @@ class Supervisor:
         self._announced = False
         self._state = "starting"
         self._watch: Watch | None = None
-        self._good_since: float | None = None  # when the server of the moment first answered right
+        self._good_since: float | None = None  # when the current server passed its first canary
         self._last_round = time.monotonic()
         self._metrics = CollectorRegistry()
         ready = Gauge("m2f_ready", "Whether requests should be sent here, as /ready says", registry=self._metrics)
         ready.set_function(lambda: self.health().ready)
         self._events = Counter("m2f_events", "What happened, as the log says", ["event"], registry=self._metrics)
-        for name in get_args(EventName):  # from 0 on, so that the first is an increase, too
+        for name in get_args(EventName):  # start at 0, so that the first event is an increase
             self._events.labels(name)
 
     def run(self) -> None:
         """Serve until told to stop.
 
         Raises:
-            ServeError: the first start did not work, or the server ends again and again (`CrashLoopError`).
+            ServeError: the first start failed.
+            CrashLoopError: several servers in a row ended early.
         """
         with ExitStack() as stack:
             try:
@@ -88,7 +89,7 @@ class Supervisor:
             self._run_servers()
 
     def health(self) -> Health:
-        """Return what the probes are told."""
+        """Return the answer to a probe."""
         watch = self._watch
         if self._stop.is_set():
             reason = "the server is told to stop"
@@ -97,7 +98,7 @@ class Supervisor:
         else:
             reason = f"the server is {self._state}"
         round_ago = time.monotonic() - self._last_round
-        live = self._state != "serving" or round_ago < _LIVE_WITHIN_S
+        live = self._state != "serving" or round_ago < self._timing.live_within_s
         return Health(state=self._state, ready=not reason, reason=reason, live=live)
 
     def _run_servers(self) -> None:
@@ -105,17 +106,18 @@ class Supervisor:
         while not self._stop.is_set():
             started, self._good_since = False, None
             try:
-                with launch.serve(**self._options, stop=self._stop) as server:
+                with self._start(**self._ports, stop=self._stop) as server:
                     started = True
-                    self._options |= {f"{protocol}_port": port for protocol, port in server.ports.items()}
+                    self._ports = {f"{protocol}_port": port for protocol, port in server.ports.items()}
                     self._serve(server)
                     return
             except StoppedError:
                 return
-            except ServeError as error:
+            except M2FError as error:
                 if not self._announced and not started:
                     raise
-                long_run = self._good_since is not None and time.monotonic() - self._good_since >= _LONG_RUN_S
+                now = time.monotonic()
+                long_run = self._good_since is not None and now - self._good_since >= self._timing.long_run_s
                 short_runs = 1 if long_run else short_runs + 1
                 self._wait_to_restart(error, short_runs)
 
@@ -123,17 +125,17 @@ class Supervisor:
         self._events.labels(event).inc()
         self._log_event(event, **circumstances)
 
-    def _wait_to_restart(self, error: ServeError, short_runs: int) -> None:
+    def _wait_to_restart(self, error: M2FError, short_runs: int) -> None:
         self._state, self._watch = "restarting", None
-        if short_runs >= _SHORT_RUNS:
-            raise CrashLoopError(times=short_runs, within=_LONG_RUN_S, last=error) from error
-        delay = min(_FIRST_DELAY_S * 2 ** (short_runs - 1), _LONGEST_DELAY_S)
+        if short_runs >= self._timing.short_runs:
+            raise CrashLoopError(times=short_runs, within=self._timing.long_run_s, last=error) from error
+        delay = min(self._timing.first_delay_s * 2 ** (short_runs - 1), self._timing.longest_delay_s)
         self._event("server_ended", why=error, restart_in=delay, short_runs=short_runs)
         self._stop.wait(delay)
 
     def _serve(self, server: Server) -> None:
-        """Watch a server until told to stop or it is worn out, then drain it."""
-        watch = self._watch = Watch(server, self._event)
+        """Watch a server until told to stop or it had too many reloads, then drain it."""
+        watch = self._watch = Watch(server, self._event, self._timing)
         self._last_round = time.monotonic()
         self._state = "serving"
         try:
@@ -150,8 +152,8 @@ class Supervisor:
         all_answered = watch.drain(timeout=self._drain_timeout, hasten=self._hasten)
         self._event("drained", all_answered=all_answered, seconds=f"{time.monotonic() - started:.1f}")
         if all_answered:
-            server.stop(timeout=_STOP_TIMEOUT_S)
-        else:  # Triton would wait for them, too
+            server.stop(timeout=self._timing.stop_timeout_s)
+        else:  # SIGTERM would wait for the requests too
             server.kill()
 
     def _go_round(self, server: Server) -> None:
