@@ -1,4 +1,4 @@
-"""The command line on a fake transport: screen, files, exit codes."""
+"""The command line on a fake server: screen, files, exit codes."""
 
 import io
 import json
@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_server import serving
 from PIL import Image
 from pycocotools.coco import COCO
 
 from m2f_cli.main import main
-from m2f_client import Client, InvalidRequest, ServerUnavailable
-from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client import InvalidRequest, ModelNotFound
+from m2f_client.fake import result_of, stacked
 from m2f_client.predict.sources import unique_stems
 
-NAMES = {"parameters": {"class_names": {"string_value": '["[red] disc", "square"]'}}}
+NAMES = '["[red] disc", "square"]'
 
 
 def answer(request):
     """As the server: the image's size, two instances, an error for what is not an image."""
     data = request.inputs["image"][0, 0]
     if data == b"gone":
-        raise ServerUnavailable("no gRPC server at fake://server; start one with: m2f serve")
+        raise ModelNotFound("unknown model: 'mask2former'")
     try:
         width, height = Image.open(io.BytesIO(data)).size
     except OSError:
@@ -52,27 +53,25 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def transport():
-    return FakeTransport(answer, config=NAMES)
+@pytest.fixture(scope="module")
+def fake():
+    with serving(answer, class_names=NAMES) as fake:
+        yield fake
 
 
 @pytest.fixture
-def m2f(folder, transport):  # noqa: ARG001 (makes the files)
-    """Run `m2f` with the fake transport: m2f("predict", "a.jpg")."""
+def m2f(folder, fake):  # noqa: ARG001 (makes the files)
+    """Run `m2f predict` on the fake server: m2f("a.jpg")."""
+    fake.requests.clear()
+    return lambda *arguments: run("predict", "--url", fake.url, *arguments)
 
-    def run(*arguments):
-        def open_client(url, timeout):
-            Client(url, timeout=timeout).close()  # a bad address is refused as in real life
-            return Client(transport=transport)
 
-        return CliRunner().invoke(main, [str(a) for a in arguments], obj=open_client)
-
-    return run
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def test_table(m2f):
-    result = m2f("predict", "a.jpg")
+    result = m2f("a.jpg")
     assert result.exit_code == 0, result.output
     assert "a.jpg  40x30, 2 instances" in result.stdout
     assert "■ [red] disc   0.900    1    1   40   30   1131" in result.stdout
@@ -80,10 +79,10 @@ def test_table(m2f):
     assert result.stderr == ""
 
 
-def test_parameters_reach_the_server(m2f, transport):
-    m2f("predict", "a.jpg", "--score-threshold", "0.5", "--classes", "0,1", "--parameter", "keep_top_k=3",
+def test_parameters_reach_the_server(m2f, fake):
+    m2f("a.jpg", "--score-threshold", "0.5", "--classes", "0,1", "--parameter", "keep_top_k=3",
         "--parameter", "export_postprocess_mask=true", "--parameter", "semantics=mmdet")  # fmt: skip
-    sent = transport.requests[0].parameters
+    sent = fake.requests[0].parameters
     assert sent == {
         "score_threshold": 0.5, "classes": "0,1", "keep_top_k": 3,
         "export_postprocess_mask": True, "semantics": "mmdet",
@@ -103,15 +102,15 @@ def test_parameters_reach_the_server(m2f, transport):
         ("x=", ""),
     ],
 )
-def test_parameter_types(m2f, transport, written, sent):
-    m2f("predict", "a.jpg", "--parameter", written)
-    (value,) = transport.requests[0].parameters.values()
+def test_parameter_types(m2f, fake, written, sent):
+    m2f("a.jpg", "--parameter", written)
+    (value,) = fake.requests[0].parameters.values()
     assert value == sent
     assert type(value) is type(sent)
 
 
 def test_out_and_raw(m2f, folder):
-    result = m2f("predict", "a.jpg", "sub/a.png", "--out", "out/deep", "--raw")
+    result = m2f("a.jpg", "sub/a.png", "--out", "out/deep", "--raw")
     assert result.exit_code == 0, result.output
     files = sorted(path.name for path in (folder / "out/deep").iterdir())
     assert files == ["a-2.npz", "a-2_overlay.png", "a.npz", "a_overlay.png", "instances.json"]
@@ -124,12 +123,12 @@ def test_out_and_raw(m2f, folder):
     assert truth.annToMask(truth.anns[1]).sum() == 39 * 29
 
 
-def test_panoptic(m2f, folder, transport):
+def test_panoptic(m2f, folder, fake):
     """Read back by panopticapi's rule, `rgb2id`."""
-    result = m2f("predict", "a.jpg", "bad.jpg", "sub/a.png", "--out", "out", "--panoptic")
+    result = m2f("a.jpg", "bad.jpg", "sub/a.png", "--out", "out", "--panoptic")
     assert result.exit_code == 1
     assert result.stdout.endswith("wrote out/instances.json\nwrote out/panoptic.json\n")
-    assert {"panoptic", "segments"} <= set(transport.requests[0].outputs)
+    assert {"panoptic", "segments"} <= set(fake.requests[0].outputs)
     document = json.loads((folder / "out/panoptic.json").read_text(encoding="utf-8"))
     assert [image["file_name"] for image in document["images"]] == ["a.jpg", "sub/a.png"]
     assert document["categories"] == [
@@ -147,7 +146,7 @@ def test_panoptic(m2f, folder, transport):
 
 
 def test_json_is_one_document_and_nothing_else(m2f):
-    result = m2f("predict", "a.jpg", "bad.jpg", "--json", "--out", "out")
+    result = m2f("a.jpg", "bad.jpg", "--json", "--out", "out")
     document = json.loads(result.stdout)
     assert document["errors"] == [{"file_name": "bad.jpg", "reason": "image: not a JPEG, PNG or WebP"}]
     assert [row["score"] for row in document["annotations"]] == pytest.approx([0.9, 0.5])
@@ -156,7 +155,7 @@ def test_json_is_one_document_and_nothing_else(m2f):
 
 def test_bad_files_are_named_and_the_rest_go_on(m2f, folder):
     (folder / "empty").mkdir()
-    result = m2f("predict", "bad.jpg", "nope.jpg", "empty", "no*.png", "a.jpg")
+    result = m2f("bad.jpg", "nope.jpg", "empty", "no*.png", "a.jpg")
     assert result.exit_code == 1
     assert "a.jpg  40x30" in result.stdout
     assert result.stderr.splitlines() == [
@@ -167,15 +166,15 @@ def test_bad_files_are_named_and_the_rest_go_on(m2f, folder):
     ]
 
 
-def test_a_lost_server_ends_the_run_and_keeps_what_is_done(m2f):
-    result = m2f("predict", "a.jpg", "gone.jpg", "sub/a.png", "--json", "--concurrency", "1")
+def test_an_error_that_every_image_would_meet_ends_the_run_and_keeps_what_is_done(m2f):
+    result = m2f("a.jpg", "gone.jpg", "sub/a.png", "--json", "--concurrency", "1")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["images"][0]["file_name"] == "a.jpg"
     assert [error["file_name"] for error in document["errors"]] == ["gone.jpg"]
     lines = result.stderr.splitlines()
-    assert lines[0] == "m2f: gone.jpg: no gRPC server at fake://server; start one with: m2f serve"
-    assert "with --out or --jsonl the same command would go on from there" in lines[1]
+    assert "unknown model: 'mask2former'" in lines[0]
+    assert "with --out or --jsonl the same command would resume from there" in lines[1]
     assert len(lines) == 2
 
 
@@ -183,7 +182,7 @@ def test_an_input_is_never_overwritten(m2f, folder):
     (folder / "a.jpg").rename(folder / "b_overlay.png")
     (folder / "b.jpg").write_bytes((folder / "b_overlay.png").read_bytes())
     before = (folder / "b_overlay.png").read_bytes()
-    assert m2f("predict", "b.jpg", "b_overlay.png", "--out", ".").exit_code == 0
+    assert m2f("b.jpg", "b_overlay.png", "--out", ".").exit_code == 0
     assert (folder / "b_overlay.png").read_bytes() == before
     assert (folder / "b-2_overlay.png").exists()
 
@@ -199,7 +198,7 @@ def test_stems_of_an_earlier_run_stay():
 
 def test_unwritable_output(m2f, folder):
     (folder / "file").touch()
-    result = m2f("predict", "a.jpg", "--out", "file/out")
+    result = m2f("a.jpg", "--out", "file/out")
     assert result.exit_code == 1
     assert result.stderr.startswith("m2f: cannot write file/out: ")
 
@@ -207,21 +206,20 @@ def test_unwritable_output(m2f, folder):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["predict"],
-        ["predict", "a.jpg", "--raw"],
-        ["predict", "a.jpg", "--panoptic"],
-        ["predict", "a.jpg", "--url", "127.0.0.1:8001"],
-        ["predict", "a.jpg", "--parameter", "novalue"],
-        ["predict", "a.jpg", "--score-threshold", "high"],
-        ["predict", "a.jpg", "--timeout", "0"],
-        ["predict", "a.jpg", "--out", "a.jpg"],
-        ["predict", "a.jpg", "--parameter", "outputs=masks"],
-        ["predict", "a.jpg", "--json", "--jsonl", "-"],
-        ["predict", "a.jpg", "--jsonl", "sub"],
-        ["predict", "a.jpg", "--concurrency", "0"],
-        ["predict", "a.jpg", "--every", "0"],
-        ["predict", "sub", "--out", "sub"],
-        ["nonsense"],
+        [],
+        ["a.jpg", "--raw"],
+        ["a.jpg", "--panoptic"],
+        ["a.jpg", "--url", "127.0.0.1:8001"],
+        ["a.jpg", "--parameter", "novalue"],
+        ["a.jpg", "--score-threshold", "high"],
+        ["a.jpg", "--timeout", "0"],
+        ["a.jpg", "--out", "a.jpg"],
+        ["a.jpg", "--parameter", "outputs=masks"],
+        ["a.jpg", "--json", "--jsonl", "-"],
+        ["a.jpg", "--jsonl", "sub"],
+        ["a.jpg", "--concurrency", "0"],
+        ["a.jpg", "--every", "0"],
+        ["sub", "--out", "sub"],
     ],
 )
 def test_wrong_usage_exits_2(m2f, arguments):
@@ -234,6 +232,7 @@ def test_wrong_usage_exits_2(m2f, arguments):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
+        (["nonsense"], "No such command 'nonsense'"),
         (["predikt", "a.jpg"], "No such command 'predikt'. Did you mean 'predict'?"),
         (["xyz"], "No such command 'xyz'. There are: "),
         (["predict", "a.jpg", "--concurency", "2"], "--concurrency"),
@@ -241,8 +240,8 @@ def test_wrong_usage_exits_2(m2f, arguments):
         (["doctor", "--jsno"], "--json"),
     ],
 )
-def test_a_typo_is_answered_with_what_was_meant(m2f, arguments, hint):
-    result = m2f(*arguments)
+def test_a_typo_is_answered_with_what_was_meant(arguments, hint):
+    result = run(*arguments)
     assert result.exit_code == 2
     assert hint in result.stderr
 
@@ -267,6 +266,8 @@ def test_version_and_help():
     [
         ("m2f_cli.serve", ["serve", "--http-port", "1"], "m2f serve needs: pip install 'm2f[server]'"),
         ("rich", ["predict", "a.jpg"], "m2f predict needs: pip install 'm2f[client]'"),
+        ("faster_coco_eval", ["eval", "x"], "m2f eval needs: pip install 'm2f[eval]'"),
+        ("gradio", ["demo"], "m2f demo needs: pip install 'm2f[demo]'"),
     ],
 )
 def test_a_missing_extra_is_named(hidden, command, message):

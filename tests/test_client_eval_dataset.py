@@ -29,13 +29,13 @@ def rewrite(folder, change):
     [
         (lambda d: d.pop("categories"), "it has no list 'categories'"),
         (lambda d: d["images"].clear(), "has no images"),
-        (lambda d: d["images"][2].pop("height"), r"images\[2\] has no 'height'"),
+        (lambda d: d["images"][2].pop("height"), r"images\[2\] has no valid 'height'"),
         (lambda d: d["images"][2].update(id=3), "images share an id"),
         (lambda d: d["images"][2].update(file_name="away.png"), r"1 of the 12 images of .* are missing: .*away\.png"),
         (lambda d: d["annotations"][1].update(image_id=99), r"annotations\[1\] has the image_id 99"),
         (lambda d: d["annotations"][1].update(category_id=99), r"annotations\[1\] has the category_id 99"),
         (lambda d: d["annotations"][1].update(segmentation=[]), r"annotations\[1\] has no segmentation"),
-        (lambda d: d["annotations"][1].update(segmentation="x"), r"annotations\[1\] has a segmentation that is none"),
+        (lambda d: d["annotations"][1].update(segmentation="x"), r"annotations\[1\] has an invalid segmentation"),
         (lambda d: d["annotations"][1].update(segmentation={"size": [9, 9], "counts": [81]}), "is .9, 9. pixels"),
         (
             lambda d: d.update(annotations=[{"image_id": 3, "segments_info": []}]),
@@ -135,12 +135,15 @@ def test_categories_by_name(scene):
     ("results", "message"),
     [
         ({"images": []}, "not a list of COCO results"),
-        ([{"image_id": 3}], r"\[0\] has no 'category_id'"),
+        ([{"image_id": 3}], r"\[0\] has no valid 'category_id'"),
         ([row(1, 1, 1) | {"image_id": 99}], "is of image 99"),
         ([row(1, 1, 1) | {"image_id": 3}], "of another size"),
-        (
-            [{"image_id": 3, "category_id": 1, "score": 1, "segmentation": {"size": [230, 300], "counts": "P"}}],
-            "no compressed RLE",
+        *(
+            (
+                [{"image_id": 3, "category_id": 1, "score": 1, "segmentation": {"size": [230, 300]} | counts}],
+                "no compressed",
+            )
+            for counts in ({"counts": "P"}, {"counts": "nonsense"}, {"counts": [69000]}, {})
         ),
     ],
 )

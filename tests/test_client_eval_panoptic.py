@@ -1,5 +1,6 @@
 """Panoptic quality: by hand, against a slow reference, against panopticapi's own code, and through the real server."""
 
+import contextlib
 import json
 from collections import defaultdict
 from functools import partial
@@ -7,16 +8,16 @@ from functools import partial
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_server import serving
 from PIL import Image
 from pycocotools import mask as coco_mask
 from sources import draw_held_out
 
 from m2f_cli.main import main
-from m2f_client import Client, InvalidRequest
+from m2f_client import InvalidRequest
 from m2f_client.converters.coco import panoptic_pixels
 from m2f_client.evaluation.dataset import InvalidDataset, read_panoptic
 from m2f_client.evaluation.quality import Counts, Quality, count_image, mean, quality, read_ids, total
-from m2f_client.fake import FakeTransport
 
 
 def segment(identity, category, iscrowd=0):
@@ -207,33 +208,30 @@ def scene(tmp_path):
 def m2f():
     """Run `m2f eval` on a server that finds grass everywhere but for a ghost of 4 pixels, and a part of the disc.
 
-    The server `blind` finds no disc, `choosy` refuses the second picture.
+    The server `m2f.start("blind")` finds no disc, "choosy" refuses the second picture.
     """
 
-    def answer(request, url):
+    def answer(request, kind):
         data = request.inputs["image"][0, 0]
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")  # of a PNG
         ids = np.full((1, height, width), 2, np.int32)
         ids[:, -2:, -2:] = 3
         segments = [{"id": 2, "category_id": 1, "isthing": False}, {"id": 3, "category_id": 2, "isthing": True}]
-        if height == 10 and url == "grpc://choosy":
+        if height == 10 and kind == "choosy":
             raise InvalidRequest("not this one")
-        if height == 20 and url != "grpc://blind":
+        if height == 20 and kind != "blind":
             ids[:, 5:15, 5:11] = 1
             segments.append({"id": 1, "category_id": 0, "isthing": True})
         texts = np.array([[json.dumps(segments).encode()]], object)
         return {"panoptic": ids, "segments": texts, "size": np.array([[height, width]], np.int32)}
 
-    def connect(url, **_):
-        config = {"parameters": {"class_names": {"string_value": json.dumps(NAMES)}}}
-        run.transports.append(FakeTransport(partial(answer, url=url), config=config))
-        return Client(transport=run.transports[-1])
-
     def run(*arguments):
-        return CliRunner().invoke(main, ["eval", "--panoptic", *map(str, arguments)], obj=connect)
+        return CliRunner().invoke(main, ["eval", "--panoptic", "--url", run.server.url, *map(str, arguments)])
 
-    run.transports = []
-    return run
+    with contextlib.ExitStack() as stack:
+        run.start = lambda kind: stack.enter_context(serving(partial(answer, kind=kind), class_names=json.dumps(NAMES)))
+        run.server = run.start("usual")
+        yield run
 
 
 def test_report(m2f, scene, tmp_path):
@@ -250,11 +248,11 @@ def test_report(m2f, scene, tmp_path):
     assert metrics["parameters"] == {"panoptic_score_threshold": 0.5}
     assert f"{grass:.3f}" in ran.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json"]
-    assert set(m2f.transports[0].requests[0].outputs) == {"panoptic", "segments", "size"}
+    assert set(m2f.server.requests[0].outputs) == {"panoptic", "segments", "size"}
 
 
 def test_against_itself_nothing_differs(m2f, scene):
-    ran = m2f(scene, "--against", "grpc://same", "--json")
+    ran = m2f(scene, "--against", m2f.start("usual").url, "--json")
     against = json.loads(ran.stdout)["against"]
     assert against["images"] == 2
     assert against["difference"] == {"PQ": 0, "SQ": 0, "RQ": 0}
@@ -263,20 +261,20 @@ def test_against_itself_nothing_differs(m2f, scene):
 
 def test_against_another_server_differences_are_found(m2f, scene):
     """The other one does not find the disc, which is in the first picture only."""
-    ran = m2f(scene, "--against", "grpc://blind", "--json")
+    ran = m2f(scene, "--against", m2f.start("blind").url, "--json")
     document = json.loads(ran.stdout)
     figures, against = document["panoptic"], document["against"]
     assert against["before"] == figures["all"]
     assert against["after"]["PQ"] == against["before"]["PQ"] + against["difference"]["PQ"] < against["before"]["PQ"]
     assert len(against["differ"]) == 1
     assert against["differ"][0].endswith("1.png")
-    shown = m2f(scene, "--against", "grpc://blind").stdout
+    shown = m2f(scene, "--against", m2f.start("blind").url).stdout
     assert "other segments are found, false or missed" in shown
     assert f"{against['difference']['PQ']:+.4f}" in shown
 
 
 def test_what_the_other_server_does_not_do_is_in_no_figure(m2f, scene):
-    ran = m2f(scene, "--against", "grpc://choosy", "--json")
+    ran = m2f(scene, "--against", m2f.start("choosy").url, "--json")
     assert ran.exit_code == 1
     against = json.loads(ran.stdout)["against"]
     assert (against["images"], len(against["failures"])) == (1, 1)
@@ -286,7 +284,7 @@ def test_what_the_other_server_does_not_do_is_in_no_figure(m2f, scene):
 def test_a_file_is_no_server(m2f, scene):
     ran = m2f(scene, "--against", "results.json")
     assert ran.exit_code == 2
-    assert "compared with a server" in ran.stderr
+    assert "compares with a server" in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -294,11 +292,11 @@ def test_a_file_is_no_server(m2f, scene):
     [
         (lambda d: d["annotations"][0].update(file_name="away.png"), r"1 panoptic PNGs of .* are missing: .*away\.png"),
         (lambda d: d["annotations"].pop(), r"1 panoptic PNGs of .* are missing: one for .*2\.png"),
-        (lambda d: d["categories"][0].pop("isthing"), r"categories\[0\] has no 'isthing'"),
-        (lambda d: d["annotations"][0].pop("segments_info"), r"annotations\[0\] has no 'segments_info'"),
+        (lambda d: d["categories"][0].pop("isthing"), r"categories\[0\] has no valid 'isthing'"),
+        (lambda d: d["annotations"][0].pop("segments_info"), r"annotations\[0\] has no valid 'segments_info'"),
         (
             lambda d: d["annotations"][0]["segments_info"][1].pop("id"),
-            r"annotations\[0\].segments_info\[1\] has no 'id'",
+            r"annotations\[0\].segments_info\[1\] has no valid 'id'",
         ),
         (lambda d: d["annotations"][0].update(image_id=9), "image_id 9, which does not exist"),
     ],
@@ -317,7 +315,7 @@ def test_a_png_that_does_not_fit_is_named(m2f, scene):
     (maps / "2_map.png").write_bytes((maps / "1_map.png").read_bytes())
     ran = m2f(scene, "--json")
     assert ran.exit_code == 1
-    assert "2_map.png is not of the size of its image" in ran.stderr
+    assert "2_map.png has another size than its image" in ran.stderr
     assert json.loads(ran.stdout)["images"] == 1
     (maps / "1_map.png").write_bytes(b"no image")
     assert "1_map.png cannot be read" in m2f(scene).stderr

@@ -1,5 +1,6 @@
-"""Long runs of `m2f predict`: killed, stopped, gone on with; in a process of its own, on a fake transport."""
+"""Long runs of `m2f predict`: killed, stopped, resumed; each in a process, on a fake server."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,43 +9,58 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
+import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
+from fake_server import serving
 from PIL import Image
 from pycocotools.coco import COCO
 
+from m2f_client import Client, ServerUnavailable
+from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client.predict.run import PredictOptions, run
+
 COUNT = 500
 
-COMMAND = textwrap.dedent("""
-    import sys, time
-    import numpy as np
-    from m2f_client import Client, ServerUnavailable
-    from m2f_cli.main import main
-    from m2f_client.fake import FakeTransport, result_of, stacked
 
-    delay, life = float(sys.argv[1]), int(sys.argv[2])
+class Server:
+    """Finds a mask that depends on the image's last byte; can be slow, and unavailable after some requests."""
 
-    def answer(request):
-        if delay > 1:
-            print("asked", file=sys.stderr, flush=True)
-        time.sleep(delay)
-        if len(transport.requests) > life:
+    def __init__(self):
+        self.delay, self.life, self.released = 0.0, 0, threading.Event()
+
+    def answer(self, request):
+        self.released.wait(self.delay)
+        if len(self.fake.requests) > self.life:
             raise ServerUnavailable("no server")
         data = request.inputs["image"][0, 0]
         masks = np.zeros((1, 4, 5))
-        masks[0, 1:, 1:1 + data[-1] % 4] = 1
+        masks[0, 1:, 1 : 1 + data[-1] % 4] = 1
         return stacked([result_of(masks, scores=[0.5])])
 
-    transport = FakeTransport(answer)
-    main(sys.argv[3:], obj=lambda url, timeout: Client(transport=transport))
-""")
+    def set(self, delay, life):
+        self.released.set()  # for the requests of a command that was killed
+        self.delay, self.life, self.released = delay, life, threading.Event()
+        self.fake.requests.clear()
+
+
+server = Server()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _serving():
+    with serving(server.answer) as server.fake:
+        yield
+        server.released.set()
 
 
 def command(*arguments, delay=0.0, life=10**9):
-    return [sys.executable, "-c", COMMAND, str(delay), str(life), "predict", *map(str, arguments)]
+    server.set(delay, life)
+    return [Path(sys.executable).with_name("m2f"), "predict", "--url", server.fake.url, *arguments]
 
 
 def m2f(folder, *arguments, **options):
@@ -59,7 +75,7 @@ def start(folder, *arguments, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images that differ in their last byte only: the fake transport does not decode them."""
+    """Images that differ in their last byte only: the fake server does not decode them."""
     (tmp_path / "in").mkdir()
     for index in range(COUNT):
         (tmp_path / "in" / f"{index:03d}.png").write_bytes(bytes([index % 256]))
@@ -70,11 +86,15 @@ def names(path):
     return [json.loads(line)["file_name"] for line in path.read_text().splitlines()]
 
 
-def wait_for_lines(path, count):
-    deadline = time.monotonic() + 30
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
+def wait_for(event):
+    deadline = time.monotonic() + 60
+    while not event():
         assert time.monotonic() < deadline, "the run does not get on"
         time.sleep(0.002)
+
+
+def wait_for_lines(path, count):
+    wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") >= count)
 
 
 EXPECTED = [f"in/{index:03d}.png" for index in range(COUNT)]
@@ -91,7 +111,7 @@ def test_a_killed_run_is_gone_on_with(folder):
         reported += re.findall(r"^(in/\d+\.png) ", running.communicate()[0], re.MULTILINE)
     done = m2f(folder, "in", "--jsonl", "run.jsonl")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^m2f: \d+ images done already; going on with run.jsonl", done.stderr)
+    assert re.search(r"^m2f: \d+ images done already; resuming from run.jsonl", done.stderr)
     assert names(journal) == EXPECTED
     assert set(reported) <= set(EXPECTED)
     assert len(set(reported)) == len(reported)
@@ -144,7 +164,7 @@ def test_a_file_that_is_no_journal_is_left_alone(folder, content):
     (folder / "mine").write_bytes(content)
     ran = m2f(folder, EXPECTED[0], "--jsonl", "mine")
     assert ran.returncode == 1
-    assert "mine: line 1 is not one that m2f predict writes; choose another file" in ran.stderr
+    assert "mine: line 1 was not written by m2f predict; choose another file" in ran.stderr
     assert (folder / "mine").read_bytes() == content
 
 
@@ -153,14 +173,14 @@ def test_other_settings_do_not_mix(folder):
     before = (folder / "run.jsonl").read_bytes()
     ran = m2f(folder, *EXPECTED[:2], "--jsonl", "run.jsonl", "--score-threshold", "0.6")
     assert ran.returncode == 1
-    assert "run.jsonl is of a run with other settings (score_threshold=0.5)" in ran.stderr
+    assert "run.jsonl comes from a run with other settings (score_threshold=0.5)" in ran.stderr
     assert (folder / "run.jsonl").read_bytes() == before
 
 
 def test_two_runs_do_not_share_a_journal(folder):
     first = start(folder, "in", "--jsonl", "run.jsonl", delay=0.2)
     wait_for_lines(folder / "run.jsonl", 3)
-    second = m2f(folder, "in", "--jsonl", "run.jsonl")
+    second = m2f(folder, "in", "--jsonl", "run.jsonl", delay=0.2)
     first.kill()
     first.communicate()
     assert second.returncode == 1
@@ -177,17 +197,17 @@ def test_ctrl_c_finishes_what_is_in_flight(folder, number):
     assert running.returncode == 1
     count = len(names(journal))
     assert 8 <= count < COUNT // 2
-    assert "finishing what is in flight" in errors
-    assert f"m2f: stopped; {count} images done, kept in run.jsonl: the same command goes on from there" in errors
+    assert "finishing the requests in flight" in errors
+    assert f"m2f: stopped; {count} images done, kept in run.jsonl: the same command resumes from there" in errors
     assert "Traceback" not in errors
     assert names(journal) == EXPECTED[:count]
 
 
 def test_a_second_ctrl_c_ends_at_once(folder):
     with start(folder, "in", "--jsonl", "run.jsonl", delay=20) as running:
-        assert running.stderr.readline() == "asked\n"
+        wait_for(lambda: server.fake.requests)
         running.send_signal(signal.SIGINT)
-        while "once more" not in (line := running.stderr.readline()):
+        while "again" not in (line := running.stderr.readline()):
             assert line
         running.send_signal(signal.SIGINT)
         assert "Traceback" not in running.stderr.read()
@@ -204,7 +224,7 @@ def test_a_lost_server_says_how_to_go_on(folder):
     done = sum("instances" in line for line in lines)
     assert 13 <= done <= 20  # others are at most 7 ahead of the first that failed
     assert len(lines) == done + 1
-    assert f"m2f: stopped; {done} images done, kept in run.jsonl: the same command goes on from there" in lost.stderr
+    assert f"m2f: stopped; {done} images done, kept in run.jsonl: the same command resumes from there" in lost.stderr
     assert m2f(folder, "in", "--jsonl", "run.jsonl").returncode == 0
     assert sorted(names(journal)) == EXPECTED
 
@@ -225,7 +245,7 @@ def test_out_is_gone_on_with_and_makes_one_document(tmp_path):
     picture(tmp_path / "gone.png", 5, 4)
     ran = m2f(tmp_path, "a", "b", "c", "gone.png", "--out", "out")
     assert ran.returncode == 0, ran.stderr
-    assert "2 images done already; going on with out/instances.jsonl" in ran.stderr
+    assert "2 images done already; resuming from out/instances.jsonl" in ran.stderr
     assert (tmp_path / "out/a_overlay.png").read_bytes() == made
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a-2_overlay.png", "a-3_overlay.png", "a_overlay.png", "gone_overlay.png", "instances.json"
@@ -322,46 +342,31 @@ def test_no_progress_beside_json_and_one_beside_lines(folder):
     assert lines.count("\n") == COUNT
 
 
-def test_memory_is_flat(tmp_path):
-    """3,000 answers of 20 kB (60 MB), and the document of all: no more is held than after the first 300."""
-    code = textwrap.dedent("""
-        import resource, sys
-        from pathlib import Path
-        import numpy as np
-        from m2f_client import Client
-        from m2f_cli.main import main
-        from m2f_client.fake import result_of, stacked
+def test_memory_is_flat(tmp_path, monkeypatch):
+    """400 answers of 60 kB (24 MB), and the document of all: no more is held than after the first 100."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"{index:04d}.png" for index in range(400)]
+    for name in names:
+        Path(name).write_bytes(b"x")
+    early = []
 
-        def peak_mb():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    def answer(_):
+        if len(transport.requests) == 100:
+            early.append(tracemalloc.get_traced_memory()[0])
+            tracemalloc.reset_peak()
+        transport.requests[:-1] = [None] * (len(transport.requests) - 1)
+        found = stacked([result_of(np.ones((1, 4, 5)))])
+        return {**found, "rle": np.array([[b"0" * 60_000]], object)}
 
-        class Transport:
-            url, count, early = "fake://server", 0, 0.0
-            def infer(self, request):
-                self.count += 1
-                if self.count == 300:
-                    self.early = peak_mb()
-                answer = stacked([result_of(np.ones((1, 4, 5)))])
-                answer["rle"] = np.array([[b"0" * 20_000]], object)
-                return {name: answer[name] for name in request.outputs}
-            def model_config(self, model, timeout):
-                return {}
-            def close(self):
-                print(self.count, peak_mb() - self.early, file=sys.stderr)
-
-        for index in range(3000):
-            Path(f"{index:04d}.png").write_bytes(b"x")
-        arguments = ["predict", *[f"{index:04d}.png" for index in range(3000)], "--json"]
-        main(arguments, obj=lambda url, timeout: Client(transport=Transport()))
-    """)
-    with (tmp_path / "document.json").open("w") as document:
-        ran = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, stdout=document, stderr=subprocess.PIPE, text=True, check=True
-        )
-    count, growth_mb = ran.stderr.split()
-    assert count == "3000"
-    assert float(growth_mb) < 12
-    assert len(json.loads((tmp_path / "document.json").read_text())["annotations"]) == 3000
+    transport = FakeTransport(answer)
+    tracemalloc.start()
+    try:
+        with Path("document.json").open("w") as document, contextlib.redirect_stdout(document):
+            assert run(Client(transport=transport), PredictOptions(names, {}, as_json=True)) == 0
+        assert tracemalloc.get_traced_memory()[1] - early[0] < 4e6
+    finally:
+        tracemalloc.stop()
+    assert len(json.loads(Path("document.json").read_text())["annotations"]) == 400
 
 
 def test_help_fits_a_terminal(folder):

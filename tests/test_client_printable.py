@@ -8,13 +8,14 @@ import unicodedata
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_server import serving
 from PIL import Image
 from rich.console import Console
 
 from m2f_cli.main import main
-from m2f_client import Client, ServerError
-from m2f_client.evaluation.report import _table
-from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client import ServerError
+from m2f_client.evaluation.report import SHOWN, summary
+from m2f_client.fake import result_of, stacked
 from m2f_client.printable import printable
 
 ORDERS = "\x1b]0;owned\x07\x1b[31mred\r\x9b2J"
@@ -37,10 +38,9 @@ def image():
     return stream.getvalue()
 
 
-def m2f(transport, *arguments):
-    return CliRunner().invoke(
-        main, ["predict", *arguments], obj=lambda url, timeout: Client(transport=transport)  # noqa: ARG005
-    )  # fmt: skip
+def m2f(answer, *arguments, class_names=None):
+    with serving(answer, class_names=class_names) as fake:
+        return CliRunner().invoke(main, ["predict", *arguments, "--url", fake.url])
 
 
 @pytest.mark.parametrize("count", [1, 11])  # a table each, a line each
@@ -49,9 +49,8 @@ def test_class_names_and_file_names(tmp_path, monkeypatch, count):
     files = [f"{index}\x1b[31m.png" for index in range(count)]
     for name in files:
         (tmp_path / name).write_bytes(image())
-    names = {"parameters": {"class_names": {"string_value": json.dumps([ORDERS])}}}
-    transport = FakeTransport(lambda _: stacked([result_of(np.ones((1, 3, 4)))]), config=names)
-    ran = m2f(transport, *files, "--out", "out")
+    found = stacked([result_of(np.ones((1, 3, 4)))])
+    ran = m2f(lambda _: found, *files, "--out", "out", class_names=json.dumps([ORDERS]))
     assert ran.exit_code == 0, ran.stderr
     assert "0\ufffd[31m.png" in ran.stdout
     assert "\ufffd]0;owned\ufffd\ufffd[31mred" in ran.stdout
@@ -63,14 +62,17 @@ def test_errors(tmp_path):
         raise ServerError(ORDERS)
 
     (tmp_path / "a.png").write_bytes(image())
-    ran = m2f(FakeTransport(fail), str(tmp_path / "a.png"))
+    ran = m2f(fail, str(tmp_path / "a.png"))
     assert ran.exit_code == 1
     assert "\ufffd]0;owned\ufffd\ufffd[31mred" in ran.stderr
     assert not set("\x1b\x07\r\x9b") & set(ran.stdout + ran.stderr)
 
 
 def test_names_of_a_data_set():
+    names = (ORDERS, "[red]no markup[/blue]")
+    figures = {**dict.fromkeys(SHOWN, 0.5), "per_class": [{"name": name, "objects": 1, "AP": 0.5} for name in names]}
+    about = {"dataset": "d", "server": "s", "images": 1, "objects": 2, "parameters": {}}
     stream = io.StringIO()
-    Console(file=stream, width=100).print(_table(["", "AP"], [[ORDERS, "1"], ["[red]no markup[/blue]", "2"]]))
+    Console(file=stream, width=100).print(*summary({**about, "segm": figures, "bbox": figures}))
     assert "[red]no markup[/blue]" in stream.getvalue()
     assert not set("\x1b\x07\r\x9b") & set(stream.getvalue())

@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fake_server import serving
 from PIL import Image
 
 from m2f_cli.main import main
-from m2f_client import Client, InvalidRequest, UnreadableImage
-from m2f_client.fake import FakeTransport, result_of, stacked
+from m2f_client import InvalidRequest, UnreadableImage
+from m2f_client.fake import result_of, stacked
 from m2f_client.predict.video import count_frames, frames
 
 FRAMES = 12
@@ -34,7 +35,6 @@ class Server:
     def __init__(self):
         self.seen = []
         self.refuses = None
-        self.transport = FakeTransport(self.answer)
 
     def answer(self, request):
         image = Image.open(io.BytesIO(request.inputs["image"][0, 0]))
@@ -49,13 +49,14 @@ class Server:
 
 @pytest.fixture
 def server():
-    return Server()
+    server = Server()
+    with serving(server.answer) as fake:
+        server.url = fake.url
+        yield server
 
 
 def m2f(server, *arguments):
-    return CliRunner().invoke(
-        main, ["predict", *arguments], obj=lambda url, timeout: Client(transport=server.transport)  # noqa: ARG005
-    )  # fmt: skip
+    return CliRunner().invoke(main, ["predict", *arguments, "--url", server.url])
 
 
 def test_frames(clip):
@@ -136,7 +137,7 @@ def test_a_journal_that_leads_out_of_its_folder(tmp_path, server, overlay):
     lines[0]["overlay"] = f"{tmp_path}{overlay}" if overlay == "/x_overlay.mp4" else overlay
     (folder / "instances.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     ran = m2f(server, "clip.avi", "--out", str(folder))
-    assert (ran.exit_code, "line 1 is not one that m2f predict writes" in ran.stderr) == (1, True)
+    assert (ran.exit_code, "line 1 was not written by m2f predict" in ran.stderr) == (1, True)
     assert not list(tmp_path.rglob("x_overlay*"))
 
 

@@ -46,9 +46,10 @@ def predict(triton):
 
         def rows_and_picture(image, **parameters):
             result = client.predict(image, **parameters)
-            boxes = [" ".join(f"{side:.0f}" for side in box) for box in result.boxes]
-            rows = zip(result.names(client.class_names), result.scores, boxes, result.areas, strict=True)
-            texts = [[name, f"{score:.3f}", box, str(area)] for name, score, box, area in rows]
+            rows = zip(result.names(client.class_names), result.scores, result.boxes, result.areas, strict=True)
+            texts = [
+                [name, f"{score:.3f}", *(f"{side:.0f}" for side in box), str(area)] for name, score, box, area in rows
+            ]
             return texts, result.plot(image, client.class_names)
 
         yield rows_and_picture

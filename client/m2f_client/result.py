@@ -1,4 +1,4 @@
-"""What comes back for one image."""
+"""The answer for one image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 MASK_OUTPUTS = ("masks", "packed_masks", "rle")
-"""Outputs that hold the masks, those that are read fastest first."""
+"""Outputs that hold the masks, the fastest to read first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,23 +38,23 @@ class Result:
     """Instances of one image, best first. `len(result)` is their number K.
 
     Attributes:
-        outputs: the arrays as the server sent them, without batch dimension and padding, by output name.
-            The properties below read it and raise OutputNotRequested for what was not asked for.
+        outputs: the arrays of the server by output name, without batch dimension and padding. The properties below read
+            them; they raise OutputNotRequested for outputs that were not requested.
     """
 
     outputs: Mapping[str, Array]
 
     @classmethod
     def from_batch(cls, outputs: Mapping[str, Array], index: int) -> Result:
-        """Cut image `index` out of a server's answer: batch dimension and padding go.
+        """Cut image `index` out of a server's answer, without batch dimension and padding.
 
         Args:
-            outputs: arrays with the batch dimension first; in a batch of several images with row outputs,
-                `num_instances` [N, 1] must be among them, and `size` [N, 2] too where masks or label maps are.
-            index: which image.
+            outputs: arrays with the batch dimension first. A batch of several images must have `num_instances` [N, 1]
+                beside outputs with a row for each instance, and `size` [N, 2] beside masks and label maps.
+            index: index of the image in the batch.
 
         Raises:
-            ServerError: the arrays are not as the contract has them, or do not go together.
+            ServerError: an array has another type or shape than the contract says, or arrays do not match each other.
         """
         one = {name: array[index] for name, array in outputs.items()}
         check(one)
@@ -103,12 +103,12 @@ class Result:
 
     @property
     def queries(self) -> Array:
-        """int32 [K], the query that each instance came from."""
+        """int32 [K], the query of each instance."""
         return self._get("queries")
 
     @property
     def rle(self) -> list[bytes]:
-        """K COCO compressed RLE strings; an empty one where the server made no masks."""
+        """K COCO compressed RLE strings; empty strings if the server made no masks."""
         return [bytes(counts) for counts in self._get("rle")]
 
     @property
@@ -119,7 +119,7 @@ class Result:
 
     @property
     def panoptic(self) -> Array:
-        """int32 [H, W], the `id` in `segments` of each pixel; 0 is void."""
+        """int32 [H, W], for each pixel the `id` of its segment in `segments`; 0 is void."""
         return self._get("panoptic")
 
     @property
@@ -127,8 +127,8 @@ class Result:
         """The panoptic segments, as COCO's `segments_info`; `category_id` is the 0-based class index.
 
         Raises:
-            OutputNotRequested: `segments` was not asked for.
-            ServerError: the server's answer is not JSON, or of something else.
+            OutputNotRequested: `segments` was not requested.
+            ServerError: the server's answer is not a JSON list of segments.
         """
         text = self._get("segments")[0]
         try:
@@ -156,13 +156,13 @@ class Result:
 
     @property
     def has_masks(self) -> bool:
-        """Whether there are masks: false where none were asked for, or none made (`export_postprocess_mask=False`)."""
+        """Whether there are masks. False if none were requested, or none made (`export_postprocess_mask=False`)."""
         rows = [self.outputs[name] for name in MASK_OUTPUTS if name in self.outputs]
         return bool(rows) and (len(self) == 0 or any(len(row) for row in rows[0]))
 
     @cached_property
     def masks(self) -> npt.NDArray[np.uint8]:
-        """uint8 [K, H, W] of 0 and 1: the dense output if it was asked for, else unpacked or decoded now."""
+        """uint8 [K, H, W] of 0 and 1: the dense output if requested, else unpacked or decoded on first use."""
         if "masks" in self.outputs and self.has_masks:
             return self.outputs["masks"]
         height, width = self.size
@@ -172,11 +172,11 @@ class Result:
         return masks
 
     def mask(self, index: int) -> npt.NDArray[np.uint8]:
-        """Return one mask, uint8 [H, W] of 0 and 1, without holding all of them; zeros if the server made none.
+        """Return one mask, uint8 [H, W] of 0 and 1, without decoding the others; zeros if the server made no masks.
 
         Raises:
-            OutputNotRequested: none of `masks`, `packed_masks` and `rle` were asked for.
-            ServerError: the server's RLE is not one.
+            OutputNotRequested: none of `masks`, `packed_masks` and `rle` was requested.
+            ServerError: the server's RLE is invalid.
         """
         name = next((name for name in MASK_OUTPUTS if name in self.outputs), "rle")
         rows = self._get(name)
@@ -193,22 +193,22 @@ class Result:
             raise ServerError(f"mask {index} from the server cannot be decoded: {error}") from error
 
     def names(self, class_names: Sequence[str] | None) -> list[str]:
-        """Return K class names; the number stands in where the model has no name for it."""
+        """Return K class names; the class number as text for classes without a name."""
         return [coco.class_name(int(label), class_names) for label in self.labels]
 
     def to_coco(
         self, image_id: int, categories: Sequence[int | Mapping[str, Any]] | None = None
     ) -> list[dict[str, Any]]:
-        """Return COCO result dicts, one an instance, ready for `COCO.loadRes`; see `coco.results`."""
+        """Return COCO result dicts, one for each instance, ready for `COCO.loadRes`; see `coco.results`."""
         return coco.results(self, image_id, categories)
 
     def to_panoptic(
         self, image_id: int, file_name: str, categories: Sequence[int | Mapping[str, Any]] | None = None
     ) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
         """Return a COCO panoptic annotation and the pixels of its PNG; see `coco.panoptic`."""
-        return coco.panoptic(self, image_id, file_name, categories)
+        return coco.panoptic(self.segments, self.panoptic, image_id, file_name, categories)
 
-    # The modules below import OpenCV, Pillow and optional packages: slow, and the base installation has none of them.
+    # The modules below import OpenCV, Pillow and optional packages: they are slow to import and may not be installed.
 
     def to_supervision(self, class_names: Sequence[str] | None = None) -> supervision.Detections:
         """Return a `supervision.Detections`; see `detections.detections`."""
@@ -217,13 +217,13 @@ class Result:
         return detections(self, class_names)
 
     def to_pandas(self, class_names: Sequence[str] | None = None) -> pandas.DataFrame:
-        """Return a `pandas.DataFrame`, one row an instance; see `detections.data_frame`."""
+        """Return a `pandas.DataFrame`, one row for each instance; see `detections.data_frame`."""
         from m2f_client.converters.detections import data_frame  # noqa: PLC0415
 
         return data_frame(self, class_names)
 
     def polygons(self) -> list[list[Polygon]]:
-        """Return for each instance its polygons along pixel edges, holes kept; see `polygons`."""
+        """Return for each instance its polygons along pixel edges, with holes; see `polygons`."""
         from m2f_client.converters.polygons import trace  # noqa: PLC0415
 
         return [trace(self.mask(index)) for index in range(len(self))]
@@ -254,11 +254,11 @@ class Result:
         return task(self, image, class_names, from_name=from_name, to_name=to_name)
 
     def plot(self, image: ImageSource, class_names: Sequence[str] | None = None) -> Image.Image:
-        """Return the image with the instances drawn on it, which a notebook shows; see `draw.overlay`.
+        """Return the image with the instances drawn on it; a notebook shows it. See `draw.overlay`.
 
         Args:
-            image: the one that `predict` was given.
-            class_names: the model's names; None draws class numbers.
+            image: the image given to `predict`.
+            class_names: the model's class names; None: class numbers.
         """
         from m2f_client.converters.draw import open_upright, overlay  # noqa: PLC0415
 
@@ -270,7 +270,7 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, max_bytes: int = archive.MAX_BYTES) -> Result:
-        """Read what `save` wrote, up to `max_bytes`; see `archive.load`."""
+        """Read a file that `save` wrote, up to `max_bytes`; see `archive.load`."""
         return cls(archive.load(path, max_bytes=max_bytes))
 
     def _get(self, name: str) -> Array:

@@ -1,13 +1,14 @@
-"""The `m2f` command. A subcommand's module is imported when it is called, so none needs the others' extras."""
+"""The `m2f` command. Each subcommand's module is imported only when called: no command needs another one's extra."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+from importlib.util import find_spec
 
 import click
 
-COMMANDS = {  # name: (module, attribute, extra that its requirements are in)
+COMMANDS = {  # name: (module, attribute, extra with its requirements)
     "predict": ("m2f_cli.predict", "predict", "client"),
     "eval": ("m2f_cli.eval", "evaluate", "eval"),
     "demo": ("m2f_cli.demo", "demo", "demo"),
@@ -16,20 +17,24 @@ COMMANDS = {  # name: (module, attribute, extra that its requirements are in)
     "serve": ("m2f_cli.serve", "serve", "server"),
     "rollout": ("m2f_cli.rollout", "rollout", "models"),
 }
+HEAVY = {"demo": "gradio"}  # a requirement that the command imports only when it runs, because that takes seconds
 
 
 class LazyGroup(click.Group):
-    """A group that imports its commands by need."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         return sorted({*COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command, or one that says what to install where its requirements are missing."""
+        """Return a command. If its requirements are missing, return one that says what to install."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         module, attribute, extra = COMMANDS[cmd_name]
+        heavy = HEAVY.get(cmd_name)
+        if heavy is not None and find_spec(heavy) is None:
+            return _not_installed(cmd_name, extra, heavy)
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
@@ -39,7 +44,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the arguments begin with; an unknown one is answered with those that look like it."""
+        """Return the command that the arguments name; for an unknown name, suggest similar ones."""
         known = self.list_commands(ctx)
         if args[0] in known or args[0].startswith("-"):
             return super().resolve_command(ctx, args)

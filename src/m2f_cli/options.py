@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,27 +10,40 @@ import click
 
 from m2f.settings import Settings
 from m2f_client.client import Client
+from m2f_client.transports.address import DEFAULT_URL
 from m2f_client.transports.protocol import Parameter
 
-MAX_CONCURRENCY = 32  # as many as the HTTP transport carries
+MAX_CONCURRENCY = 32  # connections of the HTTP transport
 
-_NOT_PARAMETERS = tuple(inspect.signature(Client.predict).parameters)  # what `predict` itself takes
+_NOT_PARAMETERS = tuple(inspect.signature(Client.predict).parameters)  # arguments of `predict` itself
+
+url_option = click.option(
+    "--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT."
+)
+concurrency_option = click.option(
+    "--concurrency", type=click.IntRange(1, MAX_CONCURRENCY), default=4, metavar="N", show_default=True,
+    help=f"Images in work at once, up to {MAX_CONCURRENCY}.",
+)  # fmt: skip
+timeout_option = click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS", show_default=True,
+    help="Longest wait for an answer or a download.",
+)  # fmt: skip
 
 
 class KeyValue(click.ParamType):
-    """KEY=VALUE, where VALUE is a number, true or false, or else text."""
+    """KEY=VALUE. VALUE is a number, true or false; anything else is text."""
 
     name = "key=value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Parameter]:
-        """Return key and typed value."""
+        """Return the key and the typed value."""
         key, equals, text = value.partition("=")
         if not key or not equals:
             self.fail(f"{value!r} is not KEY=VALUE", param, ctx)
         if key in _NOT_PARAMETERS:
             self.fail(f"{key!r} is not a request parameter", param, ctx)
         if isinstance(getattr(Settings, key, None), str):
-            return key, text  # a text setting: classes=0 is the text "0"
+            return key, text  # for a text setting, classes=0 is the text "0"
         try:
             parsed = json.loads(text)
         except json.JSONDecodeError:

@@ -1,26 +1,24 @@
-"""`m2f predict`: images to a server, then tables, overlays, JSON lines, COCO JSON, panoptic PNGs and raw logits."""
+"""`m2f predict`: send images to a server; print and write what it finds."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from m2f_cli.options import MAX_CONCURRENCY, KeyValue
+from m2f_cli.options import KeyValue, concurrency_option, timeout_option, url_option
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress, InvalidRequest
-from m2f_client.predict.run import STDOUT, Options, run
+from m2f_client.predict.run import STDOUT, PredictOptions, run
 from m2f_client.predict.sources import expand
-from m2f_client.transports.address import DEFAULT_URL
 from m2f_client.transports.protocol import Parameter
 
 
 @click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT.")
+@url_option
 @click.option("--score-threshold", type=float, help="Least score (0 to 1). Default: the server's.")
 @click.option("--classes", help="Only these classes, by index or name, comma-separated.")
 @click.option(
@@ -40,17 +38,13 @@ from m2f_client.transports.protocol import Parameter
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (COCO) instead of tables.")
 @click.option(
     "--jsonl", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write a JSON line for each image to this file, as soon as it is done; - prints them instead of tables.",
+    help="Write a JSON line for each image to this file, as soon as it is done; - prints the lines instead of tables.",
 )  # fmt: skip
 @click.option("--every", type=click.IntRange(min=1), default=1, metavar="N", show_default=True,
               help="Of a video, take every N-th frame.")  # fmt: skip
-@click.option("--concurrency", type=click.IntRange(1, MAX_CONCURRENCY), default=4, metavar="N", show_default=True,
-              help=f"Images in work at once, up to {MAX_CONCURRENCY}.")  # fmt: skip
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS",
-              show_default=True, help="Wait no longer for an answer, or a download.")  # fmt: skip
-@click.pass_obj
+@concurrency_option
+@timeout_option
 def predict(
-    open_client: Callable[..., Client] | None,
     *,
     images: tuple[str, ...],
     url: str,
@@ -66,27 +60,27 @@ def predict(
     'shots/**/*.jpg'; an http(s) address; a video, whose frames are the images; or - for an image on standard input.
     Results come in the order of the images.
 
-    One that does not work is named on standard error and the others go on. The same command goes on where a run with
-    --out or --jsonl was stopped, and tries again what failed; what is done is not done again.
+    Images that fail are reported on standard error. To resume a run with --out or --jsonl that was stopped, repeat the
+    command: it does the remaining images and retries those that failed.
 
-    Exit code: 0 all images worked; 1 some did not, or the run was stopped; 2 wrong usage.
+    Exit code: 0 all images worked; 1 some failed, or the run was stopped; 2 wrong usage.
     """
     _check(options)
     named = {"score_threshold": score_threshold, "classes": classes}
     parameters = dict(extra) | {name: value for name, value in named.items() if value is not None}
     try:
         names = expand(images, out=options["out"])
-        client = (open_client or Client)(url, timeout=timeout)  # a test hands in its own as click's `obj`
+        client = Client(url, timeout=timeout)
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from None
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     with client:
-        sys.exit(run(client, Options(names, parameters, timeout=timeout, **options)))
+        sys.exit(run(client, PredictOptions(names, parameters, timeout=timeout, **options)))
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Refuse options that do not go together."""
+    """Refuse combinations of options that exclude each other."""
     for name in ("raw", "panoptic"):
         if options[name] and options["out"] is None:
             raise click.UsageError(f"--{name} needs --out DIR")

@@ -1,7 +1,6 @@
-"""A result in a file: numpy's npz, an array for each output.
+"""A result in a file: numpy's npz with an array for each output.
 
-BYTES outputs (`rle`, `segments`) are numpy byte strings there: `np.load(path)["rle"]` needs neither pickle nor this
-package.
+BYTES outputs (`rle`, `segments`) become numpy byte strings: `np.load(path)["rle"]` needs neither pickle nor `m2f`.
 """
 
 from __future__ import annotations
@@ -21,34 +20,34 @@ from m2f.errors import M2FError
 Array = npt.NDArray[Any]
 
 MAX_BYTES = 1 << 30
-"""What is read from a file, unless more is asked for."""
+"""Default limit of `load`."""
 
 _DATATYPES = {tensor.name: tensor.datatype for tensor in OUTPUTS}
 
 
 def save(outputs: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
-    """Write outputs to a file, compressed. An existing one is overwritten.
+    """Write outputs to a compressed file. An existing file is overwritten.
 
     Raises:
-        M2FError: it cannot be written.
+        M2FError: the file cannot be written.
     """
     arrays = {name: _plain(array) for name, array in outputs.items()}
     try:
-        with Path(path).open("wb") as file:  # a file, since numpy would append .npz to a name
+        with Path(path).open("wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(file, **arrays)
     except OSError as error:
         raise M2FError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error
 
 
 def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[str, Array]:
-    """Read what `save` wrote: the same arrays, of the same types.
+    """Read a file that `save` wrote: the same arrays, of the same types.
 
     Args:
         path: the file.
-        max_bytes: of all arrays together, and of one mask. A file can be a thousandth of what it holds.
+        max_bytes: largest size of all arrays together, and of one mask; a file can be compressed a thousandfold.
 
     Raises:
-        M2FError: it cannot be read, holds more, or is something else.
+        M2FError: the file cannot be read, was not written by `save`, or holds more than `max_bytes`.
     """
     try:
         with Path(path).open("rb") as file, np.load(file) as archive:
@@ -58,7 +57,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
         raise
     except OSError as error:
         raise M2FError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-    except Exception as error:  # numpy, zipfile and what unpacks for it raise a dozen kinds, MemoryError among them
+    except Exception as error:  # numpy and zipfile raise a dozen kinds, MemoryError among them
         raise M2FError(f"{os.fspath(path)} is not a result that Result.save wrote: {error}") from error
     unknown = [name for name in arrays if name not in _DATATYPES]
     if unknown:
@@ -74,7 +73,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
 
 
 def _plain(array: Array) -> Array:
-    # byte strings of numpy lose zeros at their ends, of which neither RLE nor JSON has any
+    # numpy's byte strings lose zero bytes at their ends; neither RLE nor JSON ends in zero bytes
     return array.astype(np.bytes_) if array.dtype == object else array
 
 

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from m2f_client.result import Result
+from m2f_client.converters.result_like import ResultLike
+
+CocoDict = dict[str, Any]
+"""A result, annotation or category as COCO's JSON files have it."""
+
+Categories = Sequence[int | Mapping[str, Any]]
+"""For each class index the category id, or COCO's category dict."""
 
 
 def class_name(label: int, class_names: Sequence[str] | None) -> str:
-    """Return the name of a class index, or the number as text where there is none."""
+    """Return the name of a class index; the number as text for a class without a name."""
     return class_names[label] if class_names and 0 <= label < len(class_names) else str(label)
 
 
-def results(
-    result: Result, image_id: int, categories: Sequence[int | Mapping[str, Any]] | None = None
-) -> list[dict[str, Any]]:
+def results(result: ResultLike, image_id: int, categories: Categories | None = None) -> list[CocoDict]:
     """Return COCO result dicts: image_id, category_id, score, bbox, area and segmentation.
 
     Args:
         result: needs `scores`, `labels` and `boxes`; `areas`, `rle` and `size` are used if present.
-        image_id: the id of the image in the dataset.
-        categories: for each class index the category id, or COCO's category dict; None: class index + 1.
+        image_id: id of the image in the data set.
+        categories: for each class index the category id, or COCO's category dict; None: category id = class index + 1.
 
     Raises:
         ValueError: the model has more classes than `categories`.
@@ -41,14 +44,14 @@ def results(
             "bbox": [x1, y1, x2 - x1, y2 - y1],
         }
         if "areas" in result.outputs:
-            row["area"] = int(result.areas[index])
+            row["area"] = int(result.outputs["areas"][index])
         if "rle" in result.outputs and result.outputs["rle"][index]:
             row["segmentation"] = {"size": list(result.size), "counts": result.outputs["rle"][index].decode("ascii")}
         rows.append(row)
     return rows
 
 
-def _category_id(label: int, categories: Sequence[int | Mapping[str, Any]] | None) -> int:
+def _category_id(label: int, categories: Categories | None) -> int:
     if categories is None:
         return label + 1
     if label >= len(categories):
@@ -63,25 +66,28 @@ def panoptic_pixels(ids: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
 
 
 def panoptic(
-    result: Result, image_id: int, file_name: str, categories: Sequence[int | Mapping[str, Any]] | None = None
-) -> tuple[dict[str, Any], npt.NDArray[np.uint8]]:
+    segments: list[CocoDict],
+    ids: npt.NDArray[np.int32],
+    image_id: int,
+    file_name: str,
+    categories: Categories | None = None,
+) -> tuple[CocoDict, npt.NDArray[np.uint8]]:
     """Return a COCO panoptic annotation (image_id, file_name, segments_info) and the pixels of its PNG.
 
     Args:
-        result: needs `panoptic` and `segments`.
-        image_id: the id of the image in the dataset.
-        file_name: the name under which the PNG will be saved.
-        categories: for each class index the category id, or COCO's category dict; None: the class index.
+        segments: `Result.segments`.
+        ids: `Result.panoptic`, int32 [H, W].
+        image_id: id of the image in the data set.
+        file_name: name of the PNG file.
+        categories: for each class index the category id, or COCO's category dict; None: category id = class index.
 
     Returns:
         The annotation, and RGB uint8 [H, W, 3].
 
     Raises:
         ValueError: the model has more classes than `categories`.
-        OutputNotRequested: one of the needed outputs is missing.
     """
-    segments = result.segments
     if categories is not None:
         segments = [{**s, "category_id": _category_id(s["category_id"], categories)} for s in segments]
     annotation = {"image_id": image_id, "file_name": file_name, "segments_info": segments}
-    return annotation, panoptic_pixels(result.panoptic)
+    return annotation, panoptic_pixels(ids)

@@ -1,33 +1,32 @@
-"""A result as objects of the libraries that people go on with: supervision and pandas."""
+"""A result as objects of supervision and pandas, which the extra `convert` installs."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from m2f_client.converters.optional import require
-
-if TYPE_CHECKING:
-    from m2f_client.result import Result
+from m2f.errors import M2FError
+from m2f_client.converters.result_like import ResultLike
 
 
-def detections(result: Result, class_names: Sequence[str] | None = None) -> Any:
+def detections(result: ResultLike, class_names: Sequence[str] | None = None) -> Any:
     """Return a `supervision.Detections`.
 
     Its `xyxy` are `boxes` float32 [K, 4], `confidence` is `scores` float32 [K], `class_id` is `labels` int64 [K],
-    `mask` bool [K, H, W] (None where there are no masks), `data["class_name"]` str [K]; `tracker_id` is None.
+    `mask` bool [K, H, W] (None without masks), `data["class_name"]` str [K]; `tracker_id` is None.
 
     Args:
         result: needs `scores`, `labels` and `boxes`; the masks are used if present.
-        class_names: the model's names; None: class numbers.
+        class_names: the model's class names; None: class numbers.
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
         M2FError: supervision is not installed.
     """
-    supervision = require("supervision")
+    supervision = _import("supervision")
     return supervision.Detections(
         xyxy=result.boxes,
         mask=result.masks.astype(bool) if result.has_masks else None,
@@ -37,18 +36,18 @@ def detections(result: Result, class_names: Sequence[str] | None = None) -> Any:
     )
 
 
-def data_frame(result: Result, class_names: Sequence[str] | None = None) -> Any:
-    """Return a `pandas.DataFrame`, one row an instance: class_name, label, score, x1, y1, x2, y2, area, query.
+def data_frame(result: ResultLike, class_names: Sequence[str] | None = None) -> Any:
+    """Return a `pandas.DataFrame`, one row for each instance: class_name, label, score, x1, y1, x2, y2, area, query.
 
     Args:
         result: needs `scores`, `labels` and `boxes`; `areas` and `queries` are used if present.
-        class_names: the model's names; None: class numbers.
+        class_names: the model's class names; None: class numbers.
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
         M2FError: pandas is not installed.
     """
-    pandas = require("pandas")
+    pandas = _import("pandas")
     columns: dict[str, Any] = {
         "class_name": pandas.Series(result.names(class_names), dtype="str"),
         "label": result.labels,
@@ -59,3 +58,10 @@ def data_frame(result: Result, class_names: Sequence[str] | None = None) -> Any:
         if output in result.outputs:
             columns[column] = result.outputs[output]
     return pandas.DataFrame(columns)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise M2FError(f"this needs {name}: pip install 'm2f[convert]' (no module named {error.name!r})") from error

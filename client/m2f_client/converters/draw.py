@@ -1,11 +1,11 @@
-"""A picture of a result: translucent masks with outlines, boxes, and labels that stay inside and apart."""
+"""A picture of a result: translucent masks with outlines, boxes, and labels inside the image, apart from each other."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from m2f.errors import InputError
 from m2f.image import decode_image
 from m2f_client.client_errors import UnreadableImage
-
-if TYPE_CHECKING:
-    from m2f_client.result import Result
+from m2f_client.converters.result_like import ResultLike
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -24,19 +22,19 @@ Pixels = npt.NDArray[np.uint8]
 
 _GOLDEN_RATIO = 0.618033988749895
 _MASK_OPACITY = 0.4
-_NO_LIMIT = 2**31  # pixels: the server has accepted the image already
+_NO_LIMIT = 2**31  # pixels; the server has already accepted the image
 _FIRST_HUE = 0.58
 
 
 @dataclass(frozen=True)
 class Style:
-    """Sizes in pixels, chosen for one image size.
+    """Sizes in pixels for one image size.
 
     Attributes:
-        font: of the labels.
+        font: font of the labels.
         outline: width of a mask's edge.
-        box: width of a box's line, thinner: the mask is what matters.
-        padding: between a label's text and its edge.
+        box: width of a box's line.
+        padding: distance between a label's text and its edge.
     """
 
     font: Any
@@ -58,10 +56,10 @@ class Style:
 
 
 def open_upright(data: bytes) -> Image.Image:
-    """Decode an image just as the server does: EXIF orientation applied, RGB.
+    """Decode an image exactly as the server does: RGB, with the EXIF orientation applied.
 
     Raises:
-        UnreadableImage: it cannot be decoded.
+        UnreadableImage: the image cannot be decoded.
     """
     try:
         return Image.fromarray(decode_image(data, max_pixels=_NO_LIMIT))
@@ -71,7 +69,7 @@ def open_upright(data: bytes) -> Image.Image:
 
 def overlay(
     image: Image.Image,
-    result: Result,
+    result: ResultLike,
     class_names: Sequence[str] | None = None,
     *,
     colour_by: Literal["instance", "class"] = "instance",
@@ -79,13 +77,13 @@ def overlay(
     """Return a copy of an image with its instances drawn on it.
 
     Args:
-        image: upright RGB image (see `open_upright`), of the size that the result states.
+        image: upright RGB image (see `open_upright`), of the result's size.
         result: needs `scores`, `labels`, `boxes`, `rle` (or `masks`) and `size`.
-        class_names: the model's names; None draws class numbers.
-        colour_by: a colour of its own for every instance, or one for every class.
+        class_names: the model's class names; None: class numbers.
+        colour_by: whether each instance or each class has its own colour.
 
     Raises:
-        UnreadableImage: the image does not have the size that the server saw.
+        UnreadableImage: the image has another size than the server reports.
     """
     height, width = result.size
     if image.size != (width, height):
@@ -93,12 +91,12 @@ def overlay(
     style = Style.for_size(width, height)
     keys = range(len(result)) if colour_by == "instance" else result.labels.tolist()
     colours = [colour(key) for key in keys]
-    boxes = np.nan_to_num(result.boxes).clip(0, (width, height) * 2)  # Pillow draws what is outside, too, for seconds
+    boxes = np.nan_to_num(result.boxes).clip(0, (width, height) * 2)  # Pillow takes seconds to draw far outside
     sides = boxes[:, 2:] - boxes[:, :2]  # [K, 2]
     big_first = np.argsort(-sides.prod(axis=1), kind="stable")
 
     pixels = np.array(image)  # [H, W, 3]
-    for index in big_first:  # small ones on top
+    for index in big_first:  # small masks on top
         _paint_mask(pixels, result.mask(index), colours[index], style.outline)
     canvas = Image.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
@@ -137,7 +135,7 @@ def _paint_mask(pixels: Pixels, mask: Pixels, paint: Colour, line: int) -> None:
 
 
 def _eroded(mask: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:
-    """Return a mask less `steps` pixels along its edge; what touches the border of the array counts as edge."""
+    """Return a mask without `steps` pixels along its edge; the border of the array counts as outside."""
     for _ in range(steps):
         padded = np.pad(mask, 1)
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -161,11 +159,11 @@ def _draw_labels(
     colours: Sequence[Colour],
     style: Style,
 ) -> None:
-    """Draw the labels, best instance first: it gets the best place."""
+    """Draw the labels, best instance first: the best instance gets the best place."""
     taken: list[Rectangle] = []
     for text, box, paint in zip(texts, boxes, colours, strict=True):
         if _is_empty(box):
-            continue  # an instance without a mask has no place in the picture
+            continue  # an instance without a mask gets no label
         left, top, right, bottom = draw.textbbox((0, 0), text, font=style.font)
         size = (right - left + 2 * style.padding, bottom - top + 2 * style.padding)
         place = place_label(box, size, draw.im.size, taken)
@@ -178,18 +176,18 @@ def _draw_labels(
 def place_label(
     box: Sequence[float], label: tuple[float, float], image: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Return where a label goes: at its box, inside the image, over as little of other labels as possible.
+    """Return the place of a label: at its box, inside the image, with the least overlap with other labels.
 
     Args:
         box: x1 y1 x2 y2.
         label: width and height of the label.
         image: width and height of the image.
-        taken: rectangles of the labels that are there already.
+        taken: rectangles of the labels placed before.
     """
     x1, y1, x2, y2 = box
     width, height = label
     corners = [
-        (x1, y1 - height),  # on top of the box, then inside it, then below
+        (x1, y1 - height),  # above the box, then inside, then below
         (x1, y1),
         (x1, y2),
         (x1, y2 - height),

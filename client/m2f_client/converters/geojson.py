@@ -1,30 +1,27 @@
 """GeoJSON (RFC 7946) in pixels.
 
-Coordinates are pixels of the upright image, x to the right and y down, not longitude and latitude: the specification
-leaves other systems to prior arrangement. Rings follow its right-hand rule by their numbers: exteriors counterclockwise
-where y points up, which looks clockwise on a screen.
+Coordinates are pixels of the upright image, x to the right and y down, instead of longitude and latitude. Rings follow
+the specification's right-hand rule as if y pointed up: on a screen, exteriors run clockwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from m2f_client.converters.polygons import Points, Polygon, trace
-
-if TYPE_CHECKING:
-    from m2f_client.result import Result
+from m2f_client.converters.result_like import ResultLike
 
 
-def feature_collection(result: Result, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return a FeatureCollection, one Feature an instance.
+def feature_collection(result: ResultLike, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return a FeatureCollection with a Feature for each instance.
 
-    A Feature's geometry is a MultiPolygon with holes, or null where the mask is empty or was not made. Its `bbox` is
-    the box, x1 y1 x2 y2. Its properties are `class_name`, `label`, `score` and, where asked for, `area` in pixels.
+    The geometry is a MultiPolygon with holes; null if the mask is empty or was not made. The `bbox` is x1 y1 x2 y2. The
+    properties are `class_name`, `label`, `score` and, if the result has areas, `area` in pixels.
 
     Args:
         result: needs `scores`, `labels`, `boxes` and masks (`rle`, `packed_masks` or `masks`).
-        class_names: the model's names; None: class numbers.
+        class_names: the model's class names; None: class numbers.
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
@@ -33,7 +30,7 @@ def feature_collection(result: Result, class_names: Sequence[str] | None = None)
     for index, name in enumerate(result.names(class_names)):
         properties = {"class_name": name, "label": int(result.labels[index]), "score": float(result.scores[index])}
         if "areas" in result.outputs:
-            properties["area"] = int(result.areas[index])
+            properties["area"] = int(result.outputs["areas"][index])
         features.append(
             {
                 "type": "Feature",

@@ -1,20 +1,19 @@
-"""Label Studio's tasks with predictions, ready to import: masks as brush regions, which hold them exactly.
+"""Label Studio's tasks with predictions, ready to import: masks as brush regions, without loss.
 
 The labelling configuration needs `<BrushLabels name="label" toName="image">` with the class names as its labels, and
-`<Image name="image" value="$image"/>`; where there are no masks, `<RectangleLabels>` in place of `<BrushLabels>`.
+`<Image name="image" value="$image"/>`; for results without masks, `<RectangleLabels>` instead of `<BrushLabels>`.
 The form of a task: https://labelstud.io/guide/predictions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from m2f_client.result import Result
+from m2f_client.converters.result_like import ResultLike
 
 _CHANNELS = 4  # a brush is stored as RGBA
 _WORD_BITS = 8
@@ -24,7 +23,7 @@ _HEADER_BITS = 32 + 5 + 4 * 4
 
 
 def task(
-    result: Result,
+    result: ResultLike,
     image: str,
     class_names: Sequence[str] | None = None,
     *,
@@ -34,12 +33,11 @@ def task(
     """Return a task with one prediction: a region, with its score, for each instance whose mask is not empty.
 
     Args:
-        result: needs `scores`, `labels`, `size` and masks (`rle`, `packed_masks` or `masks`); `boxes` where
-            there are no masks.
-        image: the URL under which Label Studio finds the image.
-        class_names: the model's names; None: class numbers.
+        result: needs `scores`, `labels`, `size` and masks (`rle`, `packed_masks` or `masks`), or else `boxes`.
+        image: URL of the image for Label Studio.
+        class_names: the model's class names; None: class numbers.
         from_name: name of the tag with the labels.
-        to_name: name of the image's tag.
+        to_name: name of the tag with the image.
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
@@ -87,9 +85,17 @@ def _rectangle(box: npt.NDArray[np.float32], width: int, height: int) -> dict[st
 def encode_brush(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Encode a mask as Label Studio's brush RLE.
 
-    The format is that of `@thi.ng/rle-pack`, on the bytes of an RGBA picture, row by row. Bits, the highest first: 32
-    the number of bytes, 5 the bits of a word less one, four times 4 the bits of a length less one; then, for each run,
-    1, 2 bits which of the four lengths follows, the length less one, and the word.
+    The format is that of `@thi.ng/rle-pack`, on the bytes of an RGBA picture, row by row. It is a string of bits, each
+    field with its highest bit first:
+
+        32 bits  number of bytes
+         5 bits  bits of a word - 1
+     4 x 4 bits  bits of a length - 1, for four sizes of length
+        then, for each run:
+          1 bit  1
+         2 bits  which of the four sizes the length has
+                 length - 1
+                 word
 
     Args:
         mask: uint8 [H, W] of 0 and 1.
@@ -102,7 +108,7 @@ def encode_brush(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     lengths = _CHANNELS * np.diff(ends, prepend=0)
     words = pixels[ends - 1] * 255
 
-    pieces = -(-lengths // _MAX_RUN)  # a longer run is written as several
+    pieces = -(-lengths // _MAX_RUN)  # a longer run is split
     rest = lengths - _MAX_RUN * (pieces - 1)
     last = np.cumsum(pieces) - 1
     words = np.repeat(words, pieces)

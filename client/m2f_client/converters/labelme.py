@@ -1,15 +1,15 @@
 """labelme's JSON, as labelme 5 and 6 read it.
 
-A shape of it is one polygon without holes, or, from 5.3 on, a mask: a PNG in a rectangle. So
+A shape of labelme is one polygon without holes, or, since 5.3, a mask: a PNG in a rectangle. Therefore
 
-* an instance without holes becomes polygons, one for each piece (pixels that meet at a corner are one piece), which
-  share a `group_id` if there are several;
-* an instance with a hole becomes one mask, the only shape that can hold it;
-* where there are no masks, an instance becomes the rectangle of its box;
+* an instance without holes becomes a polygon for each piece (pixels that meet at a corner are one piece); several
+  pieces share a `group_id`;
+* an instance with a hole becomes a mask;
+* an instance of a result without masks becomes the rectangle of its box;
 * an instance with an empty mask has no shape.
 
-labelme itself fills a polygon with the pixels on its edge, so the polygons here run through the centres of the
-outermost pixels, half a pixel inside those of `polygons`: `labelme.utils.shapes_to_label` gives back each mask exactly.
+labelme fills a polygon including the pixels on its edge. So the polygons here run through the centres of the outermost
+pixels, half a pixel inside those of `polygons`, and `labelme.utils.shapes_to_label` returns each mask exactly.
 """
 
 from __future__ import annotations
@@ -17,28 +17,26 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-if TYPE_CHECKING:
-    from m2f_client.result import Result
+from m2f_client.converters.result_like import ResultLike
 
-_VERSION = "5.5.0"  # of the format
-_PARENT = 3  # column of OpenCV's tree of outlines; only a hole has a parent
+_VERSION = "5.5.0"  # version of the format
+_PARENT = 3  # column of OpenCV's tree of outlines; only holes have a parent
 
 
-def label_file(result: Result, image_path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+def label_file(result: ResultLike, image_path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the content of a labelme file; each shape has the `score` of its instance, which labelme keeps.
 
     Args:
-        result: needs `scores`, `labels`, `size` and masks (`rle`, `packed_masks` or `masks`); `boxes` where
-            there are no masks.
-        image_path: of the image, relative to the file's folder. The image itself is not put into the file.
-        class_names: the model's names; None: class numbers.
+        result: needs `scores`, `labels`, `size` and masks (`rle`, `packed_masks` or `masks`), or else `boxes`.
+        image_path: path of the image, relative to the file's folder. The file does not contain the image itself.
+        class_names: the model's class names; None: class numbers.
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
@@ -75,7 +73,7 @@ def _of_mask(mask: npt.NDArray[np.uint8], group: int) -> list[dict[str, Any]]:
 
 
 def _polygon(outline: npt.NDArray[Any]) -> list[list[float]]:
-    """Return the points of an outline [N, 1, 2] of pixels; at least three, as labelme asks for."""
+    """Return the points of an outline [N, 1, 2] of pixels; at least three, as labelme requires."""
     points: list[list[float]] = (outline[:, 0] + 0.5).tolist()
     return points + [points[-1]] * (3 - len(points))
 

@@ -1,12 +1,12 @@
-"""Masks as polygons along the edges of their pixels: nothing is rounded, so polygons give back the mask exactly.
+"""Masks as polygons along the edges of their pixels, without rounding: the polygons hold the mask exactly.
 
 Pixel (column x, row y) is the unit square from (x, y) to (x + 1, y + 1), as in `boxes`; its centre is at
-(x + 0.5, y + 0.5). Whatever fills the polygons by pixel centres gives back the mask, and their area is the number of
-its pixels. `cv2.findContours` runs through the centres of the pixels instead and so loses half a pixel on each side.
+(x + 0.5, y + 0.5). Filling the polygons by pixel centres restores the mask, and their area is its number of pixels.
+`cv2.findContours` runs through the centres of the pixels instead, and so loses half a pixel on each side.
 
-Pixels that meet at a corner only are separate polygons. No ring touches itself; where a hole touches the outside, or
-another hole, at a corner, they are rings of their own. So each polygon is valid in the sense of OGC's simple features
-(shapely's `is_valid`), and so is a multipolygon of all of them.
+Pixels that meet only at a corner are separate polygons. No ring touches itself: a hole that touches the outside, or
+another hole, at a corner is a ring of its own. So each polygon, and a multipolygon of all, is valid in the sense of
+OGC's simple features (shapely's `is_valid`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy.typing as npt
 
 Points = npt.NDArray[np.int32]
 
-# By which of the four pixels around a grid point are inside, north-west + 2 north-east + 4 south-west + 8 south-east:
-# how many corners of outlines are there.
+# Number of outline corners at a grid point, by which of the four pixels around the point are inside:
+# north-west + 2 north-east + 4 south-west + 8 south-east.
 _CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.uint8)
 _ONLY_NORTH_EAST_AND_SOUTH_WEST = 6
 
 
 class Polygon(NamedTuple):
-    """One piece of a mask; `shapely.Polygon(*polygon)` takes it as it is.
+    """One piece of a mask; `shapely.Polygon(*polygon)` accepts it.
 
     Attributes:
         exterior: int32 [N, 2], x y of each corner, the first not repeated. Its shoelace area is positive:
             counterclockwise where y points up (RFC 7946, shapely), clockwise on a screen, where y points down.
-        holes: rings of the same form, the other way round.
+        holes: rings of the same form, in the opposite direction.
     """
 
     exterior: Points
@@ -40,13 +40,13 @@ class Polygon(NamedTuple):
 
 
 class _Edges(NamedTuple):
-    """The horizontal edges of a mask's outlines, each directed so that the mask is on its right on a screen.
+    """The E horizontal edges of a mask's outlines, directed so that, on a screen, the mask is on their right.
 
     Attributes:
-        tails: int [E, 2], x y where each begins.
-        heads: int [E, 2], x y where it ends.
-        following: int [E], the edge that comes next, after a vertical one.
-        pieces: int [E], the 4-connected piece of the mask that each bounds.
+        tails: int [E, 2], x y of the beginning of each edge.
+        heads: int [E, 2], x y of the end of each edge.
+        following: int [E], the next horizontal edge, after a vertical edge.
+        pieces: int [E], the 4-connected piece of the mask that each edge bounds.
     """
 
     tails: npt.NDArray[np.int64]
@@ -77,7 +77,7 @@ def trace(mask: npt.NDArray[np.uint8]) -> list[Polygon]:
 
 
 def _edges(inside: npt.NDArray[np.uint8]) -> _Edges:
-    """Find the edges of a mask [h + 2, w + 2] with a border of zeros; x and y are those without it."""
+    """Find the edges of a mask [h + 2, w + 2] with a border of zeros; x and y do not count the border."""
     around = inside[:-1, :-1] + 2 * inside[:-1, 1:] + 4 * inside[1:, :-1] + 8 * inside[1:, 1:]  # [h + 1, w + 1]
     rows, columns = np.nonzero(_CORNERS[around])
     times = _CORNERS[around[rows, columns]]
@@ -98,10 +98,10 @@ def _edges(inside: npt.NDArray[np.uint8]) -> _Edges:
 def _vertical_partners(
     rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], around: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.int64]:
-    """Return for each corner the one at the other end of its vertical edge.
+    """Return for each corner the corner at the other end of its vertical edge.
 
-    In a column every other corner begins an edge. Of two corners at one point the first ends the edge from the west. It
-    belongs to the edge from the north too, unless that would join the two pixels that meet there.
+    In a column every other corner begins an edge. Of two corners at one point, the first ends the edge from the west.
+    The first also ends the edge from the north, unless that would join the two pixels that meet at the point.
     """
     second = np.zeros(len(rows), bool)
     second[1:] = (np.diff(rows) == 0) & (np.diff(columns) == 0)
@@ -131,7 +131,7 @@ def _rings(edges: _Edges) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
 
 
 def _simple_rings(corners: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut a ring [N, 2] at each corner that it visits twice."""
+    """Cut a ring [N, 2] at each corner that the ring visits twice."""
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
     for corner in map(tuple, corners.tolist()):

@@ -1,4 +1,4 @@
-"""From a model's classes to the categories of a data set."""
+"""Match a model's classes with the categories of a data set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from m2f_client.evaluation.dataset import Dataset, InvalidDataset, listed
 
 @dataclass(frozen=True)
 class Categories:
-    """Which category each class of the model is.
+    """The category of each class of the model.
 
     Attributes:
-        ids: for each class index the category id; None: the data set does not have it.
-        unknown_classes: names of the model's classes that the data set does not have: their instances are not counted.
-        unknown_categories: names of categories with objects that the model does not have: they count as missed.
+        ids: for each class index the category id; None for a class that the data set does not have.
+        unknown_classes: names of classes that the data set does not have; their instances are left out.
+        unknown_categories: names of categories that have objects but no class; their objects count as missed.
     """
 
     ids: tuple[int | None, ...]
@@ -27,14 +27,14 @@ class Categories:
         """Return the category id of a class index.
 
         Raises:
-            InvalidDataset: the model has more classes than it has names, or the data set categories.
+            InvalidDataset: the class has no name and the data set no category of that index.
         """
         if not 0 <= label < len(self.ids):
-            raise InvalidDataset(f"the server found class {label}, and there are only {len(self.ids)} to compare with")
+            raise InvalidDataset(f"the server found class {label}; there are only {len(self.ids)} to compare with")
         return self.ids[label]
 
     def warnings(self) -> list[str]:
-        """Return what does not match, in words."""
+        """Return a sentence for the classes, and one for the categories, without a counterpart."""
         lines = []
         if self.unknown_classes:
             lines.append(f"classes not in the data set, left out: {listed(self.unknown_classes)}")
@@ -46,7 +46,7 @@ class Categories:
 
 
 def by_name(class_names: Sequence[str] | None, dataset: Dataset) -> Categories:
-    """Match classes and categories of the same name; case and outer spaces do not count.
+    """Match classes and categories of the same name, ignoring case and outer spaces.
 
     Raises:
         InvalidDataset: the server states no names, two categories share one, or no class is in the data set.

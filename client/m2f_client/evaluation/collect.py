@@ -1,8 +1,8 @@
-"""Every image of a data set through a server, several in flight."""
+"""Every image of a data set through a server, with several requests in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Generic, TypeVar
@@ -14,18 +14,20 @@ from m2f.contract import STRUCTURED_OUTPUTS
 from m2f.errors import M2FError
 from m2f_client.client import Client
 from m2f_client.client_errors import ModelNotFound, ServerError, ServerUnavailable
-from m2f_client.evaluation.categories import Categories
-from m2f_client.evaluation.dataset import Image
+from m2f_client.converters.coco import CocoDict
+from m2f_client.evaluation.categories import Categories, by_index, by_name
+from m2f_client.evaluation.dataset import Dataset, DatasetImage
 from m2f_client.pump import in_order
 from m2f_client.result import Result
 
 T = TypeVar("T")
-Row = dict[str, Any]
+Document = dict[str, Any]
+"""A report, or a part of it, as JSON has it."""
 
 
 @dataclass
 class Collected(Generic[T]):
-    """What a server said of a data set.
+    """The answers of a server about a data set.
 
     Attributes:
         answers: by image id.
@@ -36,73 +38,94 @@ class Collected(Generic[T]):
     failures: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A data set and how to send it to a server.
+
+    Attributes:
+        dataset: the data set.
+        parameters: request parameters.
+        by_index: whether the model's classes are the categories in the order of their ids; else they are matched by
+            name.
+        concurrency: number of requests in flight.
+    """
+
+    dataset: Dataset
+    parameters: Mapping[str, Any]
+    by_index: bool
+    concurrency: int
+
+    def categories(self, client: Client) -> Categories:
+        """Return the category of each class of a server's model."""
+        return by_index(self.dataset) if self.by_index else by_name(client.class_names, self.dataset)
+
+    def document(self, client: Client, collected: Collected[Any], categories: Categories) -> Document:
+        """Return what every report has: data set, server, parameters, number of images, failures."""
+        return {
+            "dataset": str(self.dataset.path),
+            "server": client.url,
+            "parameters": dict(self.parameters),
+            "images": len(collected.answers),
+            "objects": sum(self.dataset.objects(collected.answers).values()),
+            **self.troubles(collected, categories),
+        }
+
+    def troubles(self, collected: Collected[Any], categories: Categories) -> Document:
+        """Return the images that failed, and the classes and categories without a counterpart."""
+        names = {image.id: str(image.path) for image in self.dataset.images}
+        failures = [{"file_name": names[i], "reason": reason} for i, reason in collected.failures.items()]
+        return {"warnings": categories.warnings(), "failures": failures}
+
+
 def collect(
-    client: Client,
-    images: Sequence[Image],
-    read: Callable[[Image, Result], T],
-    *,
-    outputs: Sequence[str],
-    parameters: Mapping[str, Any],
-    concurrency: int,
+    client: Client, evaluation: Evaluation, read: Callable[[DatasetImage, Result], T], *, outputs: Sequence[str]
 ) -> Collected[T]:
-    """Send every image and keep what `read` makes of the answer; a bar shows it on a terminal (standard error).
+    """Send every image and keep `read(image, result)`. A terminal on standard error shows a progress bar.
 
     Args:
         client: the server.
-        images: what to send.
-        read: from image and result to what is kept; called in several threads.
-        outputs: what to ask for; `size` must be among it.
-        parameters: request parameters.
-        concurrency: requests in flight.
+        evaluation: what to send.
+        read: makes the answer to keep; called in several threads.
+        outputs: outputs to request, `size` among them.
 
     Raises:
-        ServerUnavailable, ModelNotFound: the run ends there; the message says how far it came.
-        M2FError: not one image worked.
+        ServerUnavailable, ModelNotFound: raised at the first image that meets it; the message says how many were done.
+        M2FError: every image failed.
     """
 
-    def ask(image: Image) -> T | M2FError:
+    def ask(image: DatasetImage) -> T | M2FError:
         try:
-            result = client.predict(image.path, outputs=outputs, **parameters)
+            result = client.predict(image.path, outputs=outputs, **evaluation.parameters)
             if result.size != image.size:
                 raise M2FError(f"the image is {_pixels(result.size)}, its annotations are for {_pixels(image.size)}")
             return read(image, result)
         except M2FError as error:
             return error
 
-    screen = Console(stderr=True)
-    answers = in_order(ask, images, concurrency=concurrency, stop=Event())
-    shown = track(
-        answers, client.url, total=len(images), console=screen, disable=not screen.is_terminal, transient=True
-    )
+    images = evaluation.dataset.images
     collected: Collected[T] = Collected()
-    for image, answer in zip(images, shown, strict=True):
-        if isinstance(answer, ServerUnavailable | ModelNotFound):
-            done = len(collected.answers)
-            raise type(answer)(f"{answer}; {done} of {len(images)} images were done, nothing is evaluated") from answer
-        if isinstance(answer, M2FError):
-            collected.failures[image.id] = str(answer)
-        else:
-            collected.answers[image.id] = answer
+    with in_order(ask, images, concurrency=evaluation.concurrency, stop=Event()) as answers:
+        for image, answer in zip(images, _shown(answers, client.url, len(images)), strict=True):
+            if isinstance(answer, ServerUnavailable | ModelNotFound):
+                done = f"{len(collected.answers)} of {len(images)} images were done, nothing is evaluated"
+                raise type(answer)(f"{answer}; {done}") from answer
+            if isinstance(answer, M2FError):
+                collected.failures[image.id] = str(answer)
+            else:
+                collected.answers[image.id] = answer
     if not collected.answers:
         raise M2FError(f"none of the {len(images)} images worked: {next(iter(collected.failures.values()))}")
     return collected
 
 
-def instances(
-    client: Client,
-    images: Sequence[Image],
-    categories: Categories,
-    *,
-    parameters: Mapping[str, Any],
-    concurrency: int,
-) -> Collected[list[Row]]:
-    """Collect the COCO results of each image; classes that the data set does not have are left out.
+def instances(client: Client, evaluation: Evaluation, categories: Categories) -> Collected[list[CocoDict]]:
+    """Collect the COCO results of each image, without those of classes that the data set does not have.
 
     Raises:
         M2FError: as `collect`.
     """
 
-    def read(image: Image, result: Result) -> list[Row]:
+    def read(image: DatasetImage, result: Result) -> list[CocoDict]:
         rows = []
         labels = range(max(result.labels.tolist(), default=0) + 1)
         for row in result.to_coco(image.id, categories=labels):
@@ -113,7 +136,12 @@ def instances(
                 rows.append({**row, "category_id": category})
         return rows
 
-    return collect(client, images, read, outputs=STRUCTURED_OUTPUTS, parameters=parameters, concurrency=concurrency)
+    return collect(client, evaluation, read, outputs=STRUCTURED_OUTPUTS)
+
+
+def _shown(answers: Iterable[T], title: str, total: int) -> Iterable[T]:
+    screen = Console(stderr=True)
+    return track(answers, title, total=total, console=screen, disable=not screen.is_terminal, transient=True)
 
 
 def _pixels(size: tuple[int, int]) -> str:

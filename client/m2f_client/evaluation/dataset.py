@@ -1,4 +1,4 @@
-"""A COCO data set on disk: its annotation file, and where its images are."""
+"""A COCO data set on disk: its annotation file and its images."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from faster_coco_eval import mask as coco_mask
 
 from m2f_client.client_errors import ClientError
 
-_TASKS = ("instances_", "panoptic_", "person_keypoints_", "captions_", "image_info_", "stuff_")  # COCO's, side by side
-_NAMED = 5  # names that a message lists before it only counts
+_TASKS = (
+    "instances_",
+    "panoptic_",
+    "person_keypoints_",
+    "captions_",
+    "image_info_",
+    "stuff_",
+)  # names of COCO's files
+_NAMED = 5  # names that a message lists; it counts the rest
 
 
 class InvalidDataset(ClientError):  # noqa: N818 (as the others of its tree)
-    """The data set, or what is to be compared on it, cannot be used; the message names file and place."""
+    """The data set, or results to compare on it, cannot be used; the message names file and place."""
 
 
 @dataclass(frozen=True)
-class Image:
+class DatasetImage:
     """An image of the data set.
 
     Attributes:
-        id: as in the annotation file.
-        path: where it is.
-        size: height and width that its annotations are drawn for.
+        id: id in the annotation file.
+        path: the image file.
+        size: height and width in the annotation file.
     """
 
     id: int
@@ -38,25 +45,25 @@ class Image:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with their truth.
+    """Images with their true objects.
 
     Attributes:
         path: the annotation file.
         images: in the order of the file.
         categories: COCO's category dicts, by id.
-        annotations: instances: COCO's annotation dicts, numbered from 1, `segmentation` as RLE, with `area` and `bbox`;
-            panoptic: the `segments_info` of all images. Both with `image_id` and `iscrowd`.
-        maps: panoptic: the PNG of each image id.
+        annotations: for instances COCO's annotation dicts, numbered from 1, with `segmentation` as RLE, `area` and
+            `bbox`; for panoptic data sets the `segments_info` of all images. Both have `image_id` and `iscrowd`.
+        maps: of a panoptic data set the PNG of each image id.
     """
 
     path: Path
-    images: tuple[Image, ...]
+    images: tuple[DatasetImage, ...]
     categories: tuple[dict[str, Any], ...]
     annotations: tuple[dict[str, Any], ...]
     maps: Mapping[int, Path] = field(default_factory=dict)
 
     def objects(self, image_ids: Container[int]) -> Counter[int]:
-        """Return how many objects of each category id some images have, crowds left out."""
+        """Return the number of objects of each category id in some images, without crowds."""
         return Counter(a["category_id"] for a in self.annotations if not a["iscrowd"] and a["image_id"] in image_ids)
 
 
@@ -71,10 +78,10 @@ def read_instances(path: Path, images: Path | None = None) -> Dataset:
 
     Args:
         path: the annotation file, or a folder with `annotations/*.json`.
-        images: the folder of the images; None: looked for beside the annotations, see `images_folder`.
+        images: folder of the images; None: searched for beside the annotations, see `images_folder`.
 
     Raises:
-        InvalidDataset: not such a file, or an image is missing.
+        InvalidDataset: the file is not a COCO instance file, or an image is missing.
     """
     path = annotation_file(path, "instances")
     document = load(path, {"category_id": int, "image_id": int})
@@ -86,14 +93,14 @@ def read_instances(path: Path, images: Path | None = None) -> Dataset:
 
 
 def read_panoptic(path: Path, images: Path | None = None) -> Dataset:
-    """Read a data set with COCO panoptic annotations; the PNGs are in the folder of the file's name without `.json`.
+    """Read a data set with COCO panoptic annotations. The PNGs of `NAME.json` are in the folder `NAME` beside it.
 
     Args:
         path: the annotation file, or a folder with `annotations/panoptic_*.json`.
-        images: as for `read_instances`.
+        images: folder of the images; None: searched for beside the annotations, see `images_folder`.
 
     Raises:
-        InvalidDataset: not such a file, or an image or a PNG is missing.
+        InvalidDataset: the file is not a COCO panoptic file, or an image or a PNG is missing.
     """
     path = annotation_file(path, "panoptic")
     document = load(path, {"image_id": int, "file_name": str, "segments_info": list})
@@ -114,10 +121,10 @@ def read_panoptic(path: Path, images: Path | None = None) -> Dataset:
 
 
 def annotation_file(path: Path, task: str) -> Path:
-    """Return `path`, or in a folder the annotation file of a task, `instances` or `panoptic`, that is for validation.
+    """Return `path`; for a folder the validation file of a task, `instances` or `panoptic`, in its `annotations/`.
 
     Raises:
-        InvalidDataset: none, or several.
+        InvalidDataset: the folder has no such file, or several.
     """
     if not path.is_dir():
         return path
@@ -134,13 +141,13 @@ def annotation_file(path: Path, task: str) -> Path:
 
 
 def images_folder(path: Path, first: str) -> Path:
-    """Return the folder with the image `first` among those where data sets have them.
+    """Return the folder that holds the image `first`, of the usual ones.
 
-    That is, for `data/annotations/instances_val2017.json`: `data/val2017`, `data/images/val2017`, `data/images`, `data`
-    and the folder of the file itself.
+    For `data/annotations/instances_val2017.json` these are `data/val2017`, `data/images/val2017`, `data/images`, `data`
+    and `data/annotations`.
 
     Raises:
-        InvalidDataset: it is in none of them.
+        InvalidDataset: the image is in none of these folders.
     """
     split = path.stem.split("_", 1)[-1] if path.stem.startswith(("instances_", "panoptic_")) else path.stem
     root = path.parent.parent
@@ -153,14 +160,14 @@ def images_folder(path: Path, first: str) -> Path:
 
 
 def load(path: Path, annotation: dict[str, type]) -> dict[str, Any]:
-    """Return the JSON of a COCO annotation file, whose parts are what COCO says as far as they are read here.
+    """Return the JSON of a COCO annotation file, after checking every field that is read here.
 
     Args:
         path: the file.
         annotation: fields that each annotation must have, and their types.
 
     Raises:
-        InvalidDataset: it is not such a file; the message names the place.
+        InvalidDataset: the file is not a COCO annotation file; the message names the place.
     """
     try:
         document = json.loads(path.read_bytes())
@@ -188,7 +195,7 @@ def check_rows(where: str, rows: Sequence[Any], wanted: dict[str, Any]) -> None:
     """Check that each row is a dict with the fields `wanted`, of those types.
 
     Raises:
-        InvalidDataset: naming the first that is not.
+        InvalidDataset: a row lacks a field, or has it with another type.
     """
     for index, row in enumerate(rows):
         for name, kind in wanted.items():
@@ -196,13 +203,13 @@ def check_rows(where: str, rows: Sequence[Any], wanted: dict[str, Any]) -> None:
                 hint = (
                     "; panoptic annotations need --panoptic" if isinstance(row, dict) and "segments_info" in row else ""
                 )
-                raise InvalidDataset(f"{where}[{index}] has no {name!r} that can be used{hint}")
+                raise InvalidDataset(f"{where}[{index}] has no valid {name!r}{hint}")
 
 
-def _images(path: Path, document: dict[str, Any], folder: Path | None) -> tuple[Image, ...]:
+def _images(path: Path, document: dict[str, Any], folder: Path | None) -> tuple[DatasetImage, ...]:
     rows = document["images"]
     folder = folder or images_folder(path, rows[0]["file_name"])
-    found = tuple(Image(row["id"], folder / row["file_name"], (row["height"], row["width"])) for row in rows)
+    found = tuple(DatasetImage(row["id"], folder / row["file_name"], (row["height"], row["width"])) for row in rows)
     missing = [str(image.path) for image in found if not image.path.is_file()]
     if missing:
         raise InvalidDataset(f"{len(missing)} of the {len(found)} images of {path} are missing: {listed(missing)}")
@@ -226,9 +233,9 @@ def _check_references(
 
 
 def _instance(path: Path, index: int, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Return an annotation with all that COCOeval reads.
+    """Return an annotation with all fields that COCOeval reads.
 
-    Ids count from 1: COCOeval marks what has no match with id 0, so an annotation of that id is never found.
+    Ids count from 1, because COCOeval takes id 0 for "no match": an annotation with that id would never be found.
     """
     height, width = size
     segmentation = annotation.get("segmentation")
@@ -238,7 +245,7 @@ def _instance(path: Path, index: int, annotation: dict[str, Any], size: tuple[in
         rle = coco_mask.segmToRle(segmentation, width, height)
         area, box = float(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist()
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise InvalidDataset(f"{path}: annotations[{index}] has a segmentation that is none") from error
+        raise InvalidDataset(f"{path}: annotations[{index}] has an invalid segmentation") from error
     if tuple(rle["size"]) != size:
         raise InvalidDataset(f"{path}: annotations[{index}] is {rle['size']} pixels, its image {list(size)}")
     filled = {"area": area, "bbox": box, "iscrowd": 0, **annotation}

@@ -13,7 +13,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from m2f_client.evaluation.dataset import Dataset
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""What COCO's summary has, in its order."""
+"""The figures of COCO's summary, in its order."""
 
 _SILENT = {"print_function": lambda *_: None}
 
@@ -23,12 +23,13 @@ class ClassPrecision:
     """One category.
 
     Attributes:
-        name: of the category.
-        objects: how many there are, crowds left out.
-        ap: mean over IoU 0.5 to 0.95; None where there are no objects, as below.
-        ap50: at IoU 0.5.
-        recall: share of the objects found, whatever the score, among the best 100 of an image; mean over the IoUs.
-        curve: precision at recall 0, 0.01, ... 1 and IoU 0.5, float [101].
+        name: name of the category.
+        objects: number of objects, without crowds.
+        ap: AP, the mean over IoU 0.5 to 0.95; None without objects.
+        ap50: AP at IoU 0.5; None without objects.
+        recall: share of the objects that the best 100 instances of each image contain, mean over IoU 0.5 to 0.95; None
+            without objects.
+        curve: precision at recall 0, 0.01, ... 1 and IoU 0.5, float [101]; None without objects.
     """
 
     name: str
@@ -39,7 +40,7 @@ class ClassPrecision:
     curve: npt.NDArray[np.float64] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it, without the curve."""
+        """Return the attributes as JSON has them, without the curve."""
         return {"name": self.name, "objects": self.objects, "AP": self.ap, "AP50": self.ap50, "recall": self.recall}
 
 
@@ -48,34 +49,34 @@ class Precision:
     """Average precision over a data set.
 
     Attributes:
-        figures: by name in `FIGURES`, 0 to 1; None where no object is of that size.
-        classes: each category, by id.
+        figures: 0 to 1, by name in `FIGURES`; None if no object has that size.
+        classes: each category, in the order of ids.
     """
 
     figures: dict[str, float | None]
     classes: tuple[ClassPrecision, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the attributes as JSON has them."""
         return {**self.figures, "per_class": [one.to_dict() for one in self.classes]}
 
 
 def average_precision(
     dataset: Dataset, rows: Iterable[dict[str, Any]], image_ids: Sequence[int], kind: Literal["segm", "bbox"]
 ) -> Precision:
-    """Score COCO results as COCOeval does, its own parameters: 100 instances an image, IoU 0.5 to 0.95.
+    """Score COCO results as COCOeval does with its default parameters: 100 instances an image, IoU 0.5 to 0.95.
 
     Args:
-        dataset: the truth, from `read_instances`.
+        dataset: the data set, from `read_instances`.
         rows: COCO results.
-        image_ids: the images that count.
-        kind: masks or boxes.
+        image_ids: ids of the images to score.
+        kind: "segm" for masks, "bbox" for boxes.
     """
     images = [{"id": image.id, "height": image.size[0], "width": image.size[1]} for image in dataset.images]
     truth = COCO(
         {"images": images, "categories": list(dataset.categories), "annotations": [{**a} for a in dataset.annotations]}
     )
-    # with both, COCO would take a mask's area from its box
+    # of a row with both, COCO would take the area of the box for the mask's
     found = truth.loadRes([_only(row, "segmentation" if kind == "segm" else "bbox") for row in rows])
     judge = COCOeval_faster(truth, found, kind, **_SILENT)
     judge.params.imgIds = list(image_ids)
@@ -108,4 +109,4 @@ def _of_class(
 
 
 def _figure(value: float) -> float | None:
-    return None if value == -1 else float(value)  # COCO's word for: nothing to measure
+    return None if value == -1 else float(value)  # COCO writes -1 for a figure without objects

@@ -1,7 +1,10 @@
 """Panoptic quality: Kirillov et al., "Panoptic Segmentation" (CVPR 2019), by the rules of cocodataset/panopticapi.
 
-A segment is found where one of the same class overlaps it with an IoU above 0.5, so at most one does. Then, per class,
-PQ = sum of those IoUs / (found + half of the false ones + half of the missed ones); SQ is their mean IoU, RQ = PQ / SQ.
+A true segment is found if a segment of the same class overlaps it with an IoU above 0.5; at most one can. Per class:
+
+    PQ = sum of the IoUs of the found segments / (found + false / 2 + missed / 2)
+    SQ = mean IoU of the found segments
+    RQ = PQ / SQ
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Ids = npt.NDArray[np.int64]
 Segments = Sequence[Mapping[str, Any]]
 
 VOID = 0
-_MOST_IDS = 1 << 24  # that the three bytes of a panoptic PNG can tell apart
+_MOST_IDS = 1 << 24  # a panoptic PNG has three bytes for an id
 
 
 @dataclass
@@ -31,10 +34,10 @@ class Counts:
     """Segments of one class.
 
     Attributes:
-        iou: sum over those found.
-        found: segments of the truth that were found.
-        false: segments of the model without one in the truth.
-        missed: segments of the truth that were not found.
+        iou: sum of the IoUs of the found segments.
+        found: number of true segments that were found.
+        false: number of the model's segments that match no true segment.
+        missed: number of true segments that were not found.
     """
 
     iou: float = 0.0
@@ -52,14 +55,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Quality:
-    """PQ, SQ and RQ, 0 to 1; None where there are no segments."""
+    """PQ, SQ and RQ, 0 to 1; None without segments."""
 
     pq: float | None
     sq: float | None
     rq: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the figures as JSON has them."""
         return {"PQ": self.pq, "SQ": self.sq, "RQ": self.rq}
 
 
@@ -67,7 +70,7 @@ def read_ids(path: Path) -> Ids:
     """Return the segment of each pixel of a panoptic PNG, int64 [H, W]: R + 256 G + 256^2 B (panopticapi's `rgb2id`).
 
     Raises:
-        M2FError: it cannot be read.
+        M2FError: the PNG cannot be read.
     """
     try:
         pixels = np.asarray(PillowImage.open(path).convert("RGB"), np.int64)
@@ -79,14 +82,14 @@ def read_ids(path: Path) -> Ids:
 def count_image(truth: Ids, truth_segments: Segments, found: Ids, found_segments: Segments) -> dict[int, Counts]:
     """Count the segments of one image, by category id.
 
-    Void is not judged: it is in no union, and a segment of the model of which more than half is void, or crowds of its
-    class, is not false. Crowds can be neither found nor missed.
+    Void pixels are left out of every union. A segment of the model is not counted as false if more than half of its
+    pixels are void or in crowds of its class. Crowds are neither found nor missed.
 
     Args:
-        truth: segment of each pixel, [H, W]; 0 is void.
-        truth_segments: dicts with `id`, `category_id` and `iscrowd`.
-        found: likewise of the model.
-        found_segments: dicts with `id` and `category_id`.
+        truth: true segment id of each pixel, [H, W]; 0 is void.
+        truth_segments: true segments: dicts with `id`, `category_id` and `iscrowd`.
+        found: the model's segment id of each pixel, [H, W].
+        found_segments: the model's segments: dicts with `id` and `category_id`.
     """
     overlap, area = _overlap(truth, found)
     counts: defaultdict[int, Counts] = defaultdict(Counts)
@@ -112,7 +115,7 @@ def count_image(truth: Ids, truth_segments: Segments, found: Ids, found_segments
 
 
 def _overlap(truth: Ids, found: Ids) -> tuple[Counter[tuple[int, int]], Counter[tuple[str, int]]]:
-    """Return the pixels of each pair of segments, and of each segment."""
+    """Return the number of pixels of each pair of segments, and of each segment."""
     pairs, pixels = np.unique(truth.astype(np.int64) * _MOST_IDS + found, return_counts=True)
     overlap = Counter({divmod(pair, _MOST_IDS): n for pair, n in zip(pairs.tolist(), pixels.tolist(), strict=True)})
     area: Counter[tuple[str, int]] = Counter()
@@ -142,8 +145,6 @@ def quality(counts: Counts | None) -> Quality:
 def mean(classes: Iterable[Quality]) -> Quality:
     """Return the mean over the classes that have segments."""
     present = [(c.pq, c.sq, c.rq) for c in classes if c.pq is not None]
-    return (
-        Quality(*(float(np.mean(values)) for values in zip(*present, strict=True)))
-        if present
-        else Quality(None, None, None)
-    )
+    if not present:
+        return Quality(None, None, None)
+    return Quality(*(float(np.mean(values)) for values in zip(*present, strict=True)))

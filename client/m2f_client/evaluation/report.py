@@ -1,31 +1,83 @@
-"""What `m2f eval` shows: tables on screen, and the precision-recall curves as a picture."""
+"""The report of `m2f eval`: tables on the screen, files in a folder, precision-recall curves as a picture."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from m2f.errors import M2FError
+from m2f_client.evaluation.collect import Document
 from m2f_client.evaluation.dataset import listed
+from m2f_client.evaluation.evaluate import Evaluated
+from m2f_client.evaluation.panoptic import EvaluatedPanoptic
 from m2f_client.evaluation.precision import Precision
-from m2f_client.printable import printable
+from m2f_client.printable import complain, printable
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
-"""The figures of COCO's summary that fit a screen; the others are in the JSON."""
+"""Figures of COCO's summary that the table shows; the JSON has all."""
 
 COMPARED = ("AP", "AP50", "AP75", "AR100")
 
-_LEGEND = 12  # classes that lines of their own colours can still tell apart
+_LEGEND = 12  # up to this many classes, each curve has a colour and a legend
 
 
-def summary(document: Mapping[str, Any]) -> list[str | Table]:
-    """Return what to print of a report, from top to bottom."""
+def write(out: Path, evaluated: Evaluated | EvaluatedPanoptic) -> None:
+    """Write metrics.json and, for instances, results.json (COCO) and precision_recall.png to a folder.
+
+    Raises:
+        M2FError: a file cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").write_text(_as_json(evaluated.document) + "\n", encoding="utf-8")
+        if isinstance(evaluated, Evaluated):
+            rows = [row for image_id in evaluated.rows for row in evaluated.rows[image_id]]
+            (out / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+            draw_curves(evaluated.masks, out / "precision_recall.png")
+    except OSError as error:
+        raise M2FError(f"cannot write to {out}: {error.strerror or error}") from error
+
+
+def show(document: Document, *, as_json: bool) -> bool:
+    """Print a report and, on standard error, the images that failed; return whether all worked."""
+    failed = [_complain(part) for part in (document, document.get("against")) if part is not None]
+    if as_json:
+        click.echo(_as_json(document))
+    else:
+        console = Console()
+        for part in summary(document):
+            console.print(Text(printable(part)) if isinstance(part, str) else part, soft_wrap=True)
+    return not any(failed)
+
+
+def _as_json(document: Document) -> str:
+    return json.dumps(document, indent=1)
+
+
+def _complain(part: Document) -> bool:
+    """Print a server's warnings and failures to standard error; return whether an image failed."""
+    server, failures = part.get("server") or part["name"], part["failures"]
+    for message in part["warnings"]:
+        complain(f"{server}: {message}")
+    for failure in failures:
+        complain(f"{failure['file_name']}: {failure['reason']}")
+    if failures:
+        complain(f"{server}: images that failed and are left out of all figures: {len(failures)}")
+    return bool(failures)
+
+
+def summary(document: Document) -> list[str | Table]:
+    """Return the lines and tables of a report, from top to bottom."""
     about = (
         f"{document['dataset']}: {document['images']} images, {document['objects']} objects, by {document['server']}"
     )
@@ -84,10 +136,10 @@ def _classes_table(classes: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def draw_curves(precision: Precision, target: Path) -> None:
-    """Write precision over recall at mask IoU 0.5 as a PNG: each class, and the mean over classes.
+    """Write a PNG of precision over recall at mask IoU 0.5: each class, and the mean over classes.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     classes = [(one, one.curve) for one in precision.classes if one.curve is not None]
     recall = np.linspace(0, 1, 101)
@@ -113,7 +165,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # rich takes brackets in a str for markup
+        table.add_row(*(Text(printable(cell)) for cell in row))  # in a str, rich reads brackets as markup
     return table
 
 

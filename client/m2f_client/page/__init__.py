@@ -1,1 +1,1 @@
-"""`m2f demo`: a page in the browser to try a server with pictures."""
+"""`m2f demo`: a page in the browser for trying a server with images."""

@@ -1,8 +1,9 @@
-"""The page, in Gradio. What is on it stands here; what is asked, in `server`; what is shown, in `tables`."""
+"""The page, in Gradio: its controls and what they do. `timed_client` asks the server, `tables` makes the HTML."""
 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,36 +19,36 @@ from m2f_client.page.picture import draw
 from m2f_client.page.tables import CSS, instances_table, latency_table, notice
 from m2f_client.page.timed_client import TimedClient
 
-_KEEP_S = 24 * 3600  # of uploads
+_KEEP_S = 24 * 3600  # seconds after which an upload is deleted
 
 Shown = tuple[Any, Image.Image | None, str, str]
-"""What a request changes on the page: notice, picture, instances, latency."""
+"""The parts of the page that a request changes: notice, picture, instances, latency."""
 
 
-def build(server: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
+def build(client: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
     """Return the page.
 
-    Every move of a control is a request to the server: its filters act together with the repository's own (NMS, caps),
-    which a filter on this side could not know, and the page shows what the server takes for exactly that.
+    Every change of a control sends a request, instead of filtering on the page: only the server knows its own settings
+    (NMS, caps), and the page shows the time of exactly this request.
 
     Args:
-        server: who is asked.
-        examples: images to choose from; none for no such row.
+        client: the client to ask.
+        examples: images offered as examples; may be empty.
     """
 
     def ask(path: str | None, threshold: float, classes: list[int]) -> Shown:
         if path is None:
             return gr.HTML(visible=False), None, "", ""
-        return answer(server, Path(path), threshold, classes)
+        return answer(client, Path(path), threshold, classes)
 
     with gr.Blocks(title="m2f demo", analytics_enabled=False, delete_cache=(_KEEP_S, _KEEP_S)) as page:
-        gr.Markdown(f"### Mask2Former at `{server.url}`")
+        gr.Markdown(f"### Mask2Former at `{client.url}`")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = gr.File(label="Image: JPEG, PNG or WebP", file_types=["image"], type="filepath", height=130)
                 chosen = _examples(examples)
-                threshold = gr.Slider(0, 1, server.score_threshold, step=0.01, label="Least score")
-                names = [(name, index) for index, name in enumerate(server.class_names or ())]
+                threshold = gr.Slider(0, 1, client.score_threshold, step=0.01, label="Least score")
+                names = [(name, index) for index, name in enumerate(client.class_names or ())]
                 classes = gr.Dropdown(
                     names, value=[], multiselect=True, label="Classes", info="None chosen: all", visible=bool(names)
                 )
@@ -56,7 +57,7 @@ def build(server: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
                 picture = gr.Image(
                     label="Instances",
                     alt_text="the image with its instances drawn on it",
-                    format="jpeg",  # a tenth of WebP's time, which every move of a control takes
+                    format="jpeg",  # encoded in a tenth of WebP's time
                     interactive=False,
                     buttons=["download", "fullscreen"],
                 )
@@ -82,23 +83,23 @@ def build(server: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
 def _examples(examples: Sequence[Path]) -> gr.Dataset | None:
     if not examples:
         return None
-    gr.set_static_paths(list(examples))  # shown from where they are: copies would go with the uploads
+    gr.set_static_paths(list(examples))  # served from their folder: copies would be deleted with the uploads
     samples = [[str(path)] for path in examples]
     return gr.Dataset(
         components=[gr.Image(render=False)], samples=samples, type="index", label="Examples", elem_id="m2f-examples"
     )
 
 
-def answer(server: TimedClient, path: Path, threshold: float, classes: Sequence[int]) -> Shown:
-    """Return what the page shows for an image, or the notice that says why there is nothing."""
+def answer(client: TimedClient, path: Path, threshold: float, classes: Sequence[int]) -> Shown:
+    """Return what the page shows for an image: picture and tables, or a notice with the error."""
     if not path.is_file():
-        return _refused("the page does not keep this image any more: choose it again")
+        return _refused("the page has deleted this image: choose it again")
     try:
-        found = server.ask(path, score_threshold=threshold, classes=classes)
-        picture = draw(path, found.result, server.class_names)
+        found = client.ask(path, score_threshold=threshold, classes=classes)
+        picture = draw(path, found.result, client.class_names)
     except M2FError as error:
         return _refused(str(error))
-    table = instances_table(found.result, server.class_names)
+    table = instances_table(found.result, client.class_names)
     return gr.HTML(visible=False), picture, table, latency_table(found)
 
 
@@ -107,26 +108,30 @@ def _refused(message: str) -> Shown:
 
 
 def _theme() -> gr.themes.Base:
-    """Return Gradio's own with fonts that are in its package: those of weight 600, its default, lack most letters."""
+    """Return Gradio's theme with fonts of its package. Bold is 700: its fonts of weight 600 lack most letters."""
     sans, mono = (gr.themes.LocalFont(name, weights=(400, 700)) for name in ("IBM Plex Sans", "IBM Plex Mono"))
     return gr.themes.Default(primary_hue="blue", font=[sans, "sans-serif"], font_mono=[mono, "monospace"])
 
 
 @contextmanager
-def served(server: TimedClient, examples: Sequence[Path], *, host: str, port: int) -> Iterator[str]:
+def served(client: TimedClient, examples: Sequence[Path], *, host: str, port: int) -> Iterator[str]:
     """Serve the page until the block ends, and give its address.
 
-    Nothing is asked of any other machine, and no upload outlives the page.
+    The page loads nothing from other machines. At its end all uploads are deleted.
 
     Args:
-        server: who is asked.
-        examples: images to choose from; none for no such row.
+        client: the client to ask.
+        examples: images offered as examples; may be empty.
         host: IPv4 address to listen on.
-        port: a free one.
+        port: port to listen on; 0 picks a free one.
+
+    Raises:
+        M2FError: the port cannot be listened on.
     """
+    port = _free_port(host, port)
     with tempfile.TemporaryDirectory(prefix="m2f_demo_") as uploads:
         os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False")
-        page = build(server, examples)
+        page = build(client, examples)
         try:
             yield _launch(page, host, port)
         finally:
@@ -134,7 +139,7 @@ def served(server: TimedClient, examples: Sequence[Path], *, host: str, port: in
 
 
 def _launch(page: gr.Blocks, host: str, port: int) -> str:
-    """Start the page and return its address. What the environment could switch on (`GRADIO_SHARE`, ...) is off."""
+    """Start the page and return its address. Features that the environment could enable (`GRADIO_SHARE`) are off."""
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -154,3 +159,14 @@ def _launch(page: gr.Blocks, host: str, port: int) -> str:
         css=CSS,
     )
     return address
+
+
+def _free_port(host: str, port: int) -> int:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the page does
+            probe.bind((host, port))
+            free: int = probe.getsockname()[1]
+            return free
+    except OSError as error:
+        raise M2FError(f"cannot serve the page at {host}:{port} ({error.strerror or error}); see --port") from error

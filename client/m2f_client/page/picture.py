@@ -1,4 +1,4 @@
-"""The picture on the page, drawn at the size of a screen: in half the time, and with labels that can be read there."""
+"""The picture on the page, drawn at screen size: that takes half the time, and keeps the labels readable."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from m2f_client.images import encoded
 from m2f_client.result import Result
 
 MAX_SIDE = 1600
-"""Pixels of the longer side; a photograph of a phone has 4000."""
+"""Pixels of the longer side; a phone's photograph has 4000."""
 
 
 def draw(path: Path, result: Result, class_names: Sequence[str] | None) -> Image.Image:
-    """Return an image file with its instances drawn on it, at most `MAX_SIDE` pixels a side.
+    """Return the image in a file with its instances drawn on it, at most `MAX_SIDE` pixels a side.
 
     Raises:
-        UnreadableImage: as `draw.overlay`.
+        UnreadableImage: the file cannot be read or decoded.
     """
     image = open_upright(encoded(path))
     image.thumbnail((MAX_SIDE, MAX_SIDE))
@@ -29,18 +29,18 @@ def draw(path: Path, result: Result, class_names: Sequence[str] | None) -> Image
 
 
 def scaled(result: Result, size: tuple[int, int]) -> Result:
-    """Return the instances as they are in the image at another size.
+    """Return the instances scaled to another image size.
 
     Args:
         result: needs `scores`, `labels`, `boxes`, `rle` and `size`.
-        size: width and height.
+        size: width and height of the scaled image.
     """
     height, width = result.size
     if size == (width, height):
         return result
     masks = [_resized(result.mask(index), size) for index in range(len(result))]
     corners = result.boxes.reshape(-1, 2, 2) * (np.array(size) / (width, height))  # [K, 2, 2]
-    boxes = np.concatenate([np.floor(corners[:, 0]), np.ceil(corners[:, 1])], axis=1)  # none becomes empty
+    boxes = np.concatenate([np.floor(corners[:, 0]), np.ceil(corners[:, 1])], axis=1)  # never empty
     return Result(
         {
             **result.outputs,

@@ -1,4 +1,4 @@
-"""The page's tables as HTML: what was found, how long it took, and what went wrong."""
+"""The HTML of the page: the table of instances, the table of times, and error notices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CSS = """
 .m2f-table td:first-child[style] {
   padding-left: 1.4em; background: linear-gradient(var(--swatch) 0 0) left / 0.8em 0.8em no-repeat;
 }
-.m2f-table td:not(:first-child) { white-space: nowrap; word-spacing: 0.3em; }
+.m2f-table td:not(:first-child) { white-space: nowrap; }
 .m2f-table .bar { width: 45%; }
 .m2f-table .bar span { display: block; height: 0.7em; min-width: 1px; background: var(--color-accent); }
 .m2f-table .sum { font-weight: 700; border-bottom: none; }
@@ -38,31 +38,31 @@ CSS = """
 
 
 def notice(message: str) -> str:
-    """Return an error in words; readers of screens say it at once."""
+    """Return an error message; `role="alert"` makes screen readers speak it at once."""
     return f'<div class="m2f-notice" role="alert">{escape(message)}</div>'
 
 
 def instances_table(result: Result, class_names: Sequence[str] | None) -> str:
-    """Return a row for each instance: its colour in the picture, class, score, box and area."""
+    """Return a table with a row for each instance: colour in the picture, class, score, box and area."""
     height, width = result.size
     count = f"{len(result)} instance" + ("" if len(result) == 1 else "s")
-    head = ("class", "score", "x1 y1 x2 y2", "area")
+    head = ("class", "score", "x1", "y1", "x2", "y2", "area")
     rows = []
     for index, name in enumerate(result.names(class_names)):
         red, green, blue = colour(index)
         swatch = f'style="--swatch: rgb({red}, {green}, {blue})"'
-        box = " ".join(f"{side:.0f}" for side in result.boxes[index].tolist())
-        numbers = (f"{result.scores[index]:.3f}", box, f"{result.areas[index]}")
+        box = (f"{side:.0f}" for side in result.boxes[index].tolist())
+        numbers = (f"{result.scores[index]:.3f}", *box, f"{result.areas[index]}")
         rows.append(_row(f"<td {swatch}>{escape(name)}</td>", *(f"<td>{number}</td>" for number in numbers)))
     return _table(f"<b>{count}</b> <span>in {width} x {height} pixels</span>", head, rows)
 
 
 def latency_table(answer: TimedAnswer) -> str:
-    """Return a row for each step of the server, with a bar, and what is left of the time that the client saw."""
+    """Return a table with a row and a bar for each step of the server, and for the rest of the client's total time."""
     spent = {step.name.removeprefix(f"{PUBLIC_MODEL}_"): step.work_ms for step in answer.steps}
     if spent:
         spent["waiting for a step"] = sum(step.wait_ms for step in answer.steps)
-        # a step may begin before the one before it has cleaned up: their sum can be a little more than the whole
+        # a step may begin before the previous one has cleaned up, so the sum can slightly exceed the total
         spent["network, rest"] = max(0.0, answer.total_ms - sum(spent.values()))
     longest = max(spent.values(), default=0.0) or 1.0
     rows = [
@@ -74,7 +74,7 @@ def latency_table(answer: TimedAnswer) -> str:
         for name, ms in spent.items()
     ]
     total = _row("<td>total</td>", f"<td>{answer.total_ms:.1f}</td>", "<td></td>", kind="sum")
-    source = "by step, as the server counts it" if spent else "the server does not tell its steps"
+    source = "by step, measured by the server" if spent else "the server does not report its steps"
     return _table(f"<b>Latency</b> <span>{source}</span>", ("step", "ms", ""), [*rows, total])
 
 

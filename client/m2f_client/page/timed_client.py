@@ -1,4 +1,4 @@
-"""What the page wants from a server: instances, class names, and how long each step of the ensemble took."""
+"""A client for the page: it also measures the time of each step on the server."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from m2f_client.request import NAMES_MODEL, class_names_of
 from m2f_client.result import Result
 from m2f_client.transports.protocol import Connection, Deadline
 
-_COUNTED_S = 1.0  # seconds to wait for a request to be counted
+_COUNTED_S = 1.0  # longest wait until the server's statistics count a request
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")  # of Triton's `inference_stats`
 
 Spent = dict[str, tuple[int, int, int]]
-"""Model -> requests, nanoseconds of work, nanoseconds of waiting, since the server started."""
+"""For each model the number of requests, nanoseconds of work and nanoseconds of waiting since the server started."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class StepTime:
     """One step of the ensemble.
 
     Attributes:
-        name: of its model.
-        work_ms, wait_ms: milliseconds that a request took and waited there, the mean of those in between.
+        name: name of the step's model.
+        work_ms: milliseconds of work for a request.
+        wait_ms: milliseconds that a request waited for the step.
     """
 
     name: str
@@ -40,12 +41,12 @@ class StepTime:
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """What the server found, and the time it took.
+    """An answer of the server, and the time it took.
 
     Attributes:
         result: the structured outputs.
-        total_ms: from the file to the arrays, as the client sees it.
-        steps: in the ensemble's order; empty where the server does not tell its statistics.
+        total_ms: milliseconds of the whole call, measured by the client.
+        steps: the steps in the ensemble's order; empty if the server does not report statistics.
     """
 
     result: Result
@@ -54,16 +55,16 @@ class TimedAnswer:
 
 
 class TimedClient:
-    """The server behind the page. Safe to share between threads.
+    """A client that times each step. Safe to share between threads.
 
     Args:
-        transport: the connection; closed with the server.
+        transport: the connection; `close` closes it.
         timeout: seconds for a whole request.
 
     Attributes:
-        url: its address.
-        class_names: the model's names, None where it states none.
-        score_threshold: of a request that has none.
+        url: address of the server.
+        class_names: the model's class names; None if the model states none.
+        score_threshold: the threshold that the server uses for requests without one.
 
     Raises:
         ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.client_errors`.
@@ -79,7 +80,7 @@ class TimedClient:
         try:
             config = transport.model_config(NAMES_MODEL, timeout)
         except ModelNotFound:
-            config = {}  # somebody else's repository
+            config = {}  # not a repository of m2f
         self.class_names = class_names_of(config)
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         self.score_threshold = Settings.from_repository(parameters).score_threshold
@@ -88,9 +89,9 @@ class TimedClient:
         """Find the instances of an image file.
 
         Args:
-            image: JPEG, PNG or WebP.
+            image: JPEG, PNG or WebP file.
             score_threshold: least score, 0 to 1.
-            classes: only these, by index; none for all.
+            classes: class indices to look for; empty: all.
 
         Raises:
             M2FError: as `Client.predict`.
@@ -108,7 +109,7 @@ class TimedClient:
         self._client.close()
 
     def _counted(self, before: Spent) -> Spent:
-        """Return what was spent once the request is counted: Triton answers first, and counts steps, then ensemble."""
+        """Return the statistics once they count the request. Triton answers before it counts, the ensemble last."""
         deadline = Deadline(_COUNTED_S)
         after = self._spent()
         while before and requests_of(after) <= requests_of(before) and deadline.left():
@@ -120,19 +121,19 @@ class TimedClient:
         try:
             return spent(self._transport.statistics(self._timeout))
         except M2FError:
-            return {}  # a front may keep them to itself; the picture matters more
+            return {}  # a proxy may block statistics; the instances are shown all the same
 
 
 def requests_of(spent: Spent) -> int:
-    """Return how many requests the ensemble has answered."""
+    """Return the number of requests that the ensemble has answered."""
     return spent.get(PUBLIC_MODEL, (0, 0, 0))[0]
 
 
 def spent(statistics: Sequence[Mapping[str, Any]]) -> Spent:
-    """Return what each model has spent, all its versions together.
+    """Return the time of each model, summed over its versions.
 
     Args:
-        statistics: `model_stats` as HTTP has it, or gRPC's: numbers are text there, and zeros left out.
+        statistics: `model_stats` from HTTP, or from gRPC, where numbers are text and zeros are left out.
     """
     sums: Spent = {}
     for entry in statistics:
@@ -151,9 +152,9 @@ def _number(kinds: Mapping[str, Any], kind: str, member: str) -> int:
 
 
 def steps_between(before: Spent, after: Spent, names: Sequence[str]) -> tuple[StepTime, ...]:
-    """Return the mean milliseconds of each step over the requests between two statistics; steps that had none fall out.
+    """Return the mean milliseconds of each step over the requests between two statistics; idle steps are left out.
 
-    Usually that is one request. Where others ask the same server in that moment, theirs are in the mean.
+    That is one request, unless other clients use the server at the same time: the mean then includes their requests.
     """
     steps = []
     for name in names:

@@ -1,6 +1,6 @@
-"""COCO files of a whole run, made from its journal line by line, however long it is.
+"""COCO files of a whole run, written line by line from its journal: memory does not grow with the number of images.
 
-The instances are a COCO dataset whose annotations are detections:
+The instances are a COCO data set whose annotations are detections:
 
     {"info":        {"description": ..., "server": ...},
      "images":      [{"id": 1, "file_name": "as given", "width": w, "height": h}],
@@ -9,32 +9,30 @@ The instances are a COCO dataset whose annotations are detections:
      "categories":  [{"id": 1, "name": "cat"}],             id = class index + 1
      "errors":      [{"file_name": "as given", "reason": "..."}]}
 
-`COCO(path)` reads it whole; `COCO(ground_truth).loadRes(document["annotations"])` scores it.
+`COCO(path)` reads the document; `COCO(ground_truth).loadRes(document["annotations"])` scores it.
 
-Panoptic segmentation has a file of its own beside a PNG an image, in the format of cocodataset/panopticapi:
+The panoptic segmentation has a document of its own and a PNG for each image, in the format of cocodataset/panopticapi:
 
     {"info", "images":  as above,
      "annotations": [{"image_id": 1, "file_name": "a_panoptic.png", "segments_info": [{"id": 1, ...}]}],
-     "categories":  [{"id": 0, "name": "cat", "isthing": 1}]}    those that were found; id = class index
+     "categories":  [{"id": 0, "name": "cat", "isthing": 1}]}    the classes that were found; id = class index
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
-from m2f_client.converters.coco import class_name
+from m2f_client.converters.coco import CocoDict, class_name
 from m2f_client.predict.journal import Journal, Line
-
-Row = dict[str, Any]
 
 
 def write_instances(stream: TextIO, journal: Journal, class_names: Sequence[str] | None, *, server: str) -> None:
     """Write the instances of all images as one COCO document."""
-    labels = range(len(class_names or ()))  # grows with what is found
+    labels = range(len(class_names or ()))  # grows with the labels found
 
-    def annotations() -> Iterator[Row]:
+    def annotations() -> Iterator[CocoDict]:
         nonlocal labels
         number = 0
         for image_id, line in _numbered(journal):
@@ -55,9 +53,9 @@ def write_instances(stream: TextIO, journal: Journal, class_names: Sequence[str]
 
 def write_panoptic(stream: TextIO, journal: Journal, class_names: Sequence[str] | None, *, server: str) -> None:
     """Write the segments of all images as one COCO panoptic document."""
-    things: dict[int, int] = {}  # class index -> isthing, of what is found
+    things: dict[int, int] = {}  # class index -> isthing, of the classes found
 
-    def annotations() -> Iterator[Row]:
+    def annotations() -> Iterator[CocoDict]:
         for image_id, line in _numbered(journal):
             things.update({segment["category_id"]: segment.get("isthing", 1) for segment in line["segments_info"]})
             yield {"image_id": image_id, "file_name": line["panoptic"], "segments_info": line["segments_info"]}
@@ -65,17 +63,17 @@ def write_panoptic(stream: TextIO, journal: Journal, class_names: Sequence[str] 
     _write_head(stream, "segments found by m2f", server)
     _write_list(stream, "images", _images(journal))
     _write_list(stream, "annotations", annotations())
-    rows = [{"id": i, "name": class_name(i, class_names), "isthing": things[i]} for i in sorted(things)]
-    _write_list(stream, "categories", rows)
+    categories = [{"id": i, "name": class_name(i, class_names), "isthing": things[i]} for i in sorted(things)]
+    _write_list(stream, "categories", categories)
     stream.write("\n}\n")
 
 
 def _numbered(journal: Journal) -> Iterator[tuple[int, Line]]:
-    """Images that worked, and their ids."""
+    """Return the lines of the images that worked, each with its image id."""
     return enumerate((line for line in journal if "error" not in line), 1)
 
 
-def _images(journal: Journal) -> Iterator[Row]:
+def _images(journal: Journal) -> Iterator[CocoDict]:
     for image_id, line in _numbered(journal):
         yield {"id": image_id, **{key: line[key] for key in ("file_name", "width", "height")}}
 
@@ -84,8 +82,8 @@ def _write_head(stream: TextIO, description: str, server: str) -> None:
     stream.write('{\n"info": ' + json.dumps({"description": description, "server": server}))
 
 
-def _write_list(stream: TextIO, name: str, rows: Iterable[Row]) -> None:
-    """Write one member of the document, a row a line."""
+def _write_list(stream: TextIO, name: str, rows: Iterable[CocoDict]) -> None:
+    """Write one member of the document, each row on a line."""
     stream.write(f',\n"{name}": [')
     separator = "\n "
     for row in rows:

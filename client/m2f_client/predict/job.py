@@ -1,4 +1,4 @@
-"""What is done with one image: ask the server, write its files, make its line of the journal."""
+"""The work for one image: ask the server, write the image's files, make its line of the journal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from m2f_client.result import Result
 
 @dataclass(frozen=True)
 class Item:
-    """One image to do.
+    """One image of a run.
 
     Attributes:
-        name: as the outputs call it.
-        stem: what the names of its files begin with.
-        read: returns its encoded bytes; raises UnreadableImage.
-        frame: where it comes from a video.
-        done: its line of the journal, where an earlier run did it and it only has to be drawn again.
+        name: name of the image in the outputs.
+        stem: start of the names of the files written for the image.
+        read: returns the encoded bytes; raises UnreadableImage.
+        frame: the video frame, if the image is one.
+        done: the journal's line, if an earlier run did the image. It is then only drawn again, for the video.
     """
 
     name: str
@@ -41,15 +41,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item.
+    """The outcome for one image.
 
     Attributes:
-        item: the item.
-        line: for the journal.
-        result: what the server found; None if the image did not work.
-        error: why it did not.
-        written: files made.
-        picture: a frame for the annotated video.
+        item: the image.
+        line: the image's line for the journal.
+        result: the server's answer; None if the image failed, or was only drawn again.
+        error: why the image failed; None if it did not.
+        written: files written.
+        picture: frame for the annotated video.
     """
 
     item: Item
@@ -62,15 +62,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """What to do with each image; safe to call from several threads.
+    """Does one image after another; safe to call from several threads.
 
     Attributes:
         client: the connection.
         parameters: request parameters.
         names: the model's class names.
-        out: folder for overlays and logits; None writes nothing.
-        raw: save the logits too.
-        panoptic: save the panoptic segmentation too.
+        out: folder for the files of each image; None: no files.
+        raw: whether to save the logits.
+        panoptic: whether to save the panoptic segmentation.
     """
 
     client: Client
@@ -82,12 +82,12 @@ class Job:
 
     @property
     def artefacts(self) -> tuple[str, ...]:
-        """The members of a line that name files, in the order of `journal.ARTEFACTS`."""
+        """Members of a journal line that name files, in the order of `journal.ARTEFACTS`."""
         wanted = {"overlay": self.out is not None, "logits": self.raw, "panoptic": self.panoptic}
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     def __call__(self, item: Item) -> Outcome:
-        """Do one image. What goes wrong with it is in the outcome."""
+        """Do one image. An M2FError is not raised but returned in the outcome."""
         try:
             return self._draw_again(item, item.done) if item.done else self._do(item)
         except M2FError as error:
@@ -112,7 +112,7 @@ class Job:
         return Outcome(item, line, result, written=tuple(written), picture=picture if item.frame else None)
 
     def _save_maps(self, item: Item, line: Line, result: Result) -> list[Path]:
-        """Write logits and panoptic segmentation, where they are wanted."""
+        """Write logits and panoptic segmentation, as far as the run saves them."""
         stem = item.stem if item.frame is None else f"{item.stem}_frame{item.frame.index:06d}"
         written = []
         if self.raw:
@@ -125,7 +125,7 @@ class Job:
         return written
 
     def _save(self, line: Line, kind: str, name: str, write: Callable[[Path], object]) -> Path:
-        """Write one file, and name it in the line."""
+        """Write one file and add its name to the line."""
         assert self.out is not None
         target = self.out / name
         save(target, write)
@@ -133,7 +133,7 @@ class Job:
         return target
 
     def _draw_again(self, item: Item, line: Line) -> Outcome:
-        assert item.frame is not None  # only videos need what was drawn before
+        assert item.frame is not None  # only frames are drawn again
         picture = draw.overlay(item.frame.picture(), result_of(line), self.names)
         return Outcome(item, line, picture=picture)
 
@@ -149,7 +149,7 @@ def line_of(name: str, result: Result, class_names: Sequence[str] | None) -> Lin
 
 
 def result_of(line: Line) -> Result:
-    """Return what a line of the journal says, as far as it can be drawn: the reverse of `line_of`."""
+    """Return the result of a journal line, with the outputs that drawing needs: the reverse of `line_of`."""
     rows = line["instances"]
     boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -167,7 +167,7 @@ def result_of(line: Line) -> Result:
 
 
 def save(target: Path, write: Callable[[Path], object]) -> None:
-    """Write a file, with a failure as M2FError: the disk may be full or the folder closed."""
+    """Write a file; raise M2FError if that fails, for example because the disk is full."""
     try:
         write(target)
     except OSError as error:

@@ -1,4 +1,4 @@
-r"""The journal of a run: a JSON line for each image, in a file that outlives the run.
+r"""The journal of a run: a file with a JSON line for each image, from which a stopped run resumes.
 
     {"file_name": "a.jpg", "parameters": {...}, "width": 640, "height": 480,
      "instances": [{"category_id": 1, "name": "cat", "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
@@ -6,8 +6,9 @@ r"""The journal of a run: a JSON line for each image, in a file that outlives th
      "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...]}
     {"file_name": "b.jpg", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
 
-The files named in a line (`overlay` and so on, where they were asked for) are there before the line is. A line reaches
-the system before anything is said of its image: a killed run loses none, and leaves at most one cut line.
+The files that a line names (`overlay` and so on, if the run writes them) are written before the line. The line is
+handed to the operating system before its image is reported: a killed run loses no reported image, and leaves at most
+one incomplete line, at the end.
 """
 
 from __future__ import annotations
@@ -26,19 +27,22 @@ from m2f.errors import M2FError
 Line = dict[str, Any]
 ARTEFACTS = ("overlay", "logits", "panoptic")
 _START = b'{"file_name": '
-_SYNC_S = 1.0  # seconds of work that a power cut may cost; a killed process costs none
+_SYNC_S = 1.0  # seconds between two fsync: the work that a power cut may cost
 
 
 class Journal:
-    """A journal, opened to go on with: images that failed and a cut line at its end are dropped, to be done again.
+    """The journal of this run and of the run that it resumes.
+
+    Opening a file drops an incomplete line at its end and the lines of failed images: those images are done again.
 
     Args:
-        path: the file; None: a temporary one, which nobody goes on with.
+        path: the file; None: a temporary file, from which no run resumes.
         parameters: request parameters of this run.
-        artefacts: which of ARTEFACTS this run makes.
+        artefacts: which of ARTEFACTS this run writes.
 
     Raises:
-        M2FError: the file cannot be used, is in use, is something else, or is of a run with other settings.
+        M2FError: the file cannot be written, is used by another run, is not a journal, or comes from a run with other
+            settings.
     """
 
     def __init__(self, path: Path | None, *, parameters: Mapping[str, Any], artefacts: tuple[str, ...]) -> None:
@@ -58,7 +62,7 @@ class Journal:
         return name in self._places
 
     def get(self, name: str) -> Line | None:
-        """Return the line of an image that worked, or None."""
+        """Return the line of an image; None if the image is not done."""
         if name not in self._places:
             return None
         self._file.seek(self._places[name])
@@ -66,20 +70,20 @@ class Journal:
         return line
 
     def __iter__(self) -> Iterator[Line]:
-        """All lines, those of failed images included, in the order in which they were written."""
+        """Return all lines, those of failed images included, in the order in which they were written."""
         self._file.seek(0)
         return map(json.loads, self._file)
 
     @property
     def done(self) -> int:
-        """How many images worked, in this run and before."""
+        """Number of images that worked, in this run and the one that it resumes."""
         return len(self._places)
 
     def add(self, line: Line) -> str:
-        """Append the line of an image, with this run's parameters; return it as it was written.
+        """Append the line of an image, with this run's parameters; return the text written.
 
         Raises:
-            M2FError: it cannot be written.
+            M2FError: the file cannot be written.
         """
         name = line["file_name"]
         line = {"file_name": name, "parameters": self._parameters, **line}
@@ -98,7 +102,7 @@ class Journal:
         return text
 
     def close(self, *, remove: bool = False) -> None:
-        """Close the file, and remove it where it has served its purpose."""
+        """Close the file, and delete it if `remove`."""
         if self._file.closed:
             return
         if self.path is not None:
@@ -108,15 +112,15 @@ class Journal:
         self._file.close()
 
     def _recover(self) -> None:
-        """Read the lines of an earlier run, and rewrite the file without those to be done again."""
+        """Read the lines of an earlier run, and rewrite the file without those whose images are done again."""
         dropped = False
         kept = []
         for number, text in enumerate(self._file, 1):
             line = _parsed(text)
             if line is None and not text.endswith(b"\n") and (text.startswith(_START) or _START.startswith(text)):
-                dropped = True  # the run was killed while it wrote this one
+                dropped = True  # the run was killed while it wrote this line
             elif line is None:
-                raise M2FError(f"{self.path}: line {number} is not one that m2f predict writes; choose another file")
+                raise M2FError(f"{self.path}: line {number} was not written by m2f predict; choose another file")
             elif "error" in line:
                 dropped = True
             else:
@@ -135,8 +139,8 @@ class Journal:
             return
         settings = [f"{key}={value}" for key, value in line["parameters"].items()] + list(made)
         raise M2FError(
-            f"{self.path} is of a run with other settings ({', '.join(settings) or 'none'}); "
-            "repeat them to go on with it, or remove the file to start again"
+            f"{self.path} comes from a run with other settings ({', '.join(settings) or 'none'}); "
+            "repeat these settings to resume that run, or remove the file to start again"
         )
 
     def _rewrite(self) -> None:
@@ -157,7 +161,7 @@ class Journal:
 
 
 def _open_locked(path: Path | None) -> BinaryIO:
-    """Open for reading and appending, for this process alone."""
+    """Open for reading and appending, with a lock that excludes other processes."""
     if path is None:
         return tempfile.TemporaryFile()  # type: ignore[return-value]
     file = path.open("a+b")
@@ -171,7 +175,7 @@ def _open_locked(path: Path | None) -> BinaryIO:
 
 
 def _parsed(text: bytes) -> Line | None:
-    """Return a line of a journal; None where it is not one, or not whole."""
+    """Return a line of a journal; None if the text is incomplete or not such a line."""
     if not text.endswith(b"\n"):
         return None
     try:
@@ -184,5 +188,5 @@ def _parsed(text: bytes) -> Line | None:
 
 
 def _is_name(value: object) -> bool:
-    """Say whether it names a file in the run's folder: of somebody else's, it could lead out of there."""
+    """Say whether a value names a file in the run's folder. A forged journal could name files elsewhere."""
     return isinstance(value, str) and Path(value).name == value

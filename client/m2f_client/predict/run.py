@@ -1,4 +1,4 @@
-"""One run of `m2f predict`: many images, in order, with a journal to go on from."""
+"""One run of `m2f predict`: many images, in order, with a journal from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from m2f_client.client_errors import ModelNotFound, ServerUnavailable, Unreadabl
 from m2f_client.predict.documents import write_instances, write_panoptic
 from m2f_client.predict.job import Item, Job, Outcome, save
 from m2f_client.predict.journal import Journal
-from m2f_client.predict.screen import Screen, complain
+from m2f_client.predict.screen import Screen
 from m2f_client.predict.sources import read, unique_stems
 from m2f_client.predict.video import OverlayVideos, count_frames, frames, is_video, source_of
+from m2f_client.printable import complain
 from m2f_client.pump import in_order, stopped_by_signals
 from m2f_client.transports.protocol import Parameter
 
-FATAL = (ServerUnavailable, ModelNotFound)  # the next image would fare no better
+FATAL = (ServerUnavailable, ModelNotFound)  # every further image would fail likewise
 STDOUT = Path("-")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks for.
+class PredictOptions:
+    """The settings of a run.
 
     Attributes:
         names: the sources, see `sources.expand`.
         parameters: request parameters.
-        out: folder for overlays and documents.
-        raw: save the logits too.
-        panoptic: save the panoptic segmentation too.
-        as_json: print the COCO document.
-        jsonl: the journal; STDOUT prints its lines.
+        out: folder for overlays and documents; None: neither is written.
+        raw: whether to save the logits.
+        panoptic: whether to save the panoptic segmentation.
+        as_json: whether to print the COCO document.
+        jsonl: file for the journal; STDOUT: its lines are printed; None: beside the other outputs, while the run lasts.
         every: of a video, take each `every`-th frame.
-        concurrency: images in work at once.
-        timeout: seconds that a download may take.
+        concurrency: number of images in work at once.
+        timeout: seconds that the download of an image may take.
     """
 
     names: Sequence[str]
@@ -58,19 +59,19 @@ class Options:
 
     @property
     def journal(self) -> Path | None:
-        """The journal that the run leaves if it is cut short; None: it leaves none."""
+        """The journal file; None: a stopped run cannot be resumed."""
         if self.jsonl is not None and self.jsonl != STDOUT:
             return self.jsonl
         return self.out / "instances.jsonl" if self.out is not None else None
 
     @property
     def silent(self) -> bool:
-        """Standard output is for JSON."""
+        """Whether standard output carries JSON, and so nothing else."""
         return self.as_json or self.jsonl == STDOUT
 
 
-def run(client: Client, options: Options) -> int:
-    """Do all images and print or write what was asked for; return the exit code."""
+def run(client: Client, options: PredictOptions) -> int:
+    """Do all images, print and write the outputs, and return the exit code: 1 if an image failed or the run stopped."""
     try:
         names = client.class_names
         if options.out is not None:
@@ -78,7 +79,7 @@ def run(client: Client, options: Options) -> int:
         job = Job(client, options.parameters, names, options.out, options.raw, options.panoptic)
         journal = Journal(options.journal, parameters=options.parameters, artefacts=job.artefacts)
         try:
-            running = _Run(job, journal, options)
+            running = _PredictRun(job, journal, options)
             running.work()
             return running.finish()
         finally:
@@ -88,31 +89,35 @@ def run(client: Client, options: Options) -> int:
         return 1
 
 
-class _Run:
+class _PredictRun:
     """The state of a run."""
 
-    def __init__(self, job: Job, journal: Journal, options: Options) -> None:
+    def __init__(self, job: Job, journal: Journal, options: PredictOptions) -> None:
         self._job, self._journal, self._options = job, journal, options
         used = {source_of(line["file_name"]): _stem(line["overlay"]) for line in journal if "overlay" in line}
         self._stems = unique_stems(options.names, options.out, used=used)
         self._screen = Screen(self._count(), job.names, silent=options.silent)
         self._videos = OverlayVideos(options.out) if options.out is not None else None
         self._stop = Event()
-        self._lost = False  # the server
+        self._lost = False  # whether a request has failed with one of FATAL
         self._failed = 0
 
     def work(self) -> None:
-        """Do what is not done yet."""
+        """Do the images that are not done yet."""
         if self._journal.resumed:
             done = _images(self._journal.resumed)
-            complain(f"{done} done already; going on with {self._journal.path} (remove it to start again)")
-        with self._screen, stopped_by_signals(self._stop):
-            for outcome in in_order(self._job, self._items(), concurrency=self._options.concurrency, stop=self._stop):
+            complain(f"{done} done already; resuming from {self._journal.path} (remove it to start again)")
+        with (
+            self._screen,
+            stopped_by_signals(self._stop),
+            in_order(self._job, self._items(), concurrency=self._options.concurrency, stop=self._stop) as outcomes,
+        ):
+            for outcome in outcomes:
                 self._record(outcome)
             self._finish_video(whole=not self._stop.is_set())
 
     def finish(self) -> int:
-        """Write the documents of the run, say what is left to do, and return the exit code."""
+        """Write the run's documents, report failed and remaining images, and return the exit code."""
         out = self._options.out
         if out is not None:
             self._write_document(out / "instances.json", write_instances)
@@ -127,7 +132,7 @@ class _Run:
         return 1
 
     def _count(self) -> int | None:
-        """Return how many items there are; None if a video does not say how many frames it has."""
+        """Return the number of items; None if a video does not state its number of frames."""
         total = 0
         for name in self._options.names:
             frames_in_it = count_frames(name, self._options.every) if is_video(name) else int(name not in self._journal)
@@ -144,7 +149,7 @@ class _Run:
                 yield Item(name, self._stems[name], partial(read, name, timeout=self._options.timeout))
 
     def _frames(self, name: str) -> Iterator[Item]:
-        """Yield the frames of a video: those done already, too, for the annotated video is made whole."""
+        """Yield the frames of a video: also those already done, if an annotated video is written."""
         stem = self._stems[name]
         try:
             for frame in frames(name, self._options.every):
@@ -155,12 +160,12 @@ class _Run:
             yield Item(name, stem, partial(_fail, error))
 
     def _record(self, outcome: Outcome) -> None:
-        """Keep what became of an item, then say it."""
+        """Write an outcome to the journal, then print it."""
         item, error = outcome.item, outcome.error
         if isinstance(error, FATAL):
             self._stop.set()
             if self._lost:
-                return  # was in flight, too: as if it had not been begun
+                return  # it was in flight when the server failed, and stays to be done
             self._lost = True
         if item.done is None:
             line = self._journal.add(outcome.line)
@@ -193,7 +198,7 @@ class _Run:
             self._screen.note(f"wrote {target}")
 
     def _write_document(self, target: Path, write: Callable[..., None]) -> None:
-        """Write a document under its name only when it is whole, and say so."""
+        """Write a document to a `.part` file first: its own name always stands for a complete document."""
 
         def replace(partial_file: Path) -> None:
             with partial_file.open("w", encoding="utf-8") as stream:
@@ -210,11 +215,11 @@ class _Run:
         done, path = _images(self._journal.done), self._journal.path
         if path is None:
             if self._stop.is_set():
-                complain(f"stopped after {done}; with --out or --jsonl the same command would go on from there")
+                complain(f"stopped after {done}; with --out or --jsonl the same command would resume from there")
         elif self._stop.is_set():
-            complain(f"stopped; {done} done, kept in {path}: the same command goes on from there")
+            complain(f"stopped; {done} done, kept in {path}: the same command resumes from there")
         else:
-            complain(f"{_images(self._failed)} failed, {done} done: the same command tries only the failed again")
+            complain(f"{_images(self._failed)} failed, {done} done: the same command retries only the failed ones")
 
 
 def _images(count: int) -> str:

@@ -1,4 +1,4 @@
-"""What people see: a table for each of a few images, a line and a progress bar for many, and what went wrong."""
+"""What `m2f predict` prints: a table for each image if they are few, else a line for each and a progress bar."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
-from m2f_client.predict.table import instances_table
+from m2f_client.converters.draw import colour
 from m2f_client.printable import printable
 from m2f_client.result import Result
 
 FEW = 10
-"""Images that get a table each; of more, each gets a line."""
+"""Up to this many images, each gets a table."""
 
 
 class _Rate(ProgressColumn):
@@ -26,19 +27,19 @@ class _Rate(ProgressColumn):
 
 
 class Screen:
-    """Prints results to standard output, and progress and complaints to standard error. A context manager.
+    """Prints results to standard output and a progress bar to standard error. A context manager.
 
     Args:
-        total: images to do; None where it is not known.
+        total: number of images; None if unknown.
         names: the model's class names.
-        silent: standard output is somebody else's: nothing but complaints.
+        silent: print neither results nor progress, because standard output carries JSON.
     """
 
     def __init__(self, total: int | None, names: Sequence[str] | None, *, silent: bool) -> None:
         self._names = names
         self._console = Console(quiet=silent)
         self._tables = total is not None and total <= FEW
-        # the bar is drawn where the lines go if both are on a terminal: else they would run into each other
+        # If output and errors share a terminal, one console must draw both, or bar and lines overwrite each other.
         on = self._console if sys.stdout.isatty() else Console(stderr=True)
         wanted = sys.stderr.isatty() and not silent and not self._tables
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TextColumn("left"), TimeRemainingColumn())
@@ -57,10 +58,9 @@ class Screen:
         self._progress.advance(self._task)
 
     def show(self, name: str, result: Result, written: Sequence[Path]) -> None:
-        """Print what was found in one image."""
-        files = ", ".join(map(str, written))
+        """Print what was found in one image, and the files written for it."""
         if self._tables:
-            self._console.print(instances_table(name, result, self._names, files))
+            self._console.print(_image_table(name, result, self._names, written))
             return
         height, width = result.size
         found = ", ".join(f"{label} x{count}" for label, count in Counter(result.names(self._names)).most_common())
@@ -72,6 +72,28 @@ class Screen:
         self._console.print(Text(printable(message), style="dim"), soft_wrap=True)
 
 
-def complain(message: str) -> None:
-    """Say on standard error what went wrong."""
-    click.echo(f"m2f: {printable(message)}", err=True)
+def _image_table(
+    name: str, result: Result, class_names: Sequence[str] | None, written: Sequence[Path]
+) -> RenderableType:
+    height, width = result.size
+    count = f"{len(result)} instance" + ("" if len(result) == 1 else "s")
+    parts: list[RenderableType] = [Text.assemble((printable(name), "bold"), f"  {width}x{height}, {count}")]
+    if len(result):
+        parts.append(_rows(result, class_names))
+    if written:
+        parts.append(Text(printable(f"wrote {', '.join(map(str, written))}"), style="dim"))
+    return Group(*parts, Text())
+
+
+def _rows(result: Result, class_names: Sequence[str] | None) -> Table:
+    """Return class, score, box and area of each instance, with a swatch of its colour in the overlay."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class")
+    for column in ("score", "x1", "y1", "x2", "y2", "area"):
+        table.add_column(column, justify="right")
+    for index, name in enumerate(result.names(class_names)):
+        red, green, blue = colour(index)
+        swatch = Text.assemble(("■ ", f"rgb({red},{green},{blue})"), printable(name))
+        numbers = [f"{value:.0f}" for value in (*result.boxes[index].tolist(), result.areas[index])]
+        table.add_row(swatch, f"{result.scores[index]:.3f}", *numbers)
+    return table

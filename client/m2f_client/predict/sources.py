@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, patterns, standard input and URLs. `video` has the frames of videos."""
+"""The sources of images: files, folders, patterns, standard input and URLs. Videos are in `video`."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from m2f_client.predict.video import VIDEO_SUFFIXES
 STDIN = "-"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz")
-"""What is written beside a stem."""
+"""Ends of the names of the files written for an image, after its stem."""
 
-MAX_DOWNLOAD = 256 << 20  # bytes: more than any image the server takes, less than what hurts
+MAX_DOWNLOAD = 256 << 20
+"""Largest download in bytes; larger than any image that the server accepts."""
+
 _CHUNK = 1 << 20
 
 
 def expand(arguments: Sequence[str], *, out: Path | None) -> list[str]:
-    """Return the names of the sources that arguments stand for, in their order, each once.
+    """Return the names of all sources, in the order of the arguments, each once.
 
-    A folder stands for the images in it and below, a pattern for the images and videos that match, both sorted and
-    without hidden ones. What stands for nothing stays as it is: reading it says why.
+    A folder gives the images in it and below, a pattern the images and videos that match: both sorted, without hidden
+    files. An argument that gives nothing is returned as it is, so that `read` reports why.
 
     Args:
         arguments: paths, patterns, URLs, or `-`.
-        out: folder that is written to; images below it are not read.
+        out: output folder; images in it and below are not read.
 
     Raises:
-        InvalidRequest: `out` is one of the folders: its files could not be told from the images.
+        InvalidRequest: `out` is itself one of the folders to read.
     """
     names: list[str] = []
     for argument in arguments:
@@ -53,14 +55,14 @@ def expand(arguments: Sequence[str], *, out: Path | None) -> list[str]:
 
 
 def is_url(name: str) -> bool:
-    """Say whether a name is to be downloaded."""
+    """Say whether a name is an http(s) address."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def _images_below(folder: Path, out: Path | None) -> list[str]:
     written = out.resolve() if out is not None else None
     if folder.resolve() == written:
-        raise InvalidRequest(f"{folder} is read and written to; choose another folder for the output")
+        raise InvalidRequest(f"{folder} is both input and output; choose another folder for the output")
     found: list[str] = []
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "." and (Path(root) / name).resolve() != written]
@@ -74,20 +76,21 @@ def _matches(pattern: str) -> list[str]:
     return sorted(str(Path(name)) for name in found if name.lower().endswith(known))
 
 
-def read(name: str, *, timeout: float) -> bytes:
-    """Return the encoded image that a name stands for.
+def read(name: str, *, timeout: float, max_download: int = MAX_DOWNLOAD) -> bytes:
+    """Return an encoded image.
 
     Args:
-        name: a path, a URL, or `-`.
+        name: a path, a URL, or `-` for standard input.
         timeout: seconds that a download may take.
+        max_download: largest download in bytes.
 
     Raises:
-        UnreadableImage: it cannot be read.
+        UnreadableImage: the image cannot be read or downloaded.
     """
     try:
         if name == STDIN:
             return sys.stdin.buffer.read()
-        return _download(name, timeout) if is_url(name) else Path(name).read_bytes()
+        return _download(name, timeout, max_download) if is_url(name) else Path(name).read_bytes()
     except IsADirectoryError:
         raise UnreadableImage("no JPEG, PNG or WebP in this folder") from None
     except FileNotFoundError as error:
@@ -96,33 +99,33 @@ def read(name: str, *, timeout: float) -> bytes:
         raise UnreadableImage(f"HTTP {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         raise UnreadableImage(f"cannot be downloaded: {error.reason}") from error
-    except (OSError, HTTPException, ValueError) as error:  # urllib's ValueError: not a URL after all
+    except (OSError, HTTPException, ValueError) as error:  # urllib raises ValueError for a malformed URL
         raise UnreadableImage(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
 
-def _download(url: str, timeout: float) -> bytes:
+def _download(url: str, timeout: float, max_download: int) -> bytes:
     deadline = time.monotonic() + timeout
-    request = urllib.request.Request(url, headers={"User-Agent": "m2f"})  # some sites turn Python's own name away
+    request = urllib.request.Request(url, headers={"User-Agent": "m2f"})  # some sites refuse Python's own name
     data = bytearray()
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         while chunk := answer.read1(_CHUNK):
             data += chunk
-            if len(data) > MAX_DOWNLOAD:
-                raise UnreadableImage(f"larger than {MAX_DOWNLOAD >> 20} MiB")
+            if len(data) > max_download:
+                raise UnreadableImage(f"larger than {max_download >> 20} MiB")
             if time.monotonic() > deadline:
                 raise UnreadableImage(f"not downloaded within {timeout:g} s")
-        if answer.length:  # what the site announced and did not send
-            raise UnreadableImage("cut short on the way")
+        if answer.length:  # bytes announced but not sent
+            raise UnreadableImage("the download is incomplete")
     return bytes(data)
 
 
 def unique_stems(names: Sequence[str], out: Path | None, *, used: Mapping[str, str]) -> dict[str, str]:
-    """Return a file stem for each source, such that no two outputs meet and none overwrites an input.
+    """Return a file stem for each source, such that no output overwrites another output or an input.
 
     Args:
         names: the sources.
         out: folder for the outputs.
-        used: source to stem of an earlier run into the same folder: those stay.
+        used: stems that an earlier run into the same folder has used, by source; they are kept.
     """
     inputs = {Path(name).resolve() for name in names}
     stems: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Videos: their frames as images, and the annotated video that comes of them."""
+"""Videos: their frames as images, and the annotated videos."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from m2f_client.client_errors import UnreadableImage
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 FRAME = "#frame="
-"""Stands between a video's name and the number of a frame, from 0 on, in the name of an image."""
+"""Separates file and frame number, counted from 0, in the name of an image: `clip.mp4#frame=12`."""
 
-_DEFAULT_FPS = 25.0  # where a file does not say
+_DEFAULT_FPS = 25.0  # for files that state no frame rate
 Pixels = npt.NDArray[np.uint8]
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent: what went wrong is said once, by us
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # silent: the error is reported once, by m2f
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Frame:
     Attributes:
         video: name of the file.
         index: number of the frame, from 0.
-        fps: frames a second of the annotated video.
+        fps: frame rate of the annotated video.
         pixels: BGR uint8 [H, W, 3].
     """
 
@@ -48,7 +48,7 @@ class Frame:
         return f"{self.video}{FRAME}{self.index}"
 
     def encoded(self) -> bytes:
-        """Return the frame as PNG: nothing is lost, and level 1 is quick."""
+        """Return the frame as PNG, without loss; compression level 1 is fast."""
         return bytes(cv2.imencode(".png", self.pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1])
 
     def picture(self) -> Image.Image:
@@ -57,25 +57,27 @@ class Frame:
 
 
 def is_video(name: str) -> bool:
-    """Say whether a name is that of a video file."""
+    """Say whether a name is a video file's."""
     return name.lower().endswith(VIDEO_SUFFIXES) and "://" not in name
 
 
 def source_of(name: str) -> str:
-    """Return the file that an image's name stands for: the video, where it is a frame."""
+    """Return the file of an image: for a frame, the video."""
     return name.rpartition(FRAME)[0] or name
 
 
 def count_frames(name: str, every: int) -> int | None:
-    """Return how many frames `frames` gives, as far as the file says; None: it does not."""
+    """Return how many frames `frames` gives; None if the file does not state its length."""
     capture = cv2.VideoCapture(name)
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 1  # one that cannot be read
+    count = (
+        int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 1
+    )  # an unreadable file counts as one failed image
     capture.release()
     return -(-count // every) if count > 0 else None
 
 
 def frames(name: str, every: int) -> Iterator[Frame]:
-    """Decode each `every`-th frame of a video, from the first, one after the other.
+    """Decode each `every`-th frame of a video, from the first on.
 
     Raises:
         UnreadableImage: OpenCV cannot read the file, or finds no frame in it.
@@ -86,7 +88,7 @@ def frames(name: str, every: int) -> Iterator[Frame]:
     try:
         fps = capture.get(cv2.CAP_PROP_FPS) or _DEFAULT_FPS
         index = 0
-        while capture.grab():  # decoding is left out for the frames between
+        while capture.grab():  # skips without decoding
             if index % every == 0:
                 decoded, pixels = capture.retrieve()
                 if decoded:
@@ -98,72 +100,56 @@ def frames(name: str, every: int) -> Iterator[Frame]:
         capture.release()
 
 
-class VideoWriter:
-    """An annotated video that has its name only when it is whole. Of an odd width or height a pixel is cut off: MPEG-4.
-
-    Args:
-        target: file to make, `.mp4`.
-        fps: frames a second.
-        size: width and height.
-
-    Raises:
-        M2FError: the file cannot be written.
-    """
-
-    def __init__(self, target: Path, *, fps: float, size: tuple[int, int]) -> None:
-        self.target = target
-        self._size = size
-        self._partial = target.with_name(f".{target.stem}.part.mp4")
-        self._writer: Any = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-        if not self._writer.isOpened():
-            self._partial.unlink(missing_ok=True)
-            raise M2FError(f"cannot write {target}: OpenCV cannot make a video of {size[0]}x{size[1]} there")
-
-    def add(self, picture: Image.Image) -> None:
-        """Append a frame."""
-        self._writer.write(cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
-
-    def close(self, *, whole: bool) -> None:
-        """End the file, and keep it if it is whole."""
-        self._writer.release()
-        if whole:
-            self._partial.replace(self.target)
-        else:
-            self._partial.unlink(missing_ok=True)
-
-
 class OverlayVideos:
-    """Annotated videos, one after the other, as frames come in their order.
+    """Writes annotated videos, one after the other, from frames in their order.
+
+    A video gets its name, `STEM_overlay.mp4`, only once it is complete. MPEG-4 needs even sides: of an odd width or
+    height the last pixel is cut off.
 
     Args:
-        out: folder for them.
+        out: folder for the videos.
     """
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        self._video: str | None = None
-        self._writer: VideoWriter | None = None
+        self._video: str | None = None  # the file whose frames are being added
+        self._target: Path | None = None  # None: it cannot be written, and its frames are dropped
+        self._writer: Any = None
 
     def takes(self, frame: Frame) -> bool:
-        """Say whether a frame belongs to the video that is open."""
+        """Say whether a frame belongs to the video that is being written."""
         return self._video == frame.video
 
     def add(self, frame: Frame, stem: str, picture: Image.Image) -> None:
-        """Append a frame to the video that it belongs to, `STEM_overlay.mp4`.
+        """Append a frame to its video. Further frames of a video that cannot be written are dropped.
 
         Raises:
-            M2FError: the video cannot be written. It is raised once a video: its further frames are dropped.
+            M2FError: the video cannot be written. Raised once for each video.
         """
         if not self.takes(frame):
-            self._video = frame.video
-            self._writer = VideoWriter(self._out / f"{stem}_overlay.mp4", fps=frame.fps, size=picture.size)
-        if self._writer is not None:
-            self._writer.add(picture)
+            self._open(frame, self._out / f"{stem}_overlay.mp4", picture.size)
+        if self._target is not None:
+            self._writer.write(cv2.cvtColor(np.asarray(picture), cv2.COLOR_RGB2BGR))
 
     def finish(self, *, whole: bool = True) -> Path | None:
-        """End the video that is open, and keep it if it is whole; return the file, if there is one."""
-        writer, self._writer, self._video = self._writer, None, None
-        if writer is None:
+        """Close the video that is being written, delete it unless `whole`, and return the file, if there is one."""
+        target, self._target, self._video = self._target, None, None
+        if target is None:
             return None
-        writer.close(whole=whole)
-        return writer.target if whole else None
+        self._writer.release()
+        if not whole:
+            _partial(target).unlink(missing_ok=True)
+            return None
+        return _partial(target).replace(target)
+
+    def _open(self, frame: Frame, target: Path, size: tuple[int, int]) -> None:
+        self._video = frame.video
+        self._writer = cv2.VideoWriter(str(_partial(target)), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, size)
+        if not self._writer.isOpened():
+            _partial(target).unlink(missing_ok=True)
+            raise M2FError(f"cannot write {target}: OpenCV cannot make a video of {size[0]}x{size[1]} there")
+        self._target = target
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.stem}.part.mp4")
