@@ -1,86 +1,109 @@
 # m2f: Mask2Former on NVIDIA Triton. `make help` lists the targets.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 2 ? 2 : cores > 4 ? 4 : cores)))
+PYTEST := python -m pytest -n $(WORKERS) --dist loadfile
+export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo page test test-page test-official test-exact chaos soak fuzz lint serve bench bench-postprocess bench-preprocess export train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+.PHONY: help setup setup-dev demo page serve export lint test test-more test-newest test-page test-official test-exact chaos soak fuzz \
+  bench bench-postprocess bench-preprocess train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
 
-$(VENV)/.serve: pyproject.toml hatch_build.py $(wildcard src/m2f/kernel/*)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[server,client]'
+##@ Serve
+
+# setup_env.sh writes its stamp, .serve or .newest, when all is installed
+$(VENV)/.serve: setup_env.sh pyproject.toml hatch_build.py $(wildcard src/m2f/kernel/*)
+	@./setup_env.sh
+
+$(VENV)/.dev: $(VENV)/.serve pyproject.toml export/openmmlab.txt export/constraints.txt
+	$(PIP) --editable '.[dev,export,engine]' --constraint export/constraints.txt
+	$(PIP) --no-deps --requirement export/openmmlab.txt
 	@touch $@
-
-$(VENV)/.dev: pyproject.toml export/openmmlab.txt export/constraints.txt $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,export,engine]' --constraint export/constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement export/openmmlab.txt
-	@touch $@
-
-setup: $(VENV)/.serve  ## make .venv with all that serving and the demo need (no torch)
-
-setup-dev: $(VENV)/.dev  ## add the tools for tests, training and export (torch, mmdetection)
-
-demo: setup  ## serve the embedded model, send it the example images, leave pictures and JSON in demo_output/
-	$(BIN)/python examples/demo.py --out demo_output
 
 $(VENV)/.page: $(VENV)/.serve
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	$(PIP) --editable '.[demo]'
 	@touch $@
 
-page: $(VENV)/.page  ## serve the embedded model and a page to try it in the browser, until Ctrl-C
+setup: $(VENV)/.serve  ## make .venv for serving and the demo, without torch; PYTHON=... chooses the interpreter
+
+setup-dev: $(VENV)/.dev  ## add to .venv what tests, training and export need: torch, mmdetection
+
+demo: setup  ## serve the embedded model and segment the example images; pictures and JSON go to demo_output/
+	$(BIN)/python examples/demo.py --out demo_output
+
+page: $(VENV)/.page  ## serve the embedded model and a web page to try it in, until Ctrl-C
 	$(BIN)/python examples/page.py
 
-test: setup-dev  ## run the tests, against the real server too
-	$(BIN)/python -m pytest
+serve: setup  ## serve model_repository/ on the CPU (ONNX Runtime), until Ctrl-C
+	$(BIN)/m2f serve --config-name cpu
+
+export: setup-dev  ## make a model repository of your model: make export CONFIG=... CHECKPOINT=... REPOSITORY=... [ARGS=...]
+	$(if $(and $(CONFIG),$(REPOSITORY)),,$(error usage: make export CONFIG=... CHECKPOINT=... REPOSITORY=... [ARGS=...]))
+	$(BIN)/m2f export $(CONFIG) $(CHECKPOINT) --repository $(REPOSITORY) $(ARGS)
+
+##@ Test
+
+$(VENV)/.newest: $(VENV)/.serve setup_env.sh pyproject.toml
+	@./setup_env.sh newest
 
 $(VENV)/.browser: $(VENV)/.dev
-	$(BIN)/pip install --quiet --disable-pip-version-check 'playwright>=1.50'
+	$(PIP) 'playwright>=1.50'
 	npm install --silent --prefix $(VENV)/browser '@sparticuz/chromium@147'
 	@touch $@
 
-test-page: $(VENV)/.browser  ## the page of m2f demo in a headless Chromium (needs npm; 120 MB to download)
-	$(BIN)/python -m pytest -m browser
-
-test-official: setup-dev  ## export every official Mask2Former configuration at full size, random weights (half an hour)
-	$(BIN)/python -m pytest -m official -s
-
-test-exact: setup-dev  ## every kernel against mmdetection on 10,000 random scenes, pixel by pixel (some minutes)
-	$(BIN)/python -m pytest -m exact -s
-
-chaos: setup-dev  ## kills, stops, overload and bad inputs in their long forms (bounded, on loopback)
-	$(BIN)/python -m pytest -m 'chaos and not soak' -s
-
-MINUTES := 10
-soak: setup-dev  ## all kinds of requests for ten minutes: nothing grows, nothing gets slower (or MINUTES=120)
-	$(BIN)/python -m pytest -m chaos -s 'tests/test_chaos_soak.py::test_nothing_grows_and_nothing_gets_slower[$(MINUTES)]'
-
-fuzz: setup-dev  ## the native kernel under AddressSanitizer and UBSan for ten minutes
-	$(BIN)/python -W ignore tests/fuzz_kernel.py --seconds 600
-
-lint: setup-dev  ## ruff and mypy
+lint: setup-dev  ## check style (ruff), types (mypy) and the direction of imports (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-serve: setup  ## serve model_repository/ on ONNX Runtime until Ctrl-C
-	$(BIN)/m2f serve --config-name cpu
+test: setup-dev  ## run the tests, with a real server where they need one (up to 6 minutes on 2 cores)
+	$(BIN)/$(PYTEST)
 
-bench: setup  ## drive both ensembles with perf_analyzer
+test-more: setup-dev test-newest  ## run the slower tests too: large models, sanitizers, the newest Python and NumPy
+	$(BIN)/$(PYTEST) -m more
+
+# the client's tests, and those named after a module of the core
+CLIENT_AND_CORE := $(wildcard tests/test_client_*.py $(patsubst src/m2f/%.py,tests/test_%.py,$(wildcard src/m2f/*.py)))
+test-newest: $(VENV)/.newest  ## test the client and the core on the newest Python here, NumPy 2 and the current OpenCV
+	$(VENV)/newest/bin/$(PYTEST) -p no:cacheprovider -m 'not server and not torch and not more and not chaos' $(CLIENT_AND_CORE)
+
+test-page: $(VENV)/.browser  ## test the page of m2f demo in a headless Chromium (needs npm; downloads 120 MB)
+	$(BIN)/python -m pytest -m browser
+
+test-official: setup-dev  ## export every official Mask2Former configuration at full size, with random weights (half an hour)
+	$(BIN)/python -m pytest -m official -s
+
+test-exact: setup-dev  ## compare every kernel with mmdetection on 10,000 random scenes, pixel by pixel (some minutes)
+	$(BIN)/python -m pytest -m exact -s
+
+chaos: setup-dev  ## run the long tests of kills, stops, overload and bad inputs, on loopback only
+	$(BIN)/python -m pytest -m 'chaos and not soak' -s
+
+MINUTES := 10
+soak: setup-dev  ## send requests of all kinds for 10 minutes and check memory and speed; MINUTES=120 for longer
+	$(BIN)/python -m pytest -m chaos -s 'tests/test_chaos_soak.py::test_nothing_grows_and_nothing_gets_slower[$(MINUTES)]'
+
+fuzz: setup-dev  ## fuzz the native kernel under AddressSanitizer and UBSan for 10 minutes
+	$(BIN)/python -W ignore tests/fuzz_kernel.py --seconds 600
+
+##@ Measure
+
+bench: setup  ## measure the service with perf_analyzer
 	$(BIN)/python benchmarks/perf_analyzer.py
 
-bench-postprocess: setup-dev  ## post-processing against mmdetection's and others': time, floor, memory, growth, in Triton
+bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess
 
-bench-preprocess: setup-dev  ## file to the engine's input, against mmdetection's pipeline and Hugging Face's
+bench-preprocess: setup-dev  ## measure preprocessing (file to engine input) against mmdetection and Hugging Face
 	$(BIN)/python -m benchmarks.preprocess
 
-export: setup-dev  ## your model to a repository: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]
-	$(if $(and $(CONFIG),$(REPOSITORY)),,$(error usage: make export CONFIG=… CHECKPOINT=… REPOSITORY=… [ARGS=…]))
-	$(BIN)/m2f export $(CONFIG) $(CHECKPOINT) --repository $(REPOSITORY) $(ARGS)
+##@ Embedded model
 
 data/shapes/annotations/val.json: | setup-dev
 	$(BIN)/python examples/shapes/generate.py --out data/shapes --train 8000 --val 300 --seed 7
@@ -88,44 +111,48 @@ data/shapes/annotations/val.json: | setup-dev
 data/shapes_val/annotations/val.json: | setup-dev
 	$(BIN)/python examples/shapes/generate.py --out data/shapes_val --train 0 --val 300 --seed 7
 
-train-demo: data/shapes/annotations/val.json  ## train the embedded model from scratch (hours on a CPU; resumes)
+train-demo: data/shapes/annotations/val.json  ## train the embedded model from scratch (hours on a CPU); run again to resume
 	$(BIN)/python examples/shapes/train.py --data data/shapes --work-dir work/shapes --resume
 
-eval-demo: data/shapes_val/annotations/val.json  ## mask AP of the embedded checkpoint on 300 held-out images
+eval-demo: data/shapes_val/annotations/val.json  ## compute the mask AP of the embedded checkpoint on 300 held-out images
 	$(BIN)/python examples/shapes/evaluate.py examples/shapes/mask2former_shapes.pth --data data/shapes_val
 
-export-demo: setup-dev  ## export the embedded checkpoint to ONNX, checked against PyTorch
+export-demo: setup-dev  ## export the embedded checkpoint to ONNX and compare it with PyTorch
 	$(BIN)/m2f export examples/shapes/mask2former_shapes.py examples/shapes/mask2former_shapes.pth \
 	  --onnx model_repository/mask2former_engine/1/model.onnx --size 256 256
 
-docs: setup-dev  ## build the documentation into site/; any warning is an error
+##@ Documentation
+
+docs: setup-dev  ## build the documentation into site/; a warning is an error
 	$(BIN)/mkdocs build
 
-docs-serve: setup-dev  ## show the documentation at http://127.0.0.1:8010, built anew at every change
+docs-serve: setup-dev  ## show the documentation at http://127.0.0.1:8010 and rebuild it at every change
 	$(BIN)/mkdocs serve --no-strict --dev-addr 127.0.0.1:8010
 
-docs-links: docs  ## check the links to other sites, too (needs the network)
+docs-links: docs  ## check the documentation's links to other sites (needs the network)
 	$(BIN)/linkchecker --check-extern site/index.html
 
-# the tools in an environment of their own, so that only what a user gets is looked at
-$(VENV)/.audit: pyproject.toml
-	$(PYTHON) -m venv $(VENV)/audit
+##@ Release
+
+# the tools have an environment of their own, so that they look only at what a user installs
+$(VENV)/.audit: $(VENV)/.serve pyproject.toml
+	$(BIN)/python -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7' 'pip-audit>=2.9'
-	$(PYTHON) -m venv --clear --without-pip $(VENV)/shipped
+	$(BIN)/python -m venv --clear --without-pip $(VENV)/shipped
 	$(VENV)/audit/bin/pip --python $(VENV)/shipped/bin/python install --quiet --disable-pip-version-check '.[server,client]'
 	@touch $@
 
-sbom: $(VENV)/.audit  ## write what a user installs to dist/m2f.cdx.json (CycloneDX)
+sbom: $(VENV)/.audit  ## list the packages that a user installs in dist/m2f.cdx.json (CycloneDX)
 	@mkdir -p dist
 	$(VENV)/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file dist/m2f.cdx.json $(VENV)/shipped/bin/python
 
-audit: $(VENV)/.audit  ## ask PyPI for known vulnerabilities in what the image pins and what a user installs (needs the network)
+audit: $(VENV)/.audit  ## look up known vulnerabilities of the image's packages and of a user's (needs the network)
 	$(VENV)/audit/bin/pip --python $(VENV)/shipped/bin/python freeze --exclude m2f > $(VENV)/shipped.txt
 	@for list in deploy/constraints.txt $(VENV)/shipped.txt; do \
 	  $(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $$list || { \
-	    echo "make audit: $$list has vulnerabilities, or PyPI's advisories are out of reach: see above"; exit 1; }; \
+	    echo "make audit: $$list has vulnerabilities, or PyPI's advisories cannot be reached: see above"; exit 1; }; \
 	done
 
-clean:  ## remove the environment and everything that was made
+clean:  ## remove the environments and everything else that make has made
 	rm -rf $(VENV) demo_output data site work build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
