@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the virtual environment of `make setup`:
 #   ./setup_env.sh          .venv: what serving and the demo need, on Python 3.10 to 3.12
-#   ./setup_env.sh newest   .venv/newest: what the tests of the client and the core need, on the newest Python and NumPy
+#   ./setup_env.sh newest   .venv/newest: the same for the tests of the client and the core, on the newest Python and NumPy
 #
 # PYTHON=python3.11 chooses the interpreter of .venv. Without PYTHON: the first usable one of python3.12, python3.11,
 # python3.10 and python3 on PATH, then those that pyenv has installed, then one that uv downloads.
@@ -91,7 +91,7 @@ choose_python() {
     find_python "$CAN_SERVE" python3.12 python3.11 python3.10 python3 "$pyenv"/3.1[012].*/bin/python3 && return
     say "$needs, and none can be used here${refused:+: $refused}; downloading Python 3.12 with uv"
     download_python >"$scratch/log" 2>&1 || fail "$needs; uv could not bring one" \
-        "($(grep -i -m 1 -E "error|not found|no module|not available" "$scratch/log" || echo "no reason given"))." \
+        "($(grep -i -m 1 -E "error|not created|no module" "$scratch/log"); $(tail -n 1 "$scratch/log"))." \
         "Install Python 3.12 (Fedora: dnf install python3.12; with network: uv python install 3.12) and run make again"
 }
 
@@ -118,7 +118,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 if [ "${1:-}" = newest ]; then
-    venv=.venv/newest stamp=.venv/.newest extras=client,convert,eval,test choose=choose_newest
+    venv=.venv/newest stamp=.venv/.newest extras=models,client,convert,eval,test choose=choose_newest
 else
     venv=.venv stamp=.venv/.serve extras=server,client choose=choose_python
     check_system
