@@ -19,6 +19,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from m2f.errors import InputError
+from m2f.logits import ImageLogits
+from m2f.model_facts import ModelFacts
 from m2f.postprocess import Instances, postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
@@ -205,12 +207,12 @@ class Ladder:
         return self._postprocess(logits, sample, settings)
 
     def _postprocess(self, logits: Logits, sample: Sample, settings: Settings) -> Instances:
-        things = self.source.thing_classes
-        return postprocess(
-            logits[0][0], logits[1][0], img_shape=sample.img_shape, ori_shape=sample.ori_shape,
-            settings=settings, thing_classes=None if things is None else frozenset(things),
-            mask_stride=self.source.mask_stride,
-        )  # fmt: skip
+        cls_logits, mask_logits = logits
+        things, stride = self.source.thing_classes, self.source.mask_stride
+        image = ImageLogits(
+            cls_logits[0], mask_logits[0], img_shape=sample.img_shape, ori_shape=sample.ori_shape, mask_stride=stride
+        )
+        return postprocess(image, settings, ModelFacts(thing_classes=None if things is None else frozenset(things)))
 
     def report(self) -> dict[str, Any]:
         """Return the ladder as JSON would have it."""

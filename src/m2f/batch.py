@@ -1,4 +1,4 @@
-"""Several images in one request: rows padded to the largest, and back."""
+"""Handle several images in one request: take them apart, and stack their results with padding."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from m2f.errors import EngineError, InputError, of_image
 from m2f.geometry import Floats
+from m2f.kernels import BEST, Kernel
 from m2f.limits import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, MAX_SIDE, MAX_WORK
-from m2f.postprocess import Instances, check_logits
+from m2f.logits import ImageLogits, check_logits
+from m2f.postprocess import Instances
 from m2f.rle import check_bytes, decode_into, packed_width
 
 NO_LABEL = -1
@@ -21,12 +23,12 @@ T = TypeVar("T")
 
 
 def stack_instances(images: Sequence[Instances], *, max_instances: int = MAX_INSTANCES) -> dict[str, npt.NDArray[Any]]:
-    """Stack N images' instances into the structured outputs of the contract, batch dimension first.
+    """Stack the instances of N images into the structured outputs of the contract, batch dimension first.
 
-    Rows beyond an image's own are score 0, label -1, empty RLE; `num_instances` says how many count.
+    Rows beyond an image's own are padding: score 0, label -1, empty RLE. `num_instances` counts the others.
 
     Raises:
-        InputError: an image has more than `max_instances`, or all their RLE takes more than MAX_RLE_BYTES.
+        InputError: an image has more than `max_instances`, or the RLE of all images exceeds MAX_RLE_BYTES.
     """
     rows = max(len(image.scores) for image in images)
     if rows > max_instances:
@@ -53,21 +55,23 @@ def dense_masks(
     *,
     packed: bool = False,
     max_bytes: int = MAX_MASK_BYTES,
+    kernel: Kernel = BEST,
 ) -> npt.NDArray[np.uint8]:
     """Decode the RLE [N, K] of N images of size [N, 2] to masks of the largest H and W.
 
     Args:
-        rle: COCO `counts`; empty strings (padded rows) stay empty masks, and where no mask was exported at all, K is 0.
-        size: height and width of each image.
-        packed: a bit a pixel, in place of a byte: see `rle.decode`.
-        max_bytes: of all masks together.
+        rle: COCO `counts`; an empty string (a padded row) becomes an empty mask. If all are empty, K becomes 0.
+        size: (height, width) of each image.
+        packed: one bit a pixel in place of one byte: see `rle.decode`.
+        max_bytes: most bytes of all masks together.
+        kernel: decodes the RLE.
 
     Returns:
         0/1 uint8 [N, K, H, W]; packed: uint8 [N, K, H, ceil(W / 8)].
 
     Raises:
-        InputError: a size that no image has, what is not the RLE of a mask of its size, or the masks would take more
-            than `max_bytes`.
+        InputError: a size that no image can have, a string that is not the RLE of a mask of its size, or masks that
+            would take more than `max_bytes`.
     """
     _check_sizes(size)
     images, rows = rle.shape
@@ -86,56 +90,58 @@ def dense_masks(
     for image, (image_height, image_width) in enumerate(size.tolist()):
         for row in range(rows):
             if rle[image, row]:
-                decode_into(masks[image, row], rle[image, row], image_height, image_width, packed=packed)
+                decode_into(masks[image, row], rle[image, row], image_height, image_width, packed=packed, kernel=kernel)
     return masks
 
 
-def one_a_query(queries: int, classes: int) -> int:
-    """Values that are computed for a pixel of instances or of a panoptic map, given Q and C."""
+def one_per_query(queries: int, classes: int) -> int:
+    """Return the values computed for a pixel of instances or of a panoptic map, given Q and C."""
     del classes
     return queries
 
 
 def of_each_image(
     arrays: Mapping[str, npt.NDArray[Any]],
-    work: Callable[..., T],
+    work: Callable[[ImageLogits], T],
     *,
+    mask_stride: int = 4,
     max_pixels: int = MAX_PIXELS,
-    values: Callable[[int, int], int] = one_a_query,
+    values: Callable[[int, int], int] = one_per_query,
 ) -> list[T]:
-    """Return what `work` makes of each image of a request.
+    """Return the result of `work` for each image of a request.
 
     Args:
         arrays: `cls_logits` [N, Q, C+1], `mask_logits` [N, Q, h, w], `img_shape` and `ori_shape` [N, 2].
-        work: called with an image's two logits, and `img_shape` and `ori_shape` as (height, width).
-        max_pixels: of an original image.
-        values: how many values `work` computes for a pixel, given Q and C.
+        work: function of the logits of one image.
+        mask_stride: network-input pixels per mask cell along each axis.
+        max_pixels: largest allowed width x height of an original image.
+        values: number of values that `work` computes for a pixel, given Q and C.
 
     Raises:
-        InputError: shapes that do not fit, a larger image, or more than MAX_WORK values for all images together. The
-            message says which image where there are several.
-        EngineError: class logits that no scores can be made of.
+        InputError: shapes that do not fit together, an image that is too large, or more than MAX_WORK values for all
+            images together. If there are several images, the message says which.
+        EngineError: class logits without a softmax.
     """
     for name in ("img_shape", "ori_shape"):
         if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
             raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(arrays[name].shape)}")
     cls_logits, mask_logits = arrays["cls_logits"], arrays["mask_logits"]
     check_logits(cls_logits.shape[1:], mask_logits.shape[1:])
-    sizes = [tuple(sides) for sides in arrays["ori_shape"].tolist()]
-    for index, sides in enumerate(sizes):
-        with of_image(index, len(sizes)):
+    valid, original = ([(h, w) for h, w in arrays[name].tolist()] for name in ("img_shape", "ori_shape"))
+    for index, sides in enumerate(original):
+        with of_image(index, len(original)):
             if math.prod(sides) > max_pixels and min(sides) > 0:
                 raise InputError(f"ori_shape {sides} is too large; allowed are {max_pixels} pixels")
-    _check_work(
-        sum(math.prod(sides) for sides in sizes if min(sides) > 0), values(cls_logits.shape[1], cls_logits.shape[2] - 1)
-    )
+    pixels = sum(math.prod(sides) for sides in original if min(sides) > 0)
+    _check_work(pixels, values(cls_logits.shape[1], cls_logits.shape[2] - 1))
     _check_scores(cls_logits)
     results = []
-    names = ("cls_logits", "mask_logits", "img_shape", "ori_shape")
-    for index, (*logits, valid, original) in enumerate(zip(*(arrays[name] for name in names), strict=True)):
-        img_shape, ori_shape = tuple(valid.tolist()), tuple(original.tolist())
-        with of_image(index, len(arrays["ori_shape"])):
-            results.append(work(*logits, img_shape=img_shape, ori_shape=ori_shape))
+    for index, (cls, mask, img_shape, ori_shape) in enumerate(
+        zip(cls_logits, mask_logits, valid, original, strict=True)
+    ):
+        with of_image(index, len(original)):
+            image = ImageLogits(cls, mask, img_shape=img_shape, ori_shape=ori_shape, mask_stride=mask_stride)
+            results.append(work(image))
     return results
 
 
@@ -156,11 +162,11 @@ def _check_work(pixels: int, values: int) -> None:
 
 
 def _check_scores(cls_logits: Floats) -> None:
-    """Refuse what a softmax makes NaN of: NaN, infinity, and a query that is minus infinity throughout."""
+    """Refuse logits whose softmax is NaN: NaN, infinity, and a query that is minus infinity in all columns."""
     if not np.isfinite(cls_logits.max(axis=-1)).all():
         raise EngineError(
-            "cls_logits are not finite, so there are no scores: the input was not, or the engine overflows (an FP16 "
-            "engine: export it with more of it in FP32)"
+            "cls_logits are not finite, so there are no scores: the input was not finite, or the engine overflows (an "
+            "FP16 engine: export it with more layers in FP32)"
         )
 
 

@@ -1,7 +1,7 @@
 """The public names: models, tensors, and the groups of outputs.
 
-Everything that crosses Triton is named here once; the configurations under `model_repository/` repeat
-these names and a test holds the two together. Shapes are without the batch dimension, `-1` is free.
+Everything that crosses Triton is named here once. The configurations under `model_repository/` repeat these names, and
+a test compares the two. Shapes are without the batch dimension; `-1` is a free dimension.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 PUBLIC_MODEL = "mask2former"
 PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
-CANARY_ID = "canary"  # request id of what `m2f serve` asks itself: no traffic, so it is not counted
+CANARY_ID = "canary"  # request id of the requests with which `m2f serve` checks itself; the metrics leave them out
 
 
 @dataclass(frozen=True)
@@ -17,37 +17,35 @@ class TensorSpec:
     """One tensor of the contract.
 
     Attributes:
-        name: the tensor's name in Triton.
+        name: name of the tensor in Triton.
         datatype: KServe v2 datatype (`FP32`, `INT32`, `UINT8`, `BYTES`).
-        dims: shape without the batch dimension; -1 is free. K instances, Q queries, C classes,
-            H x W the original image, h x w the engine's masks (stride 4).
-        group: the ensemble step that makes it.
-        meaning: one line for people.
+        dims: shape without the batch dimension; -1 is free.
+        group: ensemble step that makes the tensor.
     """
 
     name: str
     datatype: str
     dims: tuple[int, ...]
     group: str
-    meaning: str
 
 
+# K instances, Q queries, C classes, H x W the original image, h x w the engine's masks (stride 4)
 OUTPUTS: tuple[TensorSpec, ...] = (
-    TensorSpec("num_instances", "INT32", (1,), "postprocess", "how many rows are valid"),
-    TensorSpec("scores", "FP32", (-1,), "postprocess", "class score x mask score, descending"),
-    TensorSpec("labels", "INT32", (-1,), "postprocess", "class index, 0-based"),
-    TensorSpec("boxes", "FP32", (-1, 4), "postprocess", "x1 y1 x2 y2 in original-image pixels, half-open"),
-    TensorSpec("areas", "INT32", (-1,), "postprocess", "mask pixels"),
-    TensorSpec("queries", "INT32", (-1,), "postprocess", "the query each instance came from"),
-    TensorSpec("rle", "BYTES", (-1,), "postprocess", "COCO compressed RLE counts of the full-size mask"),
-    TensorSpec("size", "INT32", (2,), "postprocess", "h, w of the original image"),
-    TensorSpec("masks", "UINT8", (-1, -1, -1), "masks", "dense 0/1 masks [K, H, W]"),
-    TensorSpec("packed_masks", "UINT8", (-1, -1, -1), "packed_masks", "the same, a bit a pixel [K, H, ceil(W / 8)]"),
-    TensorSpec("panoptic", "INT32", (-1, -1), "panoptic", "segment of each pixel [H, W], 0 is void"),
-    TensorSpec("segments", "BYTES", (1,), "panoptic", "JSON list of the segments, as COCO panoptic's segments_info"),
-    TensorSpec("semantic", "INT32", (-1, -1), "semantic", "class index of each pixel [H, W]"),
-    TensorSpec("cls_logits", "FP32", (-1, -1), "raw", "engine output [Q, C+1]"),
-    TensorSpec("mask_logits", "FP32", (-1, -1, -1), "raw", "engine output [Q, h, w]"),
+    TensorSpec("num_instances", "INT32", (1,), "postprocess"),  # how many rows are valid
+    TensorSpec("scores", "FP32", (-1,), "postprocess"),  # class score x mask score, descending
+    TensorSpec("labels", "INT32", (-1,), "postprocess"),  # class index, 0-based
+    TensorSpec("boxes", "FP32", (-1, 4), "postprocess"),  # x1 y1 x2 y2 in original-image pixels, half-open
+    TensorSpec("areas", "INT32", (-1,), "postprocess"),  # mask pixels
+    TensorSpec("queries", "INT32", (-1,), "postprocess"),  # the query each instance came from
+    TensorSpec("rle", "BYTES", (-1,), "postprocess"),  # COCO compressed RLE counts of the full-size mask
+    TensorSpec("size", "INT32", (2,), "postprocess"),  # h, w of the original image
+    TensorSpec("masks", "UINT8", (-1, -1, -1), "masks"),  # dense 0/1 masks [K, H, W]
+    TensorSpec("packed_masks", "UINT8", (-1, -1, -1), "packed_masks"),  # the same, a bit a pixel [K, H, ceil(W / 8)]
+    TensorSpec("panoptic", "INT32", (-1, -1), "panoptic"),  # segment of each pixel [H, W], 0 is void
+    TensorSpec("segments", "BYTES", (1,), "panoptic"),  # JSON list of the segments, as COCO panoptic's segments_info
+    TensorSpec("semantic", "INT32", (-1, -1), "semantic"),  # class index of each pixel [H, W]
+    TensorSpec("cls_logits", "FP32", (-1, -1), "raw"),  # engine output [Q, C+1]
+    TensorSpec("mask_logits", "FP32", (-1, -1, -1), "raw"),  # engine output [Q, h, w]
 )
 
 STRUCTURED_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "postprocess")

@@ -1,38 +1,30 @@
-"""The compiled kernel, `kernel/*.c`, through ctypes: found, loaded and called with the GIL released.
+"""The compiled kernel, `kernel/*.c`, through ctypes: loaded, and called with the GIL released.
 
-Every function here has a twin in numpy, in `masks`, `label_maps`, `panoptic`, `geometry` or `rle`, that gives the same
-answer and runs where the package was installed without a C compiler. `kernels` says which there are.
+Its methods and results are those of `numpy_kernel.NumpyKernel`, which documents them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from m2f.errors import InputError
-from m2f.geometry import Floats, Ints, Taps
+from m2f.geometry import AxisGeometry, Floats, ImageGeometry, Ints, SizeHW, Taps
+from m2f.sampling import RECORD, Budget, Edges, Records
 
-NUMPY = "numpy"
 LIBRARY = Path(__file__).with_name("_kernel.so")  # made by hatch_build.py
 
-Edges = npt.NDArray[np.uint32]
-Records = npt.NDArray[np.void]
-RECORD = np.dtype([("area", np.int64), ("num_edges", np.int64), ("sigmoid_sum", np.float64), ("box", np.int32, 4)])
-
 _LEVELS = ("baseline", "avx2", "avx512")  # in the order of kernel.h
-_USUAL_EDGES = 1 << 18  # of all the masks of a call; memory that is not touched costs nothing
-_COLUMN_MORE = 32  # edges for which the kernel wants room before a column, beyond its height, at most
+_COLUMN_MORE = 32  # the kernel asks for room for at most height + 32 edges before each pixel column
 _CHARACTERS = 7  # of RLE at most, for each count
 _pointer = ctypes.c_void_p
 _int = ctypes.c_int64
 
 
-class Axis(ctypes.Structure):
+class _Axis(ctypes.Structure):
     """`Axis` of kernel.h: the operator from mask cells to pixels along one axis."""
 
     _fields_ = (
@@ -48,11 +40,16 @@ class Axis(ctypes.Structure):
     )
 
 
-def _load(path: Path) -> ctypes.CDLL | None:
+def load(path: Path = LIBRARY) -> tuple[NativeKernel, ...]:
+    """Return a kernel for each instruction set that this processor has, the best first.
+
+    Returns:
+        No kernels if the library is missing, or was built for another machine.
+    """
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:  # not built, or for another machine
-        return None
+    except OSError:
+        return ()
     for name, result, arguments in (
         ("m2f_level", _int, ()),
         ("m2f_mask_taps", None, (_int, _int, _pointer)),
@@ -66,206 +63,159 @@ def _load(path: Path) -> ctypes.CDLL | None:
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return library
+    return tuple(NativeKernel(library, level) for level in range(library.m2f_level(), -1, -1))
 
 
-_library = _load(LIBRARY)
-
-
-def kernels() -> tuple[str, ...]:
-    """Return what can run here, best first: instruction sets of the compiled kernel, then `numpy`."""
-    return _kernels(_library)
-
-
-@cache
-def _kernels(library: ctypes.CDLL | None) -> tuple[str, ...]:
-    return (NUMPY,) if library is None else (*reversed(_LEVELS[: library.m2f_level() + 1]), NUMPY)
-
-
-def resolve(kernel: str | None) -> str:
-    """Return the kernel to run: the one named, or the best.
-
-    Raises:
-        InputError: it cannot run here.
-    """
-    if kernel is not None and kernel not in kernels():
-        raise InputError(f"kernel {kernel!r} cannot run here; allowed: {', '.join(kernels())}")
-    return kernel or kernels()[0]
-
-
-def mask_axis(*, cells: int, padded: int, valid: int, original: int) -> Axis:
-    """Return `geometry.mask_taps` as the kernel wants it."""
-    axis = _empty_axis(cells, original, 4)
-    _call().m2f_mask_taps(padded, valid, ctypes.byref(axis))
-    _call().m2f_outputs_reading(ctypes.byref(axis))
-    return axis
-
-
-def taps_axis(taps: Taps, *, cells: int) -> Axis:
-    """Return any operator of 2 or 4 taps as the kernel wants it."""
-    axis = _empty_axis(cells, taps.source.shape[1], len(taps.source))
-    axis.arrays[0][...], axis.arrays[1][...] = taps
-    _call().m2f_outputs_reading(ctypes.byref(axis))
-    return axis
-
-
-class Budget:
-    """What the masks of an image may take, together, whichever thread samples them.
+@dataclass(frozen=True)
+class NativeKernel:
+    """The compiled kernel at one instruction set.
 
     Attributes:
-        edges: how many more they may have.
-        doubts: how many more pixels may be so close to 0 that they are decided one by one (`interpolate.doubtful`).
+        library: the loaded `_kernel.so`.
+        level: index of the instruction set in kernel.h.
+        threads: threads that share the masks of an image.
+        usual_edges: edges that a call has room for at first; memory that is not touched costs nothing.
     """
 
-    def __init__(self, *, edges: int, doubts: int) -> None:
-        self.edges, self.doubts = self._allowed = edges, doubts
-        self._lock = threading.Lock()
+    library: ctypes.CDLL = field(repr=False)
+    level: int
+    threads: int = 1
+    usual_edges: int = 1 << 18
 
-    def take(self, *, edges: int = 0, doubts: int = 0) -> None:
-        """Count what was found.
+    @property
+    def name(self) -> str:
+        """Instruction set: `avx512`, `avx2` or `baseline`."""
+        return _LEVELS[self.level]
 
-        Raises:
-            InputError: it was too much.
-        """
-        with self._lock:
-            self.edges -= edges
-            self.doubts -= doubts
-        for left, allowed, what in zip(
-            (self.edges, self.doubts), self._allowed, ("edges", "pixels next to 0"), strict=True
-        ):
-            if left < 0:
-                raise InputError(
-                    f"the masks of an image have more {what} than the {allowed} allowed: lower 'pre_top_k', or raise "
-                    "'score_threshold'",
-                    kind="output_too_large",
-                )
+    def __str__(self) -> str:
+        return self.name
 
+    def operator(self, geometry: ImageGeometry) -> NativeOperator:
+        """Return the operator from cells to the original image."""
+        return NativeOperator(self, *map(self._mask_axis, geometry))
 
-def sample(
-    mask_logits: Floats, queries: Ints, budget: Budget, *, kernel: str, rows: Axis, columns: Axis
-) -> tuple[Records, Edges]:
-    """Sample the masks of some queries: `masks.sample_query` for each.
+    def taps_operator(self, cells: SizeHW, rows: Taps, columns: Taps) -> NativeOperator:
+        """Return the operator of any taps."""
+        return NativeOperator(self, *map(self._taps_axis, cells, (rows, columns)))
 
-    Args:
-        mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
-        queries: int64 [N], contiguous, each below Q.
-        budget: of the image. No more room for edges is made than it has left, so it bounds the memory, too.
-        kernel: one of `kernels`, not `numpy`.
-        rows: the operator along the height.
-        columns: the operator along the width.
-
-    Returns:
-        RECORD [N], and the masks' edges uint32 [sum of num_edges].
-
-    Raises:
-        InputError: more than the budget has.
-    """
-    masks = np.empty(len(queries), RECORD)
-    parts: list[Edges] = []
-    done, capacity = 0, _USUAL_EDGES
-    while done < len(queries):
-        enough = budget.edges + rows.size_out + _COLUMN_MORE  # a mask for which this is none has too many
-        edges, doubts = np.empty(min(capacity, enough), np.uint32), _int(before := budget.doubts)
-        step = _call().m2f_sample(
-            _LEVELS.index(kernel),
-            mask_logits.ctypes.data,
-            queries[done:].ctypes.data,
-            len(queries) - done,
-            ctypes.byref(rows),
-            ctypes.byref(columns),
-            masks[done:].ctypes.data,
-            edges.ctypes.data,
-            len(edges),
-            ctypes.byref(doubts),
+    def compete(self, probabilities: Floats, scores: Floats, areas: Ints) -> npt.NDArray[np.int32]:
+        """Find the query with the largest score x probability at each pixel of a block."""
+        winners = np.empty(probabilities.shape[1:], np.int32)
+        self.library.m2f_compete(
+            self.level,
+            probabilities.ctypes.data,
+            len(probabilities),
+            winners.size,
+            scores.ctypes.data,
+            winners.ctypes.data,
+            areas.ctypes.data,
         )
-        if step < 0:
-            raise MemoryError("no memory to sample a mask")
-        found = int(masks["num_edges"][done : done + step].sum())
-        budget.take(edges=found, doubts=before - doubts.value)
-        if not step and capacity >= enough:
-            budget.take(edges=enough)
-        parts.append(edges[:found])
-        done, capacity = done + step, 4 * capacity
-    return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
+        return winners
+
+    def intersection(self, edges: Edges, others: Edges) -> int:
+        """Return the number of pixels that two masks share."""
+        return int(self.library.m2f_intersection(edges.ctypes.data, len(edges), others.ctypes.data, len(others)))
+
+    def encode(self, edges: Edges, num_pixels: int) -> bytes:
+        """Return the COCO compressed RLE `counts` of a mask."""
+        characters = np.empty((len(edges) + 1) * _CHARACTERS, np.uint8)
+        length = self.library.m2f_encode(edges.ctypes.data, len(edges), num_pixels, characters.ctypes.data)
+        return characters[:length].tobytes()
+
+    def decode_into(
+        self, pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width: int, *, packed: bool
+    ) -> bool:
+        """Decode RLE into the upper left of an array of zeros; return whether it is RLE of height x width pixels."""
+        covered = self.library.m2f_decode(
+            counts, len(counts), height, width, packed, pixels.ctypes.data, pixels.strides[0]
+        )
+        return bool(covered == height * width > 0)  # > 0: the library answers -1 for what is not RLE
+
+    def _mask_axis(self, sizes: AxisGeometry) -> _Axis:
+        axis = _empty_axis(sizes.cells, sizes.original, 4)
+        self.library.m2f_mask_taps(sizes.padded, sizes.valid, ctypes.byref(axis))
+        self.library.m2f_outputs_reading(ctypes.byref(axis))
+        return axis
+
+    def _taps_axis(self, cells: int, taps: Taps) -> _Axis:
+        axis = _empty_axis(cells, taps.source.shape[1], len(taps.source))
+        axis.arrays[0][...], axis.arrays[1][...] = taps
+        self.library.m2f_outputs_reading(ctypes.byref(axis))
+        return axis
 
 
-def probabilities(
-    mask_logits: Floats, queries: Ints, block: slice, *, kernel: str, rows: Axis, columns: Axis
-) -> Floats:
-    """Return sigmoid(logit) of some queries in a block of the image's rows.
+@dataclass(frozen=True)
+class NativeOperator:
+    """The operator from mask cells to pixels of an image, for the compiled kernel."""
 
-    Args:
-        mask_logits: float32 [Q, h, w], contiguous; h and w as the axes'.
-        queries: int64 [N], contiguous, each below Q.
-        block: the rows.
-        kernel: one of `kernels`, not `numpy`.
-        rows: the operator along the height.
-        columns: the operator along the width.
+    kernel: NativeKernel
+    rows: _Axis
+    columns: _Axis
 
-    Returns:
-        float32 [N, rows, W].
-    """
-    out = np.empty((len(queries), block.stop - block.start, columns.size_out), np.float32)
-    done = _call().m2f_probabilities(
-        _LEVELS.index(kernel),
-        mask_logits.ctypes.data,
-        queries.ctypes.data,
-        len(queries),
-        ctypes.byref(rows),
-        ctypes.byref(columns),
-        block.start,
-        block.stop,
-        out.ctypes.data,
-    )
-    if done < 0:
-        raise MemoryError("no memory to interpolate a row")
-    return out
+    @property
+    def cells(self) -> SizeHW:
+        """(height, width) of the mask logits."""
+        return self.rows.size_in, self.columns.size_in
 
+    @property
+    def original(self) -> SizeHW:
+        """(height, width) of the image."""
+        return self.rows.size_out, self.columns.size_out
 
-def compete(probabilities: Floats, scores: Floats, areas: Ints, *, kernel: str) -> npt.NDArray[np.int32]:
-    """`panoptic.block_winners`; the arrays are contiguous."""
-    winners = np.empty(probabilities.shape[1:], np.int32)
-    _call().m2f_compete(
-        _LEVELS.index(kernel),
-        probabilities.ctypes.data,
-        len(probabilities),
-        winners.size,
-        scores.ctypes.data,
-        winners.ctypes.data,
-        areas.ctypes.data,
-    )
-    return winners
+    def sample(self, mask_logits: Floats, queries: Ints, budget: Budget) -> tuple[Records, Edges]:
+        """Threshold the logits of some queries at 0; the room for edges never exceeds the budget."""
+        masks = np.empty(len(queries), RECORD)
+        parts: list[Edges] = []
+        done, capacity = 0, self.kernel.usual_edges
+        while done < len(queries):
+            enough = budget.edges + self.rows.size_out + _COLUMN_MORE  # a mask that needs more exceeds the budget
+            edges, doubts = np.empty(min(capacity, enough), np.uint32), _int(before := budget.doubts)
+            step = self.kernel.library.m2f_sample(
+                self.kernel.level,
+                mask_logits.ctypes.data,
+                queries[done:].ctypes.data,
+                len(queries) - done,
+                ctypes.byref(self.rows),
+                ctypes.byref(self.columns),
+                masks[done:].ctypes.data,
+                edges.ctypes.data,
+                len(edges),
+                ctypes.byref(doubts),
+            )
+            if step < 0:
+                raise MemoryError("no memory to sample a mask")
+            found = int(masks["num_edges"][done : done + step].sum())
+            budget.take(edges=found, doubts=before - doubts.value)
+            if not step and capacity >= enough:
+                budget.take(edges=enough)
+            parts.append(edges[:found])
+            done, capacity = done + step, 4 * capacity
+        return masks, parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint32), *parts])
 
-
-def intersection(edges: Edges, others: Edges) -> int:
-    """Return the pixels that two masks share."""
-    return int(_call().m2f_intersection(edges.ctypes.data, len(edges), others.ctypes.data, len(others)))
-
-
-def encode(edges: Edges, num_pixels: int) -> bytes:
-    """`rle.encode_edges`."""
-    characters = np.empty((len(edges) + 1) * _CHARACTERS, np.uint8)
-    length = _call().m2f_encode(edges.ctypes.data, len(edges), num_pixels, characters.ctypes.data)
-    return characters[:length].tobytes()
-
-
-def decode_into(pixels: npt.NDArray[np.uint8], counts: bytes, height: int, width: int, packed: bool) -> bool:
-    """`rle.decode_into`; whether `counts` is RLE and covers the mask."""
-    library, stride = _call(), pixels.strides[0]
-    covered = library.m2f_decode(counts, len(counts), height, width, packed, pixels.ctypes.data, stride)
-    return bool(covered == height * width > 0)  # -1 is also the product of two sides
-
-
-def _call() -> ctypes.CDLL:
-    assert _library is not None  # whoever names a kernel has it from `kernels`
-    return _library
+    def probabilities(self, mask_logits: Floats, queries: Ints, block: slice) -> Floats:
+        """Return sigmoid(logit) of some queries in a block of the image's rows: float32 [N, rows, W]."""
+        out = np.empty((len(queries), block.stop - block.start, self.columns.size_out), np.float32)
+        done = self.kernel.library.m2f_probabilities(
+            self.kernel.level,
+            mask_logits.ctypes.data,
+            queries.ctypes.data,
+            len(queries),
+            ctypes.byref(self.rows),
+            ctypes.byref(self.columns),
+            block.start,
+            block.stop,
+            out.ctypes.data,
+        )
+        if done < 0:
+            raise MemoryError("no memory to interpolate a row")
+        return out
 
 
-def _empty_axis(cells: int, original: int, taps: int) -> Axis:
+def _empty_axis(cells: int, original: int, taps: int) -> _Axis:
     arrays = [
         np.empty((taps, original), np.int32), np.empty((taps, original), np.float32),
         np.empty(cells, np.int32), np.empty(cells, np.int32),
     ]  # fmt: skip
-    axis = Axis(cells, original, taps, *(array.ctypes.data for array in arrays))
+    axis = _Axis(cells, original, taps, *(array.ctypes.data for array in arrays))
     axis.arrays = arrays  # lives as long as the pointers to it
     return axis

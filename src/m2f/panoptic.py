@@ -1,4 +1,4 @@
-"""Logits in, a panoptic segmentation out: each pixel to one query, stuff of a class as one segment.
+"""Turn logits into a panoptic segmentation: each pixel belongs to one query, and stuff of a class is one segment.
 
 Reference: `MaskFormerFusionHead.panoptic_postprocess` of mmdetection 3.3, which with `filter_low_score` is
 `panoptic_inference` of facebookresearch/Mask2Former (mask2former/maskformer_model.py).
@@ -6,21 +6,22 @@ Reference: `MaskFormerFusionHead.panoptic_postprocess` of mmdetection 3.3, which
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from m2f import native
 from m2f.geometry import Floats, Ints
-from m2f.label_maps import LabelMap, MaskProbabilities
-from m2f.postprocess import check_shapes
+from m2f.kernels import BEST, Kernel
+from m2f.label_maps import LabelMap, probability_blocks
+from m2f.logits import ImageLogits, softmax
+from m2f.model_facts import NO_FACTS, ModelFacts
 from m2f.settings import Settings
 
 VOID = 0  # a pixel of no segment
 
-_BLOCK_VALUES = 1 << 19  # float32 of a block: 2 MB for all the contenders
+_BLOCK_VALUES = 1 << 19  # float32 values of a block: 2 MB for all contenders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class Panoptic:
     Attributes:
         ids: int32 [H, W], the segment of each pixel, 1..n without gaps; 0 is void.
         segments: COCO panoptic's `segments_info`, in the order of the ids: `id`, `category_id` (the class index,
-            0-based), `isthing` and `iscrowd` (0 or 1), `area` in pixels, `bbox` [x, y, w, h], and beyond COCO
-            `score` (class score of the query, the best one where stuff was merged) and, where known, `name`.
+            0-based), `isthing` and `iscrowd` (0 or 1), `area` in pixels, `bbox` [x, y, w, h]. Beyond COCO: `score`
+            (class score of the query; of merged stuff the best) and, if the class names are known, `name`.
     """
 
     ids: LabelMap
@@ -47,13 +48,13 @@ class Contenders(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What each contender came to. Arrays int64 [K], and [K, 4].
+    """Pixels of each contender. Arrays int64 [K], and [K, 4].
 
     Attributes:
-        won: pixels where it beats the others.
-        inside: pixels of its own mask, won or not.
-        painted: pixels it gets: those won, or those won inside its own mask.
-        boxes: x1, y1, x2, y2 of the painted ones, half-open; meaningless where there are none.
+        won: pixels where the contender beats the others.
+        inside: pixels of the contender's own mask, won or not.
+        painted: pixels that the contender gets: the won pixels, or those won inside its own mask.
+        boxes: x1, y1, x2, y2 of the painted pixels, half-open; meaningless if there are none.
     """
 
     won: Ints
@@ -63,49 +64,25 @@ class Tally(NamedTuple):
 
 
 def panoptic(
-    cls_logits: Floats,
-    mask_logits: Floats,
-    *,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
-    settings: Settings,
-    class_names: tuple[str, ...] = (),
-    thing_classes: frozenset[int] | None = None,
-    mask_stride: int = 4,
-    kernel: str | None = None,
+    image: ImageLogits, settings: Settings, facts: ModelFacts = NO_FACTS, *, kernel: Kernel = BEST
 ) -> Panoptic:
     """Segment one image.
 
     Args:
-        cls_logits: float32 [Q, C+1].
-        mask_logits: float32 [Q, h, w], not upsampled. NaN counts as far outside.
-        img_shape: height and width of the image inside the padded network input.
-        ori_shape: height and width of the original image.
+        image: logits of the image; NaN in `mask_logits` counts as far outside.
         settings: `panoptic_score_threshold`, `panoptic_overlap_threshold`, `panoptic_filter_low_score` and
             `background_label_id`; the others are for instances.
-        class_names: for the segments' `name`.
-        thing_classes: indices of the countable classes, whose instances are segments each; None: all.
-        mask_stride: network-input pixels per mask cell along each axis.
-        kernel: one of `native.kernels`; None: the best.
-
-    Raises:
-        InputError: shapes that do not fit together, or a kernel that does not exist.
+        facts: the names of the segments, and the countable classes: each of their instances is a segment.
+        kernel: computes the probabilities, and who wins a pixel.
     """
-    _, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
-    kernel = native.resolve(kernel)
-    contenders = select(cls_logits, settings)
-    masks = MaskProbabilities(
-        mask_logits, contenders.queries, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel
-    )
-    ids = np.zeros(ori_shape, np.int32)
-    tally = compete(masks, contenders.scores, ids, filter_low_score=settings.panoptic_filter_low_score, kernel=kernel)
+    contenders = select(image.cls_logits, settings)
+    ids = np.zeros(image.geometry.original, np.int32)
+    blocks = probability_blocks(image, contenders.queries, kernel, max_values=_BLOCK_VALUES)
+    tally = compete(blocks, contenders.scores, ids, kernel, filter_low_score=settings.panoptic_filter_low_score)
     accepted = _accepted(tally, settings.panoptic_overlap_threshold)
-    groups = group(contenders.labels, accepted, thing_classes)
+    groups = group(contenders.labels, accepted, facts)
     _renumber(ids, groups, len(contenders.queries))
-    segments = [
-        _segment(number, members, contenders, tally, class_names=class_names, thing_classes=thing_classes)
-        for number, members in enumerate(groups, start=1)
-    ]
+    segments = [_segment(number, members, contenders, tally, facts) for number, members in enumerate(groups, start=1)]
     return Panoptic(ids=ids, segments=segments)
 
 
@@ -113,9 +90,8 @@ def select(cls_logits: Floats, settings: Settings) -> Contenders:
     """Take the queries whose best class is not no-object and scores above the threshold."""
     if settings.background_label_id == 0:
         cls_logits = np.roll(cls_logits, -1, axis=1)  # no-object comes last
-    with np.errstate(invalid="ignore"):  # an infinite logit makes NaN, which is above no threshold
-        exponent = np.exp(cls_logits - cls_logits.max(axis=1, keepdims=True))
-        probabilities = exponent / exponent.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # an infinite logit becomes NaN, which is above no threshold
+        probabilities = softmax(cls_logits)
     labels, scores = probabilities.argmax(axis=1), probabilities.max(axis=1)
     no_object = cls_logits.shape[1] - 1
     queries = np.flatnonzero((labels != no_object) & (scores > np.float32(settings.panoptic_score_threshold)))
@@ -123,24 +99,23 @@ def select(cls_logits: Floats, settings: Settings) -> Contenders:
 
 
 def compete(
-    masks: MaskProbabilities, scores: Floats, winners: LabelMap, *, filter_low_score: bool, kernel: str
+    blocks: Iterable[tuple[slice, Floats]], scores: Floats, winners: LabelMap, kernel: Kernel, *, filter_low_score: bool
 ) -> Tally:
     """Give each pixel to the contender with the highest score x mask probability; the first among equals.
 
     Args:
-        masks: of the K contenders.
+        blocks: mask probabilities of the K contenders, as `probability_blocks` yields them.
         scores: float32 [K].
         winners: int32 [H, W], all 0; gets k + 1 where contender k has the pixel.
+        kernel: finds the winners.
         filter_low_score: leave 0 where the winner's own mask probability is below 0.5.
-        kernel: one of `native.kernels`.
     """
     count = len(scores)
     won, painted = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
     inside = np.zeros(count, np.int64)
     boxes = np.array([[winners.shape[1], winners.shape[0], 0, 0]] * (count + 1))
-    find = block_winners if kernel == native.NUMPY else partial(native.compete, kernel=kernel)
-    for rows, probabilities in masks.blocks(_BLOCK_VALUES) if count else ():
-        winner = find(probabilities, scores, inside)
+    for rows, probabilities in blocks if count else ():
+        winner = kernel.compete(probabilities, scores, inside)
         tally = np.bincount(winner.reshape(-1) + count, minlength=2 * count + 1)
         outside_own, inside_own = tally[count::-1], tally[count:]
         won += outside_own + inside_own
@@ -154,30 +129,8 @@ def compete(
     return Tally(won[1:], inside, painted[1:], boxes[1:])
 
 
-def block_winners(probabilities: Floats, scores: Floats, areas: Ints) -> LabelMap:
-    """Find the winner of each pixel of a block.
-
-    Args:
-        probabilities: float32 [K, rows, W].
-        scores: float32 [K].
-        areas: int64 [K], to which the pixels of each contender's mask are added.
-
-    Returns:
-        int32 [rows, W]: k + 1 where contender k wins inside its own mask, -(k + 1) where it wins outside.
-    """
-    best, winner = np.full(probabilities.shape[1:], -1, np.float32), np.zeros(probabilities.shape[1:], np.int32)
-    for k, (score, probability) in enumerate(zip(scores, probabilities, strict=True)):
-        mine = probability >= np.float32(0.5)
-        areas[k] += np.count_nonzero(mine)
-        value = probability * score
-        better = value > best
-        np.copyto(best, value, where=better)
-        np.copyto(winner, np.where(mine, k + 1, -(k + 1)), where=better, casting="same_kind")
-    return winner
-
-
 def _extend(boxes: Ints, winner: LabelMap, top: int) -> None:
-    """Make the boxes [K + 1, 4] hold a block [rows, W] that starts at row `top`; looks only at where runs begin."""
+    """Extend the boxes [K + 1, 4] by a block [rows, W] that starts at row `top`, run by run."""
     changes = winner[:, 1:] != winner[:, :-1]
     rows, columns = np.nonzero(changes)
     every_row = np.arange(len(winner))
@@ -190,18 +143,18 @@ def _extend(boxes: Ints, winner: LabelMap, top: int) -> None:
 
 
 def _accepted(tally: Tally, overlap_threshold: float) -> Ints:
-    """The contenders that keep enough of their own mask, and at least a pixel of the map."""
+    """Return the contenders that win enough of their own mask, and at least one pixel of the map."""
     overlap = tally.won / np.maximum(tally.inside, 1)
     return np.flatnonzero((tally.inside > 0) & (tally.painted > 0) & (overlap >= overlap_threshold))
 
 
-def group(labels: Ints, accepted: Ints, thing_classes: frozenset[int] | None) -> list[list[int]]:
-    """Return the contenders of each segment, in the order of the segments: one each, but stuff of a class together."""
+def group(labels: Ints, accepted: Ints, facts: ModelFacts) -> list[list[int]]:
+    """Return the contenders of each segment, in order: a thing is a segment, stuff of one class is one segment."""
     groups: list[list[int]] = []
     stuff: dict[int, list[int]] = {}
     for k in accepted.tolist():
         label = int(labels[k])
-        if _is_thing(label, thing_classes):
+        if facts.is_thing(label):
             groups.append([k])
         elif label in stuff:
             stuff[label].append(k)
@@ -210,12 +163,8 @@ def group(labels: Ints, accepted: Ints, thing_classes: frozenset[int] | None) ->
     return groups
 
 
-def _is_thing(label: int, thing_classes: frozenset[int] | None) -> bool:
-    return thing_classes is None or label in thing_classes
-
-
 def _renumber(winners: LabelMap, groups: list[list[int]], count: int) -> None:
-    """Turn winners k + 1 into the numbers of their groups, in place; 0 for those of no group."""
+    """Replace winners k + 1 by the numbers of their groups, in place; 0 for a winner of no group."""
     numbers = np.zeros(count + 1, np.int32)
     for number, members in enumerate(groups, start=1):
         numbers[np.add(members, 1)] = number
@@ -224,13 +173,7 @@ def _renumber(winners: LabelMap, groups: list[list[int]], count: int) -> None:
 
 
 def _segment(
-    number: int,
-    members: list[int],
-    contenders: Contenders,
-    tally: Tally,
-    *,
-    class_names: tuple[str, ...],
-    thing_classes: frozenset[int] | None,
+    number: int, members: list[int], contenders: Contenders, tally: Tally, facts: ModelFacts
 ) -> dict[str, Any]:
     label = int(contenders.labels[members[0]])
     x1, y1 = tally.boxes[members, :2].min(axis=0).tolist()
@@ -238,10 +181,10 @@ def _segment(
     segment = {
         "id": number,
         "category_id": label,
-        "isthing": int(_is_thing(label, thing_classes)),
+        "isthing": int(facts.is_thing(label)),
         "iscrowd": 0,
         "area": int(tally.painted[members].sum()),
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "score": float(contenders.scores[members].max()),
     }
-    return segment | ({"name": class_names[label]} if label < len(class_names) else {})
+    return segment | ({"name": facts.class_names[label]} if label < len(facts.class_names) else {})

@@ -1,7 +1,7 @@
-"""Logits in, instances out: mmdetection's Mask2Former semantics, with work only where it can matter.
+"""Turn logits into instances: mmdetection's Mask2Former semantics, with work only where it can matter.
 
-Reference: `MaskFormerFusionHead.instance_postprocess` and `Mask2FormerHead.predict` of mmdetection 3.3. Where other
-systems do otherwise, and a request may ask for theirs, stands in `semantics`.
+Reference: `MaskFormerFusionHead.instance_postprocess` and `Mask2FormerHead.predict` of mmdetection 3.3. `profiles` has
+the differences of other systems, which a request may ask for.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from m2f.errors import InputError
-from m2f.geometry import Floats, Ints, bilinear_taps
-from m2f.limits import MAX_CANDIDATES, MAX_CLASSES, MAX_COMPARED_CANDIDATES, MAX_COMPARED_EDGES, MAX_QUERIES, MAX_SIDE
-from m2f.masks import Masks, MaskSampler
+from m2f.geometry import Floats, Ints, SizeHW, bilinear_taps
+from m2f.kernels import BEST, Kernel
+from m2f.limits import WORK_LIMITS, WorkLimits
+from m2f.logits import ImageLogits
+from m2f.masks import Masks, sample_masks
+from m2f.model_facts import NO_FACTS, ModelFacts
+from m2f.parameters import NO_LIMIT
 from m2f.profiles import PROFILES, grid_taps
 from m2f.record import phase
 from m2f.rle import check_bytes
-from m2f.settings import NO_LIMIT, Settings
+from m2f.settings import Settings
 
 _FEWER = "lower 'pre_top_k', or raise 'score_threshold'"
 
@@ -36,9 +40,9 @@ class Instances:
         labels: int32 [K], class index.
         boxes: float32 [K, 4], x1 y1 x2 y2 in original-image pixels, half-open.
         areas: int32 [K], mask pixels.
-        queries: int32 [K], the query each came from.
+        queries: int32 [K], the query of each instance.
         rle: K COCO compressed RLE `counts`; empty strings when masks are not exported.
-        size_hw: height and width of the original image.
+        size_hw: (height, width) of the original image.
     """
 
     scores: Floats
@@ -47,67 +51,65 @@ class Instances:
     areas: npt.NDArray[np.int32]
     queries: npt.NDArray[np.int32]
     rle: list[bytes] = field(repr=False)
-    size_hw: tuple[int, int]
+    size_hw: SizeHW
 
 
 class Candidates(NamedTuple):
-    """Query-class pairs that survived the class scores, best first. Three arrays [N]."""
+    """Query-class pairs that the class scores leave, best first. Three arrays [N]."""
 
     scores: Floats
     labels: Ints
     queries: Ints
 
 
+class Found(NamedTuple):
+    """Candidates with their masks.
+
+    Attributes:
+        scores: float32 [N], final scores.
+        labels: int64 [N].
+        mask_of: int64 [N], the mask of each candidate.
+        masks: the masks of the candidates' queries.
+    """
+
+    scores: Floats
+    labels: Ints
+    mask_of: Ints
+    masks: Masks
+
+
 def postprocess(
-    cls_logits: Floats,
-    mask_logits: Floats,
-    *,
-    img_shape: tuple[int, int],
-    ori_shape: tuple[int, int],
+    image: ImageLogits,
     settings: Settings,
-    class_names: tuple[str, ...] = (),
-    thing_classes: frozenset[int] | None = None,
-    mask_stride: int = 4,
-    kernel: str | None = None,
-    threads: int = 1,
+    facts: ModelFacts = NO_FACTS,
+    *,
+    kernel: Kernel = BEST,
+    limits: WorkLimits = WORK_LIMITS,
 ) -> Instances:
     """Turn one image's logits into scored instances.
 
     Args:
-        cls_logits: float32 [Q, C+1].
-        mask_logits: float32 [Q, h, w], not upsampled. Some may be NaN or infinite: masks are mmdetection's then, too,
-            and scores finite (see `masks.Masks`).
-        img_shape: height and width of the image inside the padded network input.
-        ori_shape: height and width of the original image.
+        image: logits of the image. Some mask logits may be NaN or infinite: the masks are mmdetection's then, too, and
+            the scores are finite (`masks.Masks`).
         settings: thresholds, limits and semantics.
-        class_names: names that the settings may call classes by.
-        thing_classes: indices of the classes that have instances; the others are stuff. None: all.
-        mask_stride: network-input pixels per mask cell along each axis.
-        kernel: one of `native.kernels`; None: the best.
-        threads: that share the masks.
+        facts: names that the settings may call classes by, and the classes that have instances.
+        kernel: computes the masks.
+        limits: most work that the image may cause.
 
     Raises:
-        InputError: shapes that do not fit together, a class or a kernel that does not exist, or masks that are too much
-            to work on or to answer.
+        InputError: a class that does not exist, or masks that take too much work or too long an answer.
     """
-    cells, padded = check_shapes(cls_logits, mask_logits, img_shape, ori_shape, mask_stride)
     profile = PROFILES[settings.semantics]
-    thresholds = _thresholds(settings, class_names, cls_logits.shape[1] - 1, thing_classes)
+    thresholds = _thresholds(settings, facts, image.num_classes)
     with phase("select"):
-        candidates = select(class_scores(cls_logits, settings.background_label_id), settings, thresholds)
+        scores = image.class_scores(settings.background_label_id)
+        candidates = select(scores, settings, thresholds, max_candidates=limits.candidates)
         queries, mask_of = np.unique(candidates.queries, return_inverse=True)
     with phase("masks"):
-        if profile.grid is None:
-            sampler = MaskSampler.to_image(
-                cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
-            )
-            masks = sampler.sample(mask_logits, queries)
-        else:
-            masks = _sample_by_grid(
-                mask_logits, queries, grid=profile.grid, original=ori_shape, kernel=kernel, threads=threads
-            )
+        masks = _sample(image, queries, profile.grid, kernel, limits)
     scores = candidates.scores * masks.scores.astype(np.float32)[mask_of]
-    kept = keep(scores, candidates.labels, masks, mask_of, settings=settings, thresholds=thresholds)
+    found = Found(scores, candidates.labels, mask_of, masks)
+    kept = keep(found, settings, thresholds, limits)
     boxes = masks.boxes[mask_of[kept]].astype(np.float32)
     rows = mask_of[kept].tolist()
     return Instances(
@@ -117,30 +119,26 @@ def postprocess(
         areas=masks.areas[mask_of[kept]].astype(np.int32),
         queries=candidates.queries[kept].astype(np.int32),
         rle=_encoded(masks, rows) if settings.export_postprocess_mask else [b""] * len(rows),
-        size_hw=ori_shape,
+        size_hw=image.geometry.original,
     )
 
 
-def class_scores(cls_logits: Floats, background_label_id: int) -> Floats:
-    """Softmax over the C+1 columns, no-object dropped: float32 [Q, C]."""
-    exponent = np.exp(cls_logits - cls_logits.max(axis=1, keepdims=True))
-    scores: Floats = exponent / exponent.sum(axis=1, keepdims=True)
-    return scores[:, :-1] if background_label_id == -1 else scores[:, 1:]
+def select(
+    scores: Floats, settings: Settings, thresholds: Floats, *, max_candidates: int = WORK_LIMITS.candidates
+) -> Candidates:
+    """Take the best query-class pairs that can still reach the threshold of their class.
 
-
-def select(scores: Floats, settings: Settings, thresholds: Floats) -> Candidates:
-    """Take the best query-class pairs, without those that can no longer reach the threshold of their class.
-
-    A mask score is at most 1, so a class score below the threshold cannot pass it: dropping it here, before any
-    mask work, changes nothing. What is dropped for its class alone still takes a place among the best.
+    A mask score is at most 1, so a pair whose class score is below the threshold cannot reach it. Dropping the pair
+    before any mask work changes nothing. A pair that is dropped for its class alone still takes a place among the best.
 
     Args:
         scores: float32 [Q, C].
-        settings: how many are taken.
+        settings: how many pairs are taken.
         thresholds: float32 [C].
+        max_candidates: most pairs allowed.
 
     Raises:
-        InputError: more than MAX_CANDIDATES.
+        InputError: there are more than `max_candidates` pairs.
     """
     flat = scores.reshape(-1)
     order = np.flatnonzero(flat >= thresholds.min(initial=np.inf))
@@ -148,9 +146,9 @@ def select(scores: Floats, settings: Settings, thresholds: Floats) -> Candidates
         order = _largest(flat, order, settings.pre_top_k)
     if PROFILES[settings.semantics].as_many_as_queries:
         order = _largest(flat, order, len(scores))
-    if len(order) > MAX_CANDIDATES:
+    if len(order) > max_candidates:
         raise InputError(
-            f"an image has {len(order)} candidates; allowed are {MAX_CANDIDATES}: {_FEWER}", kind="output_too_large"
+            f"an image has {len(order)} candidates; allowed are {max_candidates}: {_FEWER}", kind="output_too_large"
         )
     order = order[np.argsort(-flat[order], kind="stable")]
     queries, labels = np.divmod(order, scores.shape[1])
@@ -158,16 +156,14 @@ def select(scores: Floats, settings: Settings, thresholds: Floats) -> Candidates
     return Candidates(flat[order][passed], labels[passed], queries[passed])
 
 
-def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, *, settings: Settings, thresholds: Floats) -> Ints:
+def keep(found: Found, settings: Settings, thresholds: Floats, limits: WorkLimits = WORK_LIMITS) -> Ints:
     """Apply thresholds, NMS, the cap per class and the cap per image, in this order.
 
     Args:
-        scores: float32 [N], final.
-        labels: int64 [N].
-        masks: of the candidates' queries.
-        mask_of: int64 [N], which mask is each candidate's.
+        found: the candidates with their masks.
         settings: limits and semantics.
         thresholds: float32 [C].
+        limits: most candidates and edges that may be compared.
 
     Returns:
         int64 [K], the candidates that stay, best first; equal scores stay in the order of the candidates.
@@ -175,91 +171,82 @@ def keep(scores: Floats, labels: Ints, masks: Masks, mask_of: Ints, *, settings:
     Raises:
         InputError: NMS or the cap per class would take too long.
     """
-    passes = scores >= thresholds[labels]
+    passes = found.scores >= thresholds[found.labels]
     if PROFILES[settings.semantics].drops_empty:
-        passes &= masks.areas[mask_of] > 0
+        passes &= found.masks.areas[found.mask_of] > 0
     order = np.flatnonzero(passes)
-    order = order[np.argsort(-scores[order], kind="stable")]
-    limit = len(order) if settings.keep_top_k == NO_LIMIT else settings.keep_top_k
+    order = order[np.argsort(-found.scores[order], kind="stable")]
+    most = len(order) if settings.keep_top_k == NO_LIMIT else settings.keep_top_k
     if settings.iou_threshold >= 1 and settings.max_output_boxes_per_class == NO_LIMIT:
-        return order[:limit]
-    _check_comparisons(labels[order], mask_of[order], masks, compares=settings.iou_threshold < 1)
+        return order[:most]
+    labels, masks = found.labels[order], found.mask_of[order]
+    _check_comparisons(labels, masks, found.masks, compares=settings.iou_threshold < 1, limits=limits)
     kept: dict[int, list[int]] = {}  # masks by class
     passed: list[int] = []
-    iou = cache(masks.iou)  # the same two masks meet in many classes
-    for candidate, mask, label in zip(order.tolist(), mask_of[order].tolist(), labels[order].tolist(), strict=True):
+    iou = cache(found.masks.iou)  # two masks may meet in many classes
+    for candidate, mask, label in zip(order.tolist(), masks.tolist(), labels.tolist(), strict=True):
         same_class = kept.setdefault(label, [])
         if _may_join(mask, same_class, iou, settings):
             same_class.append(mask)
             passed.append(candidate)
-            if len(passed) == limit:
+            if len(passed) == most:
                 break
     return np.array(passed, np.int64)
 
 
-def _thresholds(
-    settings: Settings, class_names: tuple[str, ...], num_classes: int, thing_classes: frozenset[int] | None
-) -> Floats:
-    """What the score of each class must reach, float32 [C]; infinity for a class that is not wanted."""
-    thresholds = settings.thresholds(class_names, num_classes)
-    things = thing_classes if PROFILES[settings.semantics].drops_stuff else None
-    for wanted in (settings.class_indices(class_names, num_classes), things):
+def _thresholds(settings: Settings, facts: ModelFacts, num_classes: int) -> Floats:
+    """Return the lowest score of an instance of each class, float32 [C]; infinity for a class that is not wanted."""
+    thresholds = settings.thresholds(facts.class_names, num_classes)
+    things = facts.thing_classes if PROFILES[settings.semantics].drops_stuff else None
+    for wanted in (settings.class_indices(facts.class_names, num_classes), things):
         if wanted is not None:
             thresholds[[label not in wanted for label in range(num_classes)]] = np.inf
     return thresholds
 
 
-def _sample_by_grid(
-    mask_logits: Floats,
-    queries: Ints,
-    *,
-    grid: tuple[int, int],
-    original: tuple[int, int],
-    kernel: str | None,
-    threads: int,
-) -> Masks:
-    """Sample masks at the image's size, copied from a grid, with the scores that they have on the grid."""
-    cells = mask_logits.shape[1], mask_logits.shape[2]
-    axes = list(zip(cells, grid, original, strict=True))
-    to_grid = [bilinear_taps(c, g) for c, g, _ in axes]
-    to_image = [grid_taps(cells=c, grid=g, original=o) for c, g, o in axes]
-    on_grid, at_size = (
-        MaskSampler.by_taps(*taps, cells=cells, kernel=kernel, threads=threads).sample(mask_logits, queries)
-        for taps in (to_grid, to_image)
-    )
+def _sample(image: ImageLogits, queries: Ints, grid: SizeHW | None, kernel: Kernel, limits: WorkLimits) -> Masks:
+    """Sample the masks of some queries at the image's size; if there is a grid, scores are those on the grid."""
+    sample = partial(sample_masks, image.mask_logits, queries, kernel=kernel, limits=limits)
+    if grid is None:
+        return sample(kernel.operator(image.geometry))
+    geometry = image.geometry
+    to_grid = map(bilinear_taps, geometry.cells, grid)
+    to_image = map(grid_taps, geometry, grid)
+    on_grid, at_size = (sample(kernel.taps_operator(geometry.cells, *taps)) for taps in (to_grid, to_image))
     return replace(at_size, scores=on_grid.scores)
 
 
 def _encoded(masks: Masks, rows: list[int]) -> list[bytes]:
-    """The RLE of each row's mask; several classes of one query share it."""
+    """Return the RLE of each row's mask; rows of one query share it."""
     rle, num_bytes = {}, 0
     for row, times in Counter(rows).items():
         rle[row] = masks.rle(row)
         num_bytes += times * len(rle[row])
-        check_bytes(num_bytes)  # before more is made
+        check_bytes(num_bytes)  # before more RLE is made
     return [rle[row] for row in rows]
 
 
-def _check_comparisons(labels: Ints, mask_of: Ints, masks: Masks, *, compares: bool) -> None:
+def _check_comparisons(labels: Ints, mask_of: Ints, masks: Masks, *, compares: bool, limits: WorkLimits) -> None:
     """Refuse candidates, int64 [N] each, that would take some seconds to compare."""
-    if len(labels) > MAX_COMPARED_CANDIDATES:
+    if len(labels) > limits.compared_candidates:
         raise InputError(
             f"an image has {len(labels)} candidates for 'iou_threshold' or 'max_output_boxes_per_class'; allowed are "
-            f"{MAX_COMPARED_CANDIDATES}: {_FEWER}",
+            f"{limits.compared_candidates}: {_FEWER}",
             kind="output_too_large",
         )
     if not compares or not len(labels):
         return
     in_classes = int(np.bincount(labels) @ np.bincount(labels, masks.num_edges[mask_of]))
-    edges = min(in_classes, len(masks) * int(masks.num_edges.sum()))  # the same two masks are compared once
-    if edges > MAX_COMPARED_EDGES:
+    edges = min(in_classes, len(masks) * int(masks.num_edges.sum()))  # two masks are compared once
+    if edges > limits.compared_edges:
         raise InputError(
-            f"'iou_threshold' would compare masks at {edges} edges; allowed are {MAX_COMPARED_EDGES}: {_FEWER}",
+            f"'iou_threshold' would compare masks at {edges} edges; allowed are {limits.compared_edges}: {_FEWER}",
             kind="output_too_large",
         )
 
 
 def _may_join(mask: int, better: list[int], iou: Callable[[int, int], float], settings: Settings) -> bool:
+    """Return whether NMS and the cap per class keep a mask, given the better masks of its class."""
     if len(better) == settings.max_output_boxes_per_class:
         return False
     if settings.iou_threshold >= 1:
@@ -268,52 +255,10 @@ def _may_join(mask: int, better: list[int], iou: Callable[[int, int], float], se
 
 
 def _largest(values: Floats, indices: Ints, count: int) -> Ints:
-    """Those of `indices` whose values are the `count` largest, the lowest of equal ones first; ascending."""
+    """Return the `count` of `indices` with the largest values, ascending; of equal values the lowest indices."""
     if len(indices) <= count:
         return indices
     mine = values[indices]
     least = np.partition(mine, len(mine) - count)[len(mine) - count]
     above, equal = indices[mine > least], indices[mine == least]
     return np.sort(np.concatenate([above, equal[: count - len(above)]]))
-
-
-def check_logits(cls_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
-    """Check the shapes of one image's logits; anybody may send some to a step.
-
-    Args:
-        cls_shape: (Q, C+1).
-        mask_shape: (Q, h, w).
-
-    Raises:
-        InputError: they do not fit together, or are of more queries, classes or cells than there may be.
-    """
-    if len(cls_shape) != 2 or len(mask_shape) != 3 or cls_shape[0] != mask_shape[0]:
-        raise InputError(
-            f"logits do not fit together: cls_logits {cls_shape}, mask_logits {mask_shape}; "
-            "expected [Q, C+1] and [Q, h, w]"
-        )
-    if not (1 <= cls_shape[0] <= MAX_QUERIES and 2 <= cls_shape[1] <= MAX_CLASSES + 1):
-        raise InputError(
-            f"cls_logits {cls_shape} must have from 1 to {MAX_QUERIES} queries, and columns for from 1 to "
-            f"{MAX_CLASSES} classes and no-object"
-        )
-    if max(mask_shape[1:]) > MAX_SIDE:
-        raise InputError(f"mask_logits {mask_shape} must have at most {MAX_SIDE} cells along a side")
-
-
-def check_shapes(
-    cls_logits: Floats, mask_logits: Floats, img_shape: tuple[int, int], ori_shape: tuple[int, int], mask_stride: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the mask cells (h, w) and the padded network input (H, W) they stand for.
-
-    Raises:
-        InputError: the shapes do not fit together, or are of more than there may be.
-    """
-    check_logits(cls_logits.shape, mask_logits.shape)
-    height, width = mask_logits.shape[1:]
-    padded = (height * mask_stride, width * mask_stride)
-    if not all(1 <= valid <= size for valid, size in zip(img_shape, padded, strict=True)):
-        raise InputError(f"img_shape {tuple(img_shape)} must lie within 1 x 1 and the network input's {padded}")
-    if not all(1 <= side <= MAX_SIDE for side in ori_shape):
-        raise InputError(f"ori_shape {tuple(ori_shape)} must lie within 1 x 1 and {MAX_SIDE} x {MAX_SIDE}")
-    return (height, width), padded

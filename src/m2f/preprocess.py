@@ -1,13 +1,12 @@
-"""RGB pixels -> engine input: mmdetection's keep-ratio resize, padded to the engine's size.
+"""Turn RGB pixels into the engine's input: mmdetection's keep-ratio resize, padded to the engine's size.
 
-Reference: `Resize` of mmdetection 3.3 (`mmcv.imrescale`, bilinear) and `DetDataPreprocessor`; for models of
-Hugging Face transformers 5.23 its image processors, `get_size_with_aspect_ratio` and `PilBackend.resize`.
+Reference: `Resize` of mmdetection 3.3 (`mmcv.imrescale`, bilinear) and `DetDataPreprocessor`. For models of Hugging
+Face transformers 5.23: its image processors, `get_size_with_aspect_ratio` and `PilBackend.resize`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,79 +15,90 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from m2f.errors import InputError, of_image, shown
+from m2f.errors import InputError, of_image
+from m2f.geometry import SizeHW
 from m2f.image import Pixels, decode_image
 from m2f.limits import MAX_IMAGE_BYTES, MAX_PIXELS
+from m2f.parameters import (
+    BOOLEAN,
+    COUNT,
+    Allowed,
+    check_parameters,
+    is_int,
+    is_number,
+    one_of,
+    parameter,
+    read_parameters,
+)
 from m2f.record import phase
 
 LAYOUTS = ("uint8_hwc", "float32_chw")
 SIZE_RULES = ("mmdetection", "huggingface")
 _PILLOW_FILTERS = {"pillow_bilinear": Image.Resampling.BILINEAR, "pillow_bicubic": Image.Resampling.BICUBIC}
 RESAMPLES = ("opencv_bilinear", *_PILLOW_FILTERS)
-_CHOICES = {"layout": LAYOUTS, "size_rule": SIZE_RULES, "resample": RESAMPLES}
 
-Size = tuple[int, ...]  # height, width
-Vector = tuple[float, float, float]
+
+def _are(accepts: Callable[[Any], bool], count: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple | list) and len(value) == count and all(map(accepts, value))
+
+
+_SIDES = Allowed("two whole numbers >= 1, such as [256, 256]", _are(COUNT.accepts, 2))
+_SIDES_OR_NONE = Allowed(f"{_SIDES.text}, or null", lambda value: value is None or _SIDES.accepts(value))
+_RGB = Allowed(
+    "three whole numbers from 0 to 255, such as [124, 116, 104]",
+    _are(lambda value: is_int(value) and 0 <= value <= 255, 3),
+)
+_VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5]", _are(is_number, 3))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What the model was trained to see.
+    """How an image becomes the input that the model was trained on.
 
-    Attributes:
-        scale: mmdetection's `Resize.scale`: the longer and the shorter edge the image must fit in.
-        keep_ratio: scale both edges alike; false stretches to `input_size`.
-        size_rule: how `scale` becomes a size. `mmdetection` rounds; `huggingface` is its processors'
-            `longest_edge` and `shortest_edge`: it cuts fractions off, then stretches both edges up to
-            multiples of `pad_divisor` instead of padding them.
-        resample: `opencv_bilinear` as mmdetection; `pillow_bilinear` and `pillow_bicubic` filter over all the
-            pixels that a smaller image covers, as Hugging Face's processors do.
-        input_size: the engine's fixed height and width; None: the next multiple of `pad_divisor`.
-        pad_divisor: both input edges are multiples of it where `input_size` does not fix them.
-        pad_value: RGB of the padding in a `uint8_hwc` input, the value that normalises to 0.
-        layout: `uint8_hwc` (normalisation is in the graph) or `float32_chw` (normalised here).
-        mean, std: RGB normalisation of `float32_chw`.
-        max_pixels: larger images are refused by their header.
-        max_bytes: larger files are refused unread.
+    `scale` becomes a size by one of two rules. `mmdetection` rounds. `huggingface` is `longest_edge` and
+    `shortest_edge` of Hugging Face's processors: fractions are cut off, and both edges are stretched up to multiples of
+    `pad_divisor` instead of being padded. The two filters of Pillow average over all pixels that a pixel of a smaller
+    image covers, as Hugging Face's processors do.
     """
 
-    scale: tuple[int, int]
-    keep_ratio: bool = True
-    size_rule: str = "mmdetection"
-    resample: str = "opencv_bilinear"
-    input_size: tuple[int, int] | None = None
-    pad_divisor: int = 32
-    pad_value: tuple[int, int, int] = (0, 0, 0)
-    layout: str = "uint8_hwc"
-    mean: Vector = (0.0, 0.0, 0.0)
-    std: Vector = (1.0, 1.0, 1.0)
-    max_pixels: int = MAX_PIXELS
-    max_bytes: int = MAX_IMAGE_BYTES
+    scale: tuple[int, int] = parameter(_SIDES, "longer and shorter edge that the image must fit in (mmdetection's)")
+    keep_ratio: bool = parameter(BOOLEAN, "scale both edges alike; false: stretch to `input_size`", default=True)
+    size_rule: str = parameter(one_of(SIZE_RULES), "the rule by which `scale` becomes a size", default="mmdetection")
+    resample: str = parameter(one_of(RESAMPLES), "the filter that resizes", default="opencv_bilinear")
+    input_size: tuple[int, int] | None = parameter(
+        _SIDES_OR_NONE, "the engine's fixed height and width; null: the next multiples of `pad_divisor`", default=None
+    )
+    pad_divisor: int = parameter(COUNT, "divides both edges of the input, if `input_size` is null", default=32)
+    pad_value: tuple[int, int, int] = parameter(
+        _RGB, "RGB of the padding of a `uint8_hwc` input: the value that normalises to 0", default=(0, 0, 0)
+    )
+    layout: str = parameter(
+        one_of(LAYOUTS), "`uint8_hwc`: the graph normalises; `float32_chw`: normalised here", default="uint8_hwc"
+    )
+    mean: tuple[float, float, float] = parameter(_VECTOR, "RGB mean of a `float32_chw` input", default=(0.0, 0.0, 0.0))
+    std: tuple[float, float, float] = parameter(
+        _VECTOR, "RGB standard deviation of a `float32_chw` input", default=(1.0, 1.0, 1.0)
+    )
+    max_pixels: int = parameter(COUNT, "largest width x height of an original image", default=MAX_PIXELS)
+    max_bytes: int = parameter(COUNT, "largest encoded image, in bytes", default=MAX_IMAGE_BYTES)
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise InputError(f"parameter '{name}' must be one of: {', '.join(allowed)}; got {shown(value)}")
-        for name in ("max_pixels", "max_bytes"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"parameter '{name}' must be a whole number >= 1; got {shown(value)}")
+        check_parameters(self)
         if not self.keep_ratio and self.input_size is None:
-            raise InputError("parameter 'keep_ratio' false needs 'input_size'")
+            raise InputError("parameter 'keep_ratio' false needs 'input_size'", kind="parameter")
 
     @classmethod
     def from_repository(cls, parameters: Mapping[str, str]) -> Preprocessing:
-        """Read a model's `parameters` block; every value is JSON, such as `[256, 256]` or `true`.
+        """Read a model's `parameters` block; every value is JSON, such as `[256, 256]` or `true`, or a word.
 
         Raises:
-            InputError: unknown key, missing `scale`, or a value that does not parse.
+            InputError: a key is unknown, `scale` is missing, or a value is not allowed.
         """
         unknown = sorted(parameters.keys() - cls.__dataclass_fields__.keys())
         if unknown or "scale" not in parameters:
             wrong = f"unknown parameter '{unknown[0]}'" if unknown else "parameter 'scale' is missing"
-            raise InputError(f"{wrong}; allowed: {', '.join(cls.__dataclass_fields__)}")
-        return cls(**{name: _parse(name, text) for name, text in parameters.items()})
+            raise InputError(f"{wrong}; allowed: {', '.join(cls.__dataclass_fields__)}", kind="parameter")
+        return cls(**read_parameters(cls, parameters))
 
     def __call__(
         self, encoded: Sequence[bytes]
@@ -96,15 +106,15 @@ class Preprocessing:
         """Prepare the images of one request.
 
         Args:
-            encoded: N files.
+            encoded: N encoded files.
 
         Returns:
             input: uint8 [N, H, W, 3] or float32 [N, 3, H, W], padded to a common size;
-            img_shape: int32 [N, 2], height and width of each image inside the input;
-            ori_shape: int32 [N, 2], height and width of each original image.
+            img_shape: int32 [N, 2], (height, width) of each image inside the input;
+            ori_shape: int32 [N, 2], (height, width) of each original image.
 
         Raises:
-            InputError: an image that cannot be decoded; the message says which when there are several.
+            InputError: an image cannot be decoded; if there are several images, the message says which.
         """
         rows, img_shapes, ori_shapes = zip(
             *(self._prepare(data, index, len(encoded)) for index, data in enumerate(encoded)), strict=True
@@ -114,10 +124,10 @@ class Preprocessing:
             batch = batch.transpose(0, 3, 1, 2)
         return batch, np.array(img_shapes, np.int32), np.array(ori_shapes, np.int32)
 
-    def _prepare(self, data: bytes, index: int, count: int) -> tuple[npt.NDArray[Any], Size, Size]:
-        """Return the row of one image, padded to a size of its own, and the sizes of the image in it and before.
+    def _prepare(self, data: bytes, index: int, count: int) -> tuple[npt.NDArray[Any], SizeHW, SizeHW]:
+        """Return one image, padded to a size of its own, its size there, and its original size.
 
-        Only here the full-size pixels exist, so those of one image at a time.
+        The full-size pixels are freed on return: memory holds those of one image at a time.
         """
         with phase("decode"), of_image(index, count):
             image = self._decode(data)
@@ -125,10 +135,10 @@ class Preprocessing:
         row = self._empty(1, *(self.input_size or self._round_up(height, width)))[0]
         with phase("resize"):
             self._fill(row, image, height, width)
-        return row, (height, width), image.shape[:2]
+        return row, (height, width), (image.shape[0], image.shape[1])
 
     def _fill(self, row: npt.NDArray[Any], image: Pixels, height: int, width: int) -> None:
-        """Write an image into a row, resized to a size, and padding around it."""
+        """Write an image into a row of the input, resized to height x width, and pad the rest."""
         if self.layout == "uint8_hwc":
             self._resize(image, out=row[:height, :width])
         else:
@@ -143,8 +153,8 @@ class Preprocessing:
             raise InputError(message, kind="image_too_large")
         return decode_image(data, max_pixels=self.max_pixels)
 
-    def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[Size]) -> npt.NDArray[Any]:
-        """Return rows [H, W, 3] of several sizes as one array [N, H, W, 3] as large as the largest."""
+    def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[SizeHW]) -> npt.NDArray[Any]:
+        """Stack rows [H, W, 3] of several sizes to [N, H, W, 3], the largest H and W."""
         height, width, _ = np.max([row.shape for row in rows], axis=0).tolist()
         batch = self._empty(len(rows), height, width)
         for target, row, (valid_height, valid_width) in zip(batch, rows, img_shapes, strict=True):
@@ -153,7 +163,7 @@ class Preprocessing:
         return batch
 
     def _empty(self, count: int, height: int, width: int) -> npt.NDArray[Any]:
-        """Return memory for an input in its layout, indexed [N, H, W, 3] in either."""
+        """Return memory for an input in its layout; the array is indexed [N, H, W, 3] in both layouts."""
         if self.layout == "uint8_hwc":
             return np.empty((count, height, width, 3), np.uint8)
         return np.empty((count, 3, height, width), np.float32).transpose(0, 2, 3, 1)
@@ -168,21 +178,21 @@ class Preprocessing:
             cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
     def _normalise(self, image: Pixels, *, out: npt.NDArray[np.float32]) -> None:
-        """Write (image - mean) / std: a look-up, for a channel of uint8 has but 256 values."""
+        """Write (image - mean) / std, by look-up: a channel of uint8 has only 256 values."""
         levels = np.arange(256, dtype=np.uint8)
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             normalised = (levels - np.float32(mean)) / np.float32(std)
             cv2.LUT(cv2.extractChannel(image, channel), normalised, dst=out[:, :, channel])
 
     def _pad(self, row: npt.NDArray[Any], height: int, width: int) -> None:
-        """Fill what the image leaves free: below it and to its right."""
+        """Fill the padding: below the image and to its right."""
         value = self.pad_value if self.layout == "uint8_hwc" else (0, 0, 0)
-        line = np.full((row.shape[1], 3), value, row.dtype)  # numpy copies lines many times faster than pixels
+        line = np.full((row.shape[1], 3), value, row.dtype)  # numpy copies lines much faster than pixels
         row[height:] = line
         row[:height, width:] = line[width:]
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width an image is resized to; `mmcv.rescale_size`'s rounding by default."""
+        """Return the (height, width) that an image is resized to; rounds as `mmcv.rescale_size` by default."""
         if not self.keep_ratio and self.input_size:
             return self.input_size
         if self.size_rule == "huggingface":
@@ -195,34 +205,22 @@ class Preprocessing:
     def _huggingface_size(self, height: int, width: int) -> tuple[int, int]:
         target = self._round_up(*_aspect_ratio_size(height, width, max(self.scale), min(self.scale)))
         if self.input_size and (target[0] > self.input_size[0] or target[1] > self.input_size[1]):
-            # a processor has no fixed input, so there is no rule to follow: the largest that fits
+            # processors have no fixed input, and so no rule for it: take the largest size that fits
             factor = min(self.input_size[0] / height, self.input_size[1] / width)
             target = self._round_up(int(height * factor + 0.5), int(width * factor + 0.5))
         return target
 
     def _round_up(self, height: int, width: int) -> tuple[int, int]:
-        """Return the next multiples of `pad_divisor`, at least one."""
+        """Round both edges up to multiples of `pad_divisor`; 0 becomes 1 x `pad_divisor`."""
         rows, columns = (max(1, -(-side // self.pad_divisor)) for side in (height, width))
         return rows * self.pad_divisor, columns * self.pad_divisor
 
 
 def _aspect_ratio_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
-    """Return transformers' size for an image, its float rounding included (640 may come out as 639)."""
+    """Return the size that transformers gives an image, including its float rounding: 640 may become 639."""
     short, long = min(height, width), max(height, width)
     edge = longest * short / long if long / short * shortest > longest else shortest
     if round(edge) == short:
         return height, width
     other = int(edge * long / short)
     return (other, round(edge)) if width < height else (round(edge), other)
-
-
-def _parse(name: str, text: str) -> Any:
-    if name in _CHOICES:
-        return text
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        raise InputError(
-            f"parameter '{name}' must be JSON, such as 32, true or [256, 256]; got {shown(text)}"
-        ) from None
-    return tuple(value) if isinstance(value, list) else value

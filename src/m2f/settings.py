@@ -1,84 +1,119 @@
 """The post-processing settings: MMDeploy's `post_processing` keys, checked and typed.
 
-The repository states its own in the `parameters` of `mask2former_postprocess`; a client overrides them
-for one request with Triton request parameters of the same names.
+A repository states its settings in the `parameters` of `mask2former_postprocess`. A client overrides them for one
+request with Triton request parameters of the same names.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from m2f.errors import InputError, shown
+from m2f.parameters import (
+    BOOLEAN,
+    FRACTION,
+    LIMIT,
+    NO_LIMIT,
+    Allowed,
+    check_parameters,
+    check_value,
+    is_int,
+    one_of,
+    parameter,
+    read_parameters,
+)
 from m2f.profiles import PROFILES
 
-NO_LIMIT = -1
-_NAMES_SHOWN = 100  # of a model's classes, in an error message
+_NAMES_SHOWN = 100  # most class names in an error message
+
+
+def _threshold_pairs(text: str) -> list[tuple[str, float]]:
+    """Read `"circle=0.7,2=0.3"`; a name may hold an equals sign. Raises ValueError where a threshold is no number."""
+    words = [word.rpartition("=") for word in text.split(",")] if text.strip() else []
+    return [(name.strip(), float(value)) for name, _, value in words]
+
+
+def _are_thresholds(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and all(word and 0 <= number <= 1 for word, number in _threshold_pairs(value))
+    except ValueError:
+        return False
+
+
+_LABELS = Allowed(
+    "a string of class indices or names, comma-separated", lambda value: isinstance(value, str), is_text=True
+)
+_THRESHOLDS = Allowed('a string such as "circle=0.7,2=0.3", each threshold from 0 to 1', _are_thresholds, is_text=True)
+_SEMANTICS = one_of(PROFILES)
+_BACKGROUND = Allowed("-1 (no-object comes last) or 0 (first)", lambda value: is_int(value) and value in (-1, 0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How logits become instances. The defaults are mmdetection's own.
+    """How logits become instances. The defaults are mmdetection's own; docs/parameters.md has a table of the fields."""
 
-    Attributes:
-        score_threshold: final score (class score x mask score) must be >= it, 0..1.
-        pre_top_k: candidates taken from the Q x C class scores (mmdet's `max_per_image`); -1: all.
-        iou_threshold: class-aware NMS drops a mask whose IoU with a better one is above it; 1: off.
-        max_output_boxes_per_class: instances kept per class; -1: no limit.
-        keep_top_k: instances kept per image, after everything else; -1: no limit.
-        background_label_id: -1: no-object is the last class column; 0: the first. Not given: where `semantics` has it.
-            It belongs to the model: a request that changes the semantics leaves it as it is.
-        export_postprocess_mask: false: no full-size masks are made, `rle` and `masks` are empty.
-        classes: only these classes, by index or name, comma-separated; empty: all.
-        class_score_thresholds: thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`.
-        panoptic_score_threshold: class score of a query must be above it to get pixels of the panoptic map, 0..1.
-        panoptic_overlap_threshold: share of a query's own mask that it must win there, 0..1.
-        panoptic_filter_low_score: pixels that a query wins outside its own mask stay void.
-        semantics: whose post-processing is reproduced.
-    """
-
-    score_threshold: float = 0.0
-    pre_top_k: int = 100
-    iou_threshold: float = 1.0
-    max_output_boxes_per_class: int = NO_LIMIT
-    keep_top_k: int = NO_LIMIT
-    background_label_id: int = None  # type: ignore[assignment] # a number once it is made
-    export_postprocess_mask: bool = True
-    classes: str = ""
-    class_score_thresholds: str = ""
-    panoptic_score_threshold: float = 0.8
-    panoptic_overlap_threshold: float = 0.8
-    panoptic_filter_low_score: bool = True
-    semantics: str = "mmdet"
+    score_threshold: float = parameter(
+        FRACTION, "lowest final score (class score x mask score) of an instance", default=0.0
+    )
+    pre_top_k: int = parameter(LIMIT, "candidates taken from the Q x C class scores; -1: all", default=100)
+    iou_threshold: float = parameter(
+        FRACTION, "mask NMS: drops a mask whose IoU with a better mask of its class is higher; 1: off", default=1.0
+    )
+    max_output_boxes_per_class: int = parameter(LIMIT, "most instances of a class; -1: no limit", default=NO_LIMIT)
+    keep_top_k: int = parameter(
+        LIMIT, "most instances of an image, after everything else; -1: no limit", default=NO_LIMIT
+    )
+    background_label_id: int = parameter(
+        _BACKGROUND,
+        "column of no-object: -1 last, 0 first; default: that of the repository's `semantics`",
+        default=None,  # a number once the settings are made
+    )
+    export_postprocess_mask: bool = parameter(BOOLEAN, "false: `rle` and `masks` come back empty", default=True)
+    classes: str = parameter(
+        _LABELS, 'only these classes, by index or name: `"0,2"`, `"circle,ring"`; empty: all', default=""
+    )
+    class_score_thresholds: str = parameter(
+        _THRESHOLDS, 'replaces `score_threshold` for single classes: `"circle=0.7,2=0.3"`', default=""
+    )
+    panoptic_score_threshold: float = parameter(
+        FRACTION, "`panoptic`: a query needs a higher class score than this to get pixels", default=0.8
+    )
+    panoptic_overlap_threshold: float = parameter(
+        FRACTION, "`panoptic`: least share of its own mask that a query must win to be a segment", default=0.8
+    )
+    panoptic_filter_low_score: bool = parameter(
+        BOOLEAN, "`panoptic`: pixels that a query wins outside its own mask are void", default=True
+    )
+    semantics: str = parameter(_SEMANTICS, "the system whose post-processing is reproduced", default="mmdet")
 
     def __post_init__(self) -> None:
-        _check("semantics", self.semantics)
+        check_value("semantics", self.semantics, _SEMANTICS)
         if self.background_label_id is None:
             object.__setattr__(self, "background_label_id", PROFILES[self.semantics].background_label_id)
-        for field in fields(self):
-            _check(field.name, getattr(self, field.name))
+        check_parameters(self)
 
     @classmethod
     def from_repository(cls, parameters: Mapping[str, str]) -> Settings:
         """Read the settings out of a model's `parameters` block, where every value is a string.
 
-        Keys that are not settings (class names, mask stride) are left to whoever uses them.
+        Other keys of the block, such as `class_names`, are ignored.
 
         Raises:
-            InputError: a value of the wrong type or out of range.
+            InputError: a value has the wrong type or is out of range.
         """
-        return cls(**{name: _parse(name, parameters[name]) for name in KEYS if name in parameters})
+        return cls(**read_parameters(cls, parameters))
 
     def override(self, parameters: Mapping[str, Any]) -> Settings:
-        """Return these settings with a request's parameters on top.
+        """Return these settings, changed by a request's parameters.
 
         Raises:
-            InputError: unknown key, wrong type or out of range; the message names the key and what is allowed.
+            InputError: a key is unknown, or a value has the wrong type or is out of range; the message names the key
+                and what is allowed.
         """
         for name in parameters:
             if name not in KEYS:
@@ -91,7 +126,7 @@ class Settings:
         """Resolve `classes` to class indices; None means all.
 
         Raises:
-            InputError: a name the model does not have, or an index outside 0..num_classes-1.
+            InputError: a name that the model does not have, or an index outside 0..num_classes-1.
         """
         if not self.classes.strip():
             return None
@@ -99,10 +134,10 @@ class Settings:
         return frozenset(map(_class_finder("classes", class_names, num_classes), words))
 
     def thresholds(self, class_names: tuple[str, ...], num_classes: int) -> npt.NDArray[np.float32]:
-        """Return what the score of each class must reach: float32 [C].
+        """Return the lowest score of an instance of each class: float32 [C].
 
         Raises:
-            InputError: `class_score_thresholds` names a class the model does not have, or one class twice.
+            InputError: `class_score_thresholds` names a class that the model does not have, or names a class twice.
         """
         thresholds = np.full(num_classes, self.score_threshold, np.float32)
         named = set()
@@ -118,118 +153,15 @@ class Settings:
         return thresholds
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_limit(value: Any) -> bool:
-    return _is_int(value) and (value >= 1 or value == NO_LIMIT)
-
-
-def _threshold_pairs(text: str) -> list[tuple[str, float]]:
-    """Read `"circle=0.7,2=0.3"`; a name may hold an equals sign. ValueError: not a number."""
-    words = [word.rpartition("=") for word in text.split(",")] if text.strip() else []
-    return [(name.strip(), float(value)) for name, _, value in words]
-
-
-def _are_thresholds(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and all(word and 0 <= number <= 1 for word, number in _threshold_pairs(value))
-    except ValueError:
-        return False
-
-
-KEYS = tuple(field.name for field in fields(Settings))
+KEYS = tuple(Settings.__dataclass_fields__)
 PANOPTIC_KEYS = tuple(name for name in KEYS if name.startswith("panoptic_"))
-_TEXT_KEYS = ("classes", "class_score_thresholds", "semantics")
-
-_FRACTION = "a number from 0 to 1"
-_LIMIT = "a whole number >= 1, or -1 for no limit"
-_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "score_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
-    "pre_top_k": (_LIMIT, _is_limit),
-    "iou_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
-    "max_output_boxes_per_class": (_LIMIT, _is_limit),
-    "keep_top_k": (_LIMIT, _is_limit),
-    "background_label_id": ("-1 (no-object comes last) or 0 (first)", lambda v: _is_int(v) and v in (-1, 0)),
-    "export_postprocess_mask": ("true or false", lambda v: isinstance(v, bool)),
-    "classes": ("a string of class indices or names, comma-separated", lambda v: isinstance(v, str)),
-    "class_score_thresholds": ('a string such as "circle=0.7,2=0.3", each threshold from 0 to 1', _are_thresholds),
-    "panoptic_score_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
-    "panoptic_overlap_threshold": (_FRACTION, lambda v: _is_number(v) and 0 <= v <= 1),
-    "panoptic_filter_low_score": ("true or false", lambda v: isinstance(v, bool)),
-    "semantics": ("one of: " + ", ".join(PROFILES), lambda v: v in tuple(PROFILES)),
-}
-
-
-def model_facts(parameters: Mapping[str, str]) -> dict[str, Any]:
-    """Read what a step's `parameters` block says of the model, not of the request: arguments of `postprocess`.
-
-    Raises:
-        InputError: a value that cannot be read.
-    """
-    return {
-        "class_names": tuple(json.loads(parameters.get("class_names", "[]"))),
-        "thing_classes": thing_classes(parameters),
-        "mask_stride": whole_number(parameters, "mask_stride", 4),
-    }
-
-
-def thing_classes(parameters: Mapping[str, str]) -> frozenset[int] | None:
-    """Read which classes are countable from a model's `parameters` block; None, where it does not say: all.
-
-    Raises:
-        InputError: `thing_classes` is not a JSON list of class indices.
-    """
-    text = parameters.get("thing_classes")
-    if text is None:
-        return None
-    try:
-        indices = json.loads(text)
-    except json.JSONDecodeError:
-        indices = None
-    if not isinstance(indices, list) or not all(_is_int(index) and index >= 0 for index in indices):
-        raise InputError(
-            f"parameter 'thing_classes' must be a JSON list of class indices; got {shown(text)}", kind="parameter"
-        )
-    return frozenset(indices)
-
-
-def whole_number(parameters: Mapping[str, str], name: str, default: int) -> int:
-    """Read a whole number from 1 on, such as `mask_stride`, from a model's `parameters` block.
-
-    Raises:
-        InputError: it is not one.
-    """
-    text = parameters.get(name, str(default)).strip()
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"parameter '{name}' must be a whole number >= 1; got {shown(text)}", kind="parameter")
-    return int(text)
-
-
-def _check(name: str, value: object) -> None:
-    allowed, accepts = _ALLOWED[name]
-    if not accepts(value):
-        raise InputError(f"parameter '{name}' must be {allowed}; got {shown(value)}", kind="parameter")
-
-
-def _parse(name: str, text: str) -> Any:
-    if name in _TEXT_KEYS:
-        return text
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise InputError(
-            f"parameter '{name}' must be {_ALLOWED[name][0]}; got {shown(text)}", kind="parameter"
-        ) from None
 
 
 def _class_finder(key: str, class_names: tuple[str, ...], num_classes: int) -> Callable[[str], int]:
-    """Return what finds a class by its name, the first where several have it, or by its index, or raises InputError."""
+    """Return a function from a class's name or index to its index.
+
+    Of several classes with one name, the function finds the first. It raises InputError where there is no such class.
+    """
     by_name = {name: index for index, name in reversed(list(enumerate(class_names[:num_classes])))}
 
     def find(word: str) -> int:

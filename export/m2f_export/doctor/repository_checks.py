@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 
 from m2f.errors import InputError
+from m2f.model_facts import ModelFacts
+from m2f.parameters import whole_number
 from m2f.preprocess import Preprocessing
-from m2f.settings import KEYS, PANOPTIC_KEYS, Settings, thing_classes, whole_number
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export.deploy_config import DeployConfig
 from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
 from m2f_export.doctor.engine_checks import ONNX, check_engine
@@ -175,8 +177,7 @@ def _step(model: Model) -> list[Finding]:
     parameters, findings = model.parameters(), []
     try:
         Settings.from_repository(parameters)
-        thing_classes(parameters)
-        whole_number(parameters, "mask_stride", 4)
+        ModelFacts.from_repository(parameters)
         whole_number(parameters, "threads", 1)
     except InputError as failure:
         findings.append(error("parameter-invalid", where, str(failure), why=why, fix="correct it in `parameters`"))
@@ -185,11 +186,8 @@ def _step(model: Model) -> list[Finding]:
             what, reason = f"parameter '{key}' is read by nothing", "a slip of the pen leaves the default in force"
             fix = f"keys: {listed(_KEYS[model.name])}"
             findings.append(warning("parameter-unknown", where, what, why=reason, fix=fix))
-    names = class_names(model)
-    if names is None:
-        what = f"class_names must be a JSON list of strings; got {parameters['class_names'][:80]!r}"
-        findings.append(error("parameter-invalid", where, what, why=why, fix='such as ["person", "car"]'))
-    elif len(set(names)) < len(names):
+    names = class_names(model) or []
+    if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         what, reason = f"class_names has twice: {listed(twice)}", "`classes` by name means the first of them only"
         findings.append(warning("class-names-twice", where, what, why=reason, fix="give every class its own name"))

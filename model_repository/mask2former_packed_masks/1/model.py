@@ -2,7 +2,7 @@
 
 from m2f.batch import dense_masks
 from m2f.limits import MAX_MASK_BYTES
-from m2f.settings import whole_number
+from m2f.parameters import whole_number
 from m2f_backend.step import StepModel
 
 

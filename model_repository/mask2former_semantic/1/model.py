@@ -1,14 +1,13 @@
 """Logits -> a class for each pixel."""
 
-from functools import partial
-
 from threadpoolctl import threadpool_limits
 
 from m2f.batch import of_each_image
 from m2f.label_maps import check_size, stack_maps
 from m2f.limits import MAX_MAP_BYTES, MAX_PIXELS
-from m2f.semantic import NO_CLASS, semantic, values_a_pixel
-from m2f.settings import Settings, whole_number
+from m2f.parameters import whole_number
+from m2f.semantic import NO_CLASS, semantic, values_per_pixel
+from m2f.settings import Settings
 from m2f_backend.step import StepModel
 
 
@@ -24,8 +23,13 @@ class TritonPythonModel(StepModel):
         self.max_bytes = whole_number(self.parameters, "max_output_bytes", MAX_MAP_BYTES)
 
     def infer(self, arrays, parameters):
-        own = {"settings": self.settings.override(parameters), "mask_stride": self.mask_stride}
+        settings = self.settings.override(parameters)
         check_size("semantic", arrays["ori_shape"].tolist(), max_bytes=self.max_bytes)
-        work = partial(semantic, **own)
-        found = of_each_image(arrays, work, max_pixels=self.max_pixels, values=values_a_pixel)
+        found = of_each_image(
+            arrays,
+            lambda image: semantic(image, settings),
+            mask_stride=self.mask_stride,
+            max_pixels=self.max_pixels,
+            values=values_per_pixel,
+        )
         return {"semantic": stack_maps(found, NO_CLASS)}
