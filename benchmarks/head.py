@@ -23,6 +23,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from m2f.batch import dense_masks, stack_instances
+from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
@@ -111,7 +112,7 @@ def ways(case: Case, *, threads: int) -> dict[str, Callable[[], Arrays]]:
 
     def structured() -> Arrays:
         cls_logits, mask_logits = engine.run(list(LOGITS), case.inputs)
-        return stack_instances([postprocess(cls_logits[0], mask_logits[0], **shapes, settings=SETTINGS)])
+        return stack_instances([postprocess(ImageLogits(cls_logits[0], mask_logits[0], **shapes), SETTINGS)])
 
     def dense() -> Arrays:
         outputs = structured()

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from scenes import KINDS, QUERIES, STRIDE, sizes
 from m2f import native, rle
 from m2f.batch import dense_masks
 from m2f.errors import InputError
-from m2f.label_maps import MaskProbabilities
-from m2f.masks import MaskSampler
-from m2f.panoptic import block_winners
+from m2f.kernels import NUMPY
+from m2f.label_maps import probability_blocks
+from m2f.logits import ImageLogits
+from m2f.masks import sample_masks
 from m2f.profiles import grid_taps
 
 ROOT = Path(__file__).parents[1]
@@ -68,44 +70,40 @@ def runtime():
 
 def fuzz(library, seconds, seed):
     """Draw scenes and strings until the time is over."""
-    native._library = native._load(library)
+    kernels = [replace(kernel, usual_edges=64) for kernel in native.load(library)]  # so that edges run out of room
     assert hasattr(ctypes.CDLL(None), "__asan_init"), "the sanitizer is not there"
-    native._USUAL_EDGES = 64  # so that edges run out of room
     ends, number = time.monotonic() + seconds, 0
     while time.monotonic() < ends:
         rng = np.random.default_rng([seed, number])
         try:
             with np.errstate(all="ignore"):
-                sample(rng)
-            decode(rng)
-            decode_at_sizes(rng)
+                sample(rng, kernels)
+            decode(rng, kernels[0])
+            decode_at_sizes(rng, kernels[0])
         except BaseException:
             print(f"failed at seed {seed}, number {number}", file=sys.stderr)
             raise
         number += 1
-    print(f"{number} scenes, {', '.join(native.kernels())}: no fault")
+    print(f"{number} scenes, {', '.join(map(str, kernels))}: no fault")
 
 
-def sample(rng):
+def sample(rng, kernels):
     """Sample, encode, decode and compare the masks of a scene with every kernel."""
     cells, img_shape, ori_shape = sizes(rng)
     logits = np.ascontiguousarray(KINDS[rng.integers(len(KINDS))](rng, cells), np.float32)
     queries = rng.integers(0, QUERIES, rng.integers(0, QUERIES + 1))
-    padded = tuple(STRIDE * n for n in cells)
+    cls_logits = np.zeros((len(logits), 2), np.float32)
+    image = ImageLogits(cls_logits, logits, img_shape=img_shape, ori_shape=ori_shape, mask_stride=STRIDE)
     grid = [int(n) for n in rng.integers(1, 60, 2)] if rng.random() < 0.3 else None
     results = []
-    for kernel in native.kernels():
+    for kernel in (*kernels, NUMPY):
         if grid:
-            taps = [grid_taps(cells=c, grid=g, original=o) for c, g, o in zip(cells, grid, ori_shape, strict=True)]
-            sampler = MaskSampler.by_taps(*taps, cells=cells, kernel=kernel)
+            operator = kernel.taps_operator(cells, *map(grid_taps, image.geometry, grid))
         else:
-            threads = 1 + len(queries) % 2
-            sampler = MaskSampler.to_image(
-                cells=cells, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel, threads=threads
-            )
-        masks = sampler.sample(logits, queries)
-        if kernel != native.NUMPY:
-            label(logits, queries, padded, img_shape, ori_shape, kernel=kernel)
+            operator = kernel.operator(image.geometry)
+        masks = sample_masks(logits, queries, operator, kernel=replace(kernel, threads=1 + len(queries) % 2))
+        if kernel is not NUMPY:
+            label(image, queries, kernel)
         counts = [masks.rle(i) for i in range(len(masks))]
         shared = [masks.intersection(0, i) for i in range(len(masks))]
         packed = [rle.decode(c, *ori_shape, packed=True, kernel=kernel).tobytes() for c in counts]
@@ -113,18 +111,17 @@ def sample(rng):
     assert all(result == results[0] for result in results)
 
 
-def label(logits, queries, padded, img_shape, ori_shape, *, kernel):
+def label(image, queries, kernel):
     """Let the queries compete for the pixels, in blocks of some rows."""
-    masks = MaskProbabilities(logits, queries, padded=padded, valid=img_shape, original=ori_shape, kernel=kernel)
-    for _, probabilities in masks.blocks(1000):
+    for _, probabilities in probability_blocks(image, queries, kernel, max_values=1000):
         assert ((probabilities >= 0) & (probabilities <= 1)).all()
         areas, scores = np.zeros(len(queries), np.int64), np.linspace(1, 0.5, len(queries), dtype=np.float32)
-        winners = native.compete(probabilities, scores, areas, kernel=kernel)
-        np.testing.assert_array_equal(winners, block_winners(probabilities, scores, np.zeros_like(areas)))
+        winners = kernel.compete(probabilities, scores, areas)
+        np.testing.assert_array_equal(winners, NUMPY.compete(probabilities, scores, np.zeros_like(areas)))
         assert areas.sum() == (probabilities >= 0.5).sum()
 
 
-def decode(rng):
+def decode(rng, kernel):
     """Decode RLE with some bytes changed, and bytes that never were RLE."""
     height, width = (int(n) for n in rng.integers(1, 40, 2))
     if rng.random() < 0.5:
@@ -136,15 +133,15 @@ def decode(rng):
         counts = rng.integers(40, 120, rng.integers(0, 30)).astype(np.uint8).tobytes()
     for packed in (False, True):
         answers = []
-        for kernel in (native.kernels()[0], native.NUMPY):
+        for way in (kernel, NUMPY):
             try:
-                answers.append(rle.decode(counts, height, width, packed=packed, kernel=kernel).tobytes())
+                answers.append(rle.decode(counts, height, width, packed=packed, kernel=way).tobytes())
             except InputError:
                 answers.append(None)
         assert answers[0] == answers[1], counts
 
 
-def decode_at_sizes(rng):
+def decode_at_sizes(rng, kernel):
     """Decode the RLE of a mask at sizes that are none: sides are a client's, and two negative ones cover as much."""
     height, width = (int(n) for n in rng.integers(1, 12, 2))
     counts, room = rle.encode_mask(rng.random((height, width)) < rng.random()), height * width
@@ -154,10 +151,11 @@ def decode_at_sizes(rng):
         for packed in (False, True):
             if covers or not is_size:  # the kernel leaves it to its caller that there is room
                 pixels = np.zeros(sides if is_size else (height, width), np.uint8)
-                assert native.decode_into(pixels, counts, *sides, packed) == is_size, sides
+                assert kernel.decode_into(pixels, counts, *sides, packed=packed) == is_size, sides
             size, rows = np.array([(height, width), sides], np.int32), np.array([[b""], [counts]], object)
             try:
-                assert dense_masks(rows, size, packed=packed).any() == rle.decode(counts, height, width).any()
+                masks, mask = dense_masks(rows, size, packed=packed, kernel=kernel), rle.decode(counts, height, width)
+                assert masks.any() == mask.any()
                 assert (is_size, covers) == (True, True), sides
             except InputError:
                 assert not (is_size and covers), sides

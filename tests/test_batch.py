@@ -95,12 +95,14 @@ def a_request():
 
 def test_a_request_comes_apart_image_by_image():
     arrays = a_request()
-    seen = of_each_image(arrays, lambda *logits, **sizes: (logits, sizes))
-    assert len(seen) == 2
-    for i, ((cls_logits, mask_logits), sizes) in enumerate(seen):
-        np.testing.assert_array_equal(cls_logits, arrays["cls_logits"][i])
-        np.testing.assert_array_equal(mask_logits, arrays["mask_logits"][i])
-        assert sizes == {name: tuple(arrays[name][i].tolist()) for name in ("img_shape", "ori_shape")}
+    images = of_each_image(arrays, lambda image: image, mask_stride=2)
+    assert len(images) == 2
+    for i, image in enumerate(images):
+        np.testing.assert_array_equal(image.cls_logits, arrays["cls_logits"][i])
+        np.testing.assert_array_equal(image.mask_logits, arrays["mask_logits"][i])
+        assert image.geometry.cells == (5, 6)
+        padded, valid, original = list(zip(*image.geometry, strict=True))[1:]
+        assert (padded, valid, original) == ((10, 12), *(tuple(arrays[n][i]) for n in ("img_shape", "ori_shape")))
 
 
 @pytest.mark.parametrize("name", ["img_shape", "ori_shape"])
@@ -110,8 +112,8 @@ def test_sizes_of_a_wrong_shape_are_refused(name):
 
 
 def test_an_image_with_an_error_is_named_where_there_are_several():
-    def refuse(*_logits, ori_shape, **_img_shape):
-        if ori_shape == (9, 10):
+    def refuse(image):
+        if image.geometry.original == (9, 10):
             raise InputError("no", kind="parameter")
 
     with pytest.raises(InputError, match=r"^image 1 of 2: no$") as error:
@@ -123,7 +125,7 @@ def test_an_image_with_an_error_is_named_where_there_are_several():
 
 def test_an_original_image_larger_than_allowed_is_refused():
     with pytest.raises(InputError, match=r"image 1 of 2: ori_shape \(9, 10\) is too large; allowed are 89 pixels"):
-        of_each_image(a_request(), lambda *_logits, **_sizes: None, max_pixels=89)
+        of_each_image(a_request(), lambda _image: None, max_pixels=89)
 
 
 @pytest.mark.parametrize("classes", [0, 1])
@@ -136,7 +138,7 @@ def test_logits_of_no_class_are_refused_before_they_are_looked_at(classes):
 def test_more_work_than_a_request_may_make_is_refused_before_any_is_done():
     arrays = {**a_request(), "ori_shape": np.array([[8192, 8192]] * 2, np.int32)}
     most = MAX_WORK // (2 * 8192 * 8192)
-    assert of_each_image(arrays, lambda *_logits, **_sizes: 1, values=lambda *_sizes: most) == [1, 1]
+    assert of_each_image(arrays, lambda _image: 1, values=lambda *_sizes: most) == [1, 1]
     message = (
         f"{2 * 8192 * 8192} pixels of original images x {most + 1} values = .*; allowed are 17179869184: send fewer"
     )
@@ -148,14 +150,15 @@ def test_more_work_than_a_request_may_make_is_refused_before_any_is_done():
         of_each_image(arrays, work=None, values=lambda *_sizes: 2 * most + 1)
 
 
-def test_sizes_below_zero_are_left_to_the_check_that_names_them():
-    arrays = {**a_request(), "ori_shape": np.full((2, 2), -(2**31), np.int32)}
-    assert of_each_image(arrays, lambda *_logits, **_sizes: 1) == [1, 1]
+def test_a_size_that_no_image_has_is_named():
+    arrays = {**a_request(), "ori_shape": np.array([[7, 8], [-(2**31)] * 2], np.int32)}
+    with pytest.raises(InputError, match=r"image 1 of 2: ori_shape \(-2147483648, -2147483648\) must lie within"):
+        of_each_image(arrays, work=lambda _image: 1)
 
 
 def test_the_values_of_a_request_are_those_of_its_queries_and_classes():
     seen = []
-    of_each_image(a_request(), lambda *_logits, **_sizes: 1, values=lambda *sizes: seen.append(sizes) or 1)
+    of_each_image(a_request(), lambda _image: 1, values=lambda *sizes: seen.append(sizes) or 1)
     assert seen == [(3, 3)]
 
 
@@ -163,7 +166,7 @@ def test_the_values_of_a_request_are_those_of_its_queries_and_classes():
 def test_class_logits_that_have_no_softmax_are_the_engines_fault(wrong):
     arrays = {**a_request(), "cls_logits": np.zeros((2, 3, 4), np.float32)}
     arrays["cls_logits"][1, 0] = -np.inf, 1, 2, 3  # a class that never is
-    assert of_each_image(arrays, lambda *_logits, **_sizes: 1) == [1, 1]
+    assert of_each_image(arrays, lambda _image: 1) == [1, 1]
     arrays["cls_logits"][1, 2, 1] = wrong
     with pytest.raises(EngineError, match="cls_logits are not finite"):
         of_each_image(arrays, work=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from m2f.native import kernels
+from m2f.kernels import BEST, KERNELS, NUMPY
 from m2f.settings import Settings
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -36,7 +36,7 @@ def case(bench):
 
 @pytest.fixture(scope="module")
 def want(bench, case):
-    return bench.ours.run(case, "numpy")
+    return bench.ours.run(case, NUMPY)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def found(bench, want):
 @pytest.mark.parametrize("count", [15, 60, 100])
 def test_the_scene_has_the_instances_it_is_asked_for_as_large_as_those_of_coco(bench, count):
     scene = bench.scenes.synthetic(count, (480, 640))
-    got = bench.ours.run(scene, kernels()[0])
+    got = bench.ours.run(scene, BEST)
     assert sorted(got.queries) == list(range(count))
     assert 11_000 < got.areas.mean() < 16_000  # the mean area hardly depends on how many there are
     assert 0.30 < np.mean(got.areas < 32**2) < 0.55  # COCO: 41 %
@@ -58,7 +58,7 @@ def test_the_scene_has_the_instances_it_is_asked_for_as_large_as_those_of_coco(b
 
 def test_without_a_threshold_as_many_detections_as_mmdetection_keeps(bench):
     scene = bench.scenes.synthetic(15, (240, 320), threshold=0)
-    got = bench.ours.run(scene, kernels()[0])
+    got = bench.ours.run(scene, BEST)
     assert len(got.scores) == 100
     assert 30 < len(set(got.queries)) < 100
 
@@ -72,7 +72,7 @@ def test_images_are_sized_as_mmdetection_resizes_them(bench):
 
 def test_every_way_is_equal_and_timed(bench, case):
     rows = bench.compare.compare(case, PEERS, rounds=1)
-    assert [row.way for row in rows] == [*PEERS, *(f"m2f {kernel}" for kernel in kernels()), "floor"]
+    assert [row.way for row in rows] == [*PEERS, *(f"m2f {kernel}" for kernel in KERNELS), "floor"]
     assert {row.pixels for row in rows if row.way not in ("huggingface", "floor")} == {0}
     for row in rows:
         assert row.instances == row.masks == 8
@@ -140,10 +140,10 @@ def test_hugging_faces_masks_must_overlap_with_ours(bench, case, want):
 
 def test_the_floor_counts_a_mask_once(bench, case):
     everything = replace(case, settings=Settings(score_threshold=0.0, pre_top_k=-1))
-    floor = bench.floor.Floor(everything, bench.ours.run(everything, "numpy"))
+    floor = bench.floor.Floor(everything, bench.ours.run(everything, NUMPY))
     assert floor.queries == list(range(12))
     one_class = replace(case, settings=Settings(score_threshold=0.0, pre_top_k=-1, classes="0"))
-    assert floor.pixels == bench.ours.run(one_class, "numpy").areas.sum()
+    assert floor.pixels == bench.ours.run(one_class, NUMPY).areas.sum()
     floor()
 
 
@@ -164,9 +164,9 @@ def test_peak_memory_is_seen_whoever_allocates(bench):
 
 
 def test_memory_is_measured_in_a_process_of_its_own(bench):
-    (row,) = bench.memory.measure([(kernels()[0], 15)])
+    (row,) = bench.memory.measure([(BEST.name, 15)])
     assert 0 < row.masks < 10
-    assert kernels()[0] in bench.report.memory_table([row])
+    assert BEST.name in bench.report.memory_table([row])
 
 
 @pytest.mark.server
@@ -186,15 +186,15 @@ def test_the_step_inside_triton(bench, case):
 
 def test_growth_targets_tables_and_pictures(bench, case, tmp_path):
     points = [(panel, x, case) for panels in bench.report._PANELS.values() for panel in panels for x in (1, 8)]
-    growth = bench.growth.measure(kernels()[:1], points, rounds=1)
-    assert bench.growth.factor(growth, "queries", kernels()[0])[0] == 8
+    growth = bench.growth.measure([BEST], points, rounds=1)
+    assert bench.growth.factor(growth, "queries", BEST.name)[0] == 8
     rows = bench.compare.compare(replace(case, name="15 objects, 800x1333"), ("mmdet",), rounds=1)
     rows = [replace(row, output="800x1333") for row in rows]
     memory = [bench.memory.Row("numpy", 15, 1, 2.5)]
     judged = {target.name: target.passed for target in bench.targets.judge(rows, memory, growth, [])}
     assert judged["peak memory of numpy in masks, up to 100 instances"] is False
     assert judged["dense over RLE response, 15 at 800x1333"] is not None
-    assert judged[f"m2f {kernels()[0]} against mmdet + encode, 15 at 480x640"] is None  # was not run
+    assert judged[f"m2f {BEST} against mmdet + encode, 15 at 480x640"] is None  # was not run
     bench.report.write_csv(rows, tmp_path / "rows.csv")
     assert [row["way"] for row in csv.DictReader((tmp_path / "rows.csv").open())] == [row.way for row in rows]
     bench.report.draw_ways(rows, tmp_path / "ways.png")

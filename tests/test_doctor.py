@@ -420,7 +420,7 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (POST, parameter("threads", 1), parameter("threads", 0), "parameter-invalid", ["threads", "'0'"]),
     (SEM, STRIDE, parameter("mask_stride", "0"), "parameter-invalid", ["mask_stride", "'0'"]),
     (SEM, STRIDE, parameter("mask_stride", 8), "steps-differ", ["mask_stride", "mask2former_semantic"]),
-    (PRE, SCALE, parameter("scale", 256), "parameter-invalid", ["8 x 6", "[height, width]"]),
+    (PRE, SCALE, parameter("scale", 256), "parameter-invalid", ["two whole numbers", "got 256"]),
     (PRE, SIZE, parameter("input_size", [256, 2560000]), "parameter-invalid", ["pixels long", "8192"]),
     (PRE, '"pad_value"', '"pad_valeu"', "parameter-invalid", ["pad_valeu", "pad_value"]),
     (PRE, SIZE, parameter("input_size", [256, 512]), "input-size", ["(256, 512)", "(256, 256)"]),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scenes import QUERIES, STRIDE, scenes
 
-from m2f.native import kernels
+from m2f.kernels import KERNELS
+from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.rle import decode
 from m2f.settings import Settings
@@ -59,12 +60,13 @@ def compare(mmdet_masks, count, seed):
         cls_logits = class_of_its_own(rng)
         scores, masks = mmdet_masks(cls_logits, mask_logits, img_shape, ori_shape)
         pixels += masks.size
-        for kernel in kernels():
+        for kernel in KERNELS:
             with np.errstate(invalid="ignore"):
                 got = postprocess(
-                    cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape,
-                    settings=Settings(pre_top_k=QUERIES), kernel=kernel,
-                )  # fmt: skip
+                    ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape),
+                    Settings(pre_top_k=QUERIES),
+                    kernel=kernel,
+                )
             assert sorted(got.queries.tolist()) == list(range(QUERIES))
             assert np.isfinite(got.scores).all()
             for query, score, rle in zip(got.queries.tolist(), got.scores.tolist(), got.rle, strict=True):

@@ -10,8 +10,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
-from m2f.settings import Settings, thing_classes
+from m2f.settings import Settings
 from m2f_export import repository_writer as repository
 from m2f_export.export_errors import ExportError
 from m2f_export.sources.base import Source
@@ -69,7 +70,7 @@ def test_what_is_written_is_what_the_server_reads(written):
     assert Settings.from_repository(semantic) == Settings(background_label_id=0)
     for step in (post, panoptic):
         assert tuple(json.loads(step["class_names"])) == NAMES
-        assert thing_classes(step) == {0, 1, 3}
+        assert ModelFacts.from_repository(step).thing_classes == {0, 1, 3}
     for step in (post, panoptic, semantic):
         assert step["mask_stride"] == "4"
         assert step["background_label_id"] == "0"
@@ -79,7 +80,7 @@ def test_where_nothing_says_what_is_stuff_all_are_things(tmp_path):
     repository.copy_template(tmp_path)
     repository.configure(tmp_path, replace(OWN, thing_classes=None))
     for step in ("mask2former_postprocess", "mask2former_panoptic"):
-        assert thing_classes(parameters(tmp_path, step)) is None
+        assert ModelFacts.from_repository(parameters(tmp_path, step)).thing_classes is None
 
 
 def test_every_statement_of_the_input_agrees(written):

@@ -10,6 +10,8 @@ from logits import SIZES, blobs
 from onnx import TensorProto, helper
 from reference import full_size_logits
 
+from m2f.logits import ImageLogits
+from m2f.model_facts import ModelFacts
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.rle import decode
@@ -63,9 +65,11 @@ def test_stuff_is_padding(build):
     sizes = {"img_shape": (96, 128), "ori_shape": (96, 128)}
     got = build(cls_logits[None], mask_logits[None], *([size] for size in sizes.values()), thing_classes=(0, 2))
     settings = Settings(pre_top_k=100)
-    want = postprocess(cls_logits, mask_logits, settings=settings, thing_classes=frozenset([0, 2]), **sizes)
+    want = postprocess(
+        ImageLogits(cls_logits, mask_logits, **sizes), settings, ModelFacts(thing_classes=frozenset([0, 2]))
+    )
     count = len(want.scores)
-    assert 0 < count < len(postprocess(cls_logits, mask_logits, settings=settings, **sizes).scores)
+    assert 0 < count < len(postprocess(ImageLogits(cls_logits, mask_logits, **sizes), settings).scores)
     assert got["num_instances"].tolist() == [[count]]
     np.testing.assert_allclose(got["scores"][0, :count], want.scores, atol=1e-4)
     assert sorted(got["labels"][0, :count]) == sorted(want.labels)
@@ -75,7 +79,7 @@ def test_stuff_is_padding(build):
 def check_image(got, i, cls_logits, mask_logits, *, img_shape, ori_shape, top_k=100, threshold=0.0):
     """Image i of the head's outputs is what `m2f.postprocess` says; returns how many pixels differ."""
     settings = Settings(pre_top_k=top_k, score_threshold=threshold)
-    want = postprocess(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=settings)
+    want = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape), settings)
     count = len(want.scores)
     assert got["num_instances"][i].tolist() == [count]
     np.testing.assert_allclose(got["scores"][i, :count], want.scores, atol=1e-4)
@@ -145,9 +149,9 @@ def test_stride4_masks_are_the_logits_of_the_rows(build):
     full = build(*inputs, top_k=12, score_threshold=0.4)
     got = build(*inputs, top_k=12, score_threshold=0.4, masks="stride4")
     want = postprocess(
-        cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(150, 160),
-        settings=Settings(pre_top_k=12, score_threshold=0.4),
-    )  # fmt: skip
+        ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(150, 160)),
+        Settings(pre_top_k=12, score_threshold=0.4),
+    )
     count = len(want.scores)
     assert 0 < count < 12
     np.testing.assert_array_equal(got["masks"][0, :count], mask_logits[want.queries])
@@ -164,7 +168,7 @@ def test_equal_scores_stay_in_the_order_of_the_queries(build):
         mask_logits[0, query, query // 8 * 2 : query // 8 * 2 + 2, query % 8] = 4
     got = build(cls_logits, mask_logits, [(32, 32)], [(32, 32)], top_k=25)
     want = postprocess(
-        cls_logits[0], mask_logits[0], img_shape=(32, 32), ori_shape=(32, 32), settings=Settings(pre_top_k=25)
+        ImageLogits(cls_logits[0], mask_logits[0], img_shape=(32, 32), ori_shape=(32, 32)), Settings(pre_top_k=25)
     )
     assert len(set(np.round(want.scores, 3))) < 5
     same = np.isclose(want.scores[:, None], want.scores, atol=1e-6)

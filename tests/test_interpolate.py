@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import KINDS, sizes
 
-from m2f.geometry import apply_rows, mask_taps
+from m2f.geometry import AxisGeometry, apply_rows, mask_taps
 from m2f.interpolate import Stages, doubtful, pixels, rounding
 
 INF, NAN = np.inf, np.nan
@@ -19,16 +19,16 @@ def scene(seed):
     stride = rng.choice([1, 2, 4])
     logits = np.ascontiguousarray(KINDS[seed % len(KINDS)](rng, cells), np.float32)
     axes = [
-        {"cells": c, "padded": int(stride) * c, "valid": min(v, int(stride) * c), "original": o}
+        AxisGeometry(cells=c, padded=int(stride) * c, valid=min(v, int(stride) * c), original=o)
         for c, v, o in zip(cells, valid, original, strict=True)
     ]
     return logits, axes
 
 
 def all_pixels(logits, axes):
-    y, x = np.indices([axis["original"] for axis in axes]).reshape(2, -1)
+    y, x = np.indices([axis.original for axis in axes]).reshape(2, -1)
     with np.errstate(all="ignore"):
-        return pixels(logits, *(Stages.of(**axis) for axis in axes), y, x)
+        return pixels(logits, *map(Stages.of, axes), y, x)
 
 
 @pytest.mark.torch
@@ -40,7 +40,7 @@ def test_pixels_are_those_of_pytorch():
         pytest.skip("PyTorch rounds in another order on this processor")
     for seed in range(60):
         logits, axes = scene(seed)
-        padded, valid, original = ([axis[key] for axis in axes] for key in ("padded", "valid", "original"))
+        _, padded, valid, original = zip(*axes, strict=True)
         upsampled = interpolate(torch.from_numpy(logits)[None], padded, mode="bilinear")[0]
         resized = interpolate(upsampled[:, None, : valid[0], : valid[1]], original, mode="bilinear")[:, 0].numpy()
         for query, want in zip(logits, resized, strict=True):
@@ -53,8 +53,8 @@ def test_no_sign_differs_where_none_is_in_doubt(seed):
     logits, axes = scene(seed)
     for query in logits:
         with np.errstate(all="ignore"):
-            tall = apply_rows(query, mask_taps(**axes[0]))
-            composed = apply_rows(np.ascontiguousarray(tall.T), mask_taps(**axes[1])).T.reshape(-1)
+            tall = apply_rows(query, mask_taps(axes[0]))
+            composed = apply_rows(np.ascontiguousarray(tall.T), mask_taps(axes[1])).T.reshape(-1)
         differ = (all_pixels(query, axes) > 0) != (composed > 0)
         assert doubtful(composed[differ], rounding(query)).all()
 

@@ -1,4 +1,4 @@
-"""The native kernel: there where there is a compiler, sound under the sanitizers, and done without elsewhere."""
+"""The kernels: the compiled one is there, sound under the sanitizers, and numpy does without it."""
 
 import os
 import shlex
@@ -12,8 +12,10 @@ import pytest
 from logits import blobs
 
 from m2f import native
+from m2f.errors import InputError
+from m2f.kernels import BEST, KERNELS, NUMPY, find_kernel
+from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
-from m2f.rle import decode
 from m2f.settings import Settings
 
 COMPILER = shlex.split(os.environ.get("CC", "cc"))[0]
@@ -22,27 +24,31 @@ needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"nee
 
 @needs_compiler
 def test_the_package_was_built_with_its_kernel():
-    assert native.kernels()[0] != native.NUMPY
+    assert BEST is KERNELS[0] is not NUMPY
+    assert [*map(str, native.load()), "numpy"] == [*map(str, KERNELS)]
 
 
-def test_without_the_library_numpy_does_it_all(monkeypatch, tmp_path):
-    cls_logits, mask_logits = blobs(np.random.default_rng(0))
-    arguments = {"img_shape": (96, 128), "ori_shape": (50, 70), "settings": Settings()}
-    expected = postprocess(cls_logits, mask_logits, **arguments)
-    monkeypatch.setattr(native, "_library", native._load(tmp_path / "none.so"))
-    assert native.kernels() == (native.NUMPY,)
-    got = postprocess(cls_logits, mask_logits, **arguments)
+def test_numpy_finds_the_same_instances():
+    image = ImageLogits(*blobs(np.random.default_rng(0)), img_shape=(96, 128), ori_shape=(50, 70))
+    expected, got = (postprocess(image, Settings(), kernel=kernel) for kernel in (BEST, NUMPY))
     assert got.rle == expected.rle
-    np.testing.assert_array_equal(decode(got.rle[0], 50, 70), decode(expected.rle[0], 50, 70))
     np.testing.assert_allclose(got.scores, expected.scores, rtol=1e-6)
 
 
-def test_a_library_for_another_machine_is_left_alone(tmp_path):
+def test_without_a_library_for_this_machine_there_is_no_native_kernel(tmp_path):
+    assert native.load(tmp_path / "none.so") == ()
     (tmp_path / "kernel.so").write_bytes(b"\x7fELF, but no more")
-    assert native._load(tmp_path / "kernel.so") is None
+    assert native.load(tmp_path / "kernel.so") == ()
+
+
+def test_kernels_are_found_by_name():
+    assert [find_kernel(str(kernel)) for kernel in KERNELS] == list(KERNELS)
+    with pytest.raises(InputError, match=r"kernel 'cuda' cannot run here; allowed: .*numpy"):
+        find_kernel("cuda")
 
 
 @needs_compiler
+@pytest.mark.more
 def test_the_sanitizers_find_no_fault():
     fuzz = Path(__file__).with_name("fuzz_kernel.py")
     command = [sys.executable, "-W", "ignore", fuzz, "--seconds", "10", "--seed", "7"]

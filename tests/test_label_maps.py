@@ -3,35 +3,36 @@ import pytest
 from reference import full_size_logits
 
 from m2f.errors import InputError
-from m2f.label_maps import MaskProbabilities, check_size, sigmoid, stack_maps
-from m2f.native import kernels
+from m2f.kernels import KERNELS
+from m2f.label_maps import check_size, probability_blocks, stack_maps
+from m2f.logits import ImageLogits
+from m2f.numpy_kernel import sigmoid
 
 
-@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize("max_values", [1, 300, 2000, 1 << 20])
 @pytest.mark.parametrize(("img_shape", "ori_shape"), [((33, 50), (71, 65)), ((36, 50), (36, 50)), ((1, 1), (9, 7))])
 def test_blocks_are_the_rows_of_the_full_size_probabilities(kernel, max_values, img_shape, ori_shape):
     mask_logits = np.random.default_rng(0).normal(0, 5, (3, 9, 14)).astype(np.float32)
-    masks = MaskProbabilities(
-        mask_logits, np.array([2, 0]), padded=(36, 56), valid=img_shape, original=ori_shape, kernel=kernel
-    )
+    image = ImageLogits(np.zeros((3, 2), np.float32), mask_logits, img_shape=img_shape, ori_shape=ori_shape)
     want = 1 / (1 + np.exp(-full_size_logits(mask_logits, img_shape, ori_shape)))[[2, 0]]
     height, width = ori_shape
     rows_seen = []
-    for rows, probabilities in masks.blocks(max_values):
+    for rows, probabilities in probability_blocks(image, np.array([2, 0]), kernel, max_values=max_values):
         rows_seen += range(height)[rows]
         np.testing.assert_allclose(probabilities, want[:, rows], atol=1e-5)
         assert probabilities.size <= max(max_values, 2 * width)
     assert rows_seen == list(range(height))
 
 
-@pytest.mark.parametrize("kernel", kernels())
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_logits_that_are_sure_infinite_or_no_number(kernel):
     """Sure ones are told apart as long as float32 can; NaN is far outside, and spoils no neighbour."""
     logits = np.array([[[-np.inf, -80, -20, 0, 20, np.inf, np.nan]]], np.float32)
-    masks = MaskProbabilities(logits, np.array([0]), padded=(1, 7), valid=(1, 7), original=(1, 7), kernel=kernel)
+    cls_logits = np.zeros((1, 2), np.float32)
+    image = ImageLogits(cls_logits, logits, img_shape=(1, 7), ori_shape=(1, 7), mask_stride=1)
     with np.errstate(invalid="ignore"):
-        ((_, found),) = masks.blocks(100)
+        ((_, found),) = probability_blocks(image, np.array([0]), kernel, max_values=100)
     np.testing.assert_allclose(found[0, 0, 1:5], 1 / (1 + np.exp([80, 20, 0, -20])), rtol=1e-5)
     assert (found[0, 0, [0, 6]] < 1e-37).all()
     assert found[0, 0, 5] == 1

@@ -1,26 +1,36 @@
 """Masks by every kernel: the same bit for bit, and those of a float64 reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import peak_of
 from reference import box, full_size_logits
 
 from m2f.errors import InputError
-from m2f.masks import MaskSampler
-from m2f.native import kernels
+from m2f.geometry import ImageGeometry
+from m2f.kernels import BEST, KERNELS
+from m2f.limits import WorkLimits
+from m2f.masks import sample_masks
 from m2f.rle import decode
 
 NEAR_ZERO = 2e-3  # float32 may round a logit this close to 0 to its other side
 
-every_kernel = pytest.mark.parametrize("kernel", kernels())
+every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
 
-def sampler(cells, valid, original, kernel=None, *, stride=4, threads=1):
-    padded = (cells[0] * stride, cells[1] * stride)
-    return MaskSampler.to_image(
-        cells=cells, padded=padded, valid=valid, original=original, kernel=kernel, threads=threads
-    )
+def sample(logits, queries, valid, original, kernel=BEST, *, stride=4, **limits):
+    """The masks of some queries of logits [Q, h, w]."""
+    geometry = ImageGeometry.of(logits.shape[1:], img_shape=valid, ori_shape=original, mask_stride=stride)
+    operator = kernel.operator(geometry)
+    return sample_masks(logits, np.asarray(queries, int), operator, kernel=kernel, limits=WorkLimits(**limits))
+
+
+def with_little_room(kernel):
+    """The kernel with room for few edges at first, so that it runs out of it."""
+    return kernel if kernel.name == "numpy" else replace(kernel, usual_edges=40)
 
 
 @every_kernel
@@ -36,7 +46,7 @@ def test_invariants(kernel, seed, cells, data):
     valid = tuple(data.draw(st.integers(1, 4 * n), label="valid") for n in cells)
     original = tuple(data.draw(st.integers(1, 90), label="original") for _ in cells)
     logits = rng.normal(data.draw(st.floats(-2, 2), label="mean"), 2, (1, *cells)).astype(np.float32)
-    masks = sampler(cells, valid, original, kernel).sample(logits, np.array([0]))
+    masks = sample(logits, [0], valid, original, kernel)
     edges = masks.edges(0).astype(np.int64)
     assert (edges[1:] > edges[:-1]).all()
     assert len(edges) % 2 == 0
@@ -64,11 +74,8 @@ def test_every_kernel_makes_the_same_masks(seed, cells, stride, data):
     if data.draw(st.booleans(), label="ties"):
         logits = logits.round() * np.float32(data.draw(st.sampled_from([1, 0.3]), label="step"))
     logits[0, rng.random(cells) < 0.02] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 1.0]), label="bad")
-    queries = np.array([2, 0, 1])
     with np.errstate(invalid="ignore"):
-        *native, reference = (
-            sampler(cells, valid, original, kernel, stride=stride).sample(logits, queries) for kernel in kernels()
-        )
+        *native, reference = (sample(logits, [2, 0, 1], valid, original, kernel, stride=stride) for kernel in KERNELS)
     for masks in native:
         for i in range(3):
             np.testing.assert_array_equal(masks.edges(i), reference.edges(i))
@@ -82,18 +89,15 @@ def test_every_kernel_makes_the_same_masks(seed, cells, stride, data):
 @every_kernel
 def test_threads_change_nothing(kernel):
     logits = np.random.default_rng(13).normal(0.3, 1, (7, 12, 9)).astype(np.float32)
-    alone, shared = (
-        sampler((12, 9), (48, 30), (55, 61), kernel, threads=n).sample(logits, np.arange(7)) for n in (1, 3)
-    )
+    alone, shared = (sample(logits, range(7), (48, 30), (55, 61), replace(kernel, threads=n)) for n in (1, 3))
     assert [alone.rle(i) for i in range(7)] == [shared.rle(i) for i in range(7)]
     assert alone.scores.tolist() == shared.scores.tolist()
 
 
 @every_kernel
-def test_more_edges_than_expected_are_kept(kernel, monkeypatch):
-    monkeypatch.setattr("m2f.native._USUAL_EDGES", 40)
+def test_more_edges_than_expected_are_kept(kernel):
     logits = np.random.default_rng(14).normal(size=(4, 40, 40)).astype(np.float32)
-    masks = sampler((40, 40), (160, 160), (120, 130), kernel).sample(logits, np.arange(4))
+    masks = sample(logits, range(4), (160, 160), (120, 130), with_little_room(kernel))
     for i in range(4):
         want = full_size_logits(logits, (160, 160), (120, 130))[i]
         wrong = decode(masks.rle(i), 120, 130) != (want > 0)
@@ -102,53 +106,46 @@ def test_more_edges_than_expected_are_kept(kernel, monkeypatch):
 
 @every_kernel
 @pytest.mark.parametrize("threads", [1, 3])
-def test_masks_of_more_edges_than_allowed_are_refused(kernel, threads, monkeypatch):
-    monkeypatch.setattr("m2f.native._USUAL_EDGES", 40)
+def test_masks_of_more_edges_than_allowed_are_refused(kernel, threads):
     logits = np.random.default_rng(14).normal(size=(4, 40, 40)).astype(np.float32)
-    of_size = sampler((40, 40), (160, 160), (120, 130), kernel, threads=threads)
-    all_edges = of_size.sample(logits, np.arange(4))._edges.size
-    for allowed in (all_edges, all_edges - 1, all_edges // 2, 1):
-        monkeypatch.setattr("m2f.masks.MAX_EDGES", allowed)
-        if allowed == all_edges:
-            assert of_size.sample(logits, np.arange(4))._edges.size == all_edges
-            continue
-        with pytest.raises(
-            InputError, match=f"have more edges than the {allowed} allowed.*: lower 'pre_top_k'"
-        ) as error:
-            of_size.sample(logits, np.arange(4))
+    arguments = logits, range(4), (160, 160), (120, 130), replace(with_little_room(kernel), threads=threads)
+    found = sample(*arguments).num_edges.sum()
+    assert sample(*arguments, edges=found).num_edges.sum() == found
+    for allowed in (found - 1, found // 2, 1):
+        message = rf"have at least \d+ edges; allowed are {allowed}: lower 'pre_top_k', or raise 'score_threshold'"
+        with pytest.raises(InputError, match=message) as error:
+            sample(*arguments, edges=allowed)
         assert error.value.kind == "output_too_large"
 
 
 @every_kernel
 @pytest.mark.parametrize("threads", [1, 2])
-def test_pixels_that_rounding_decides_are_limited(kernel, threads, monkeypatch):
+def test_pixels_that_rounding_decides_are_limited(kernel, threads):
     """One large logit puts all others in doubt."""
     logits = np.ones((2, 10, 12), np.float32)
     logits[:, 0, 0] = 1e30
-    of_size = sampler((10, 12), (40, 48), (90, 80), kernel, threads=threads)
-    monkeypatch.setattr("m2f.masks.MAX_DOUBTS", 2 * 90 * 80)
-    assert of_size.sample(logits, np.arange(2)).areas.tolist() == [90 * 80] * 2
+    arguments = logits, range(2), (40, 48), (90, 80), replace(kernel, threads=threads)
+    assert sample(*arguments, doubts=2 * 90 * 80).areas.tolist() == [90 * 80] * 2
     for allowed in (90 * 80, 100):
-        monkeypatch.setattr("m2f.masks.MAX_DOUBTS", allowed)
-        with pytest.raises(InputError, match=f"more pixels next to 0 than the {allowed} allowed: lower") as error:
-            of_size.sample(logits, np.arange(2))
+        with pytest.raises(InputError, match=f"pixels whose logit .* of 0; allowed are {allowed}: lower") as error:
+            sample(*arguments, doubts=allowed)
         assert error.value.kind == "output_too_large"
 
 
-def test_room_for_edges_is_made_as_far_as_they_are_allowed(monkeypatch):
+def test_room_for_edges_is_made_as_far_as_they_are_allowed():
     """Stripes of 1000 queries: a thousand times what the first few may have."""
-    made = []
-    monkeypatch.setattr("m2f.masks.MAX_EDGES", 300_000)
-    monkeypatch.setattr("m2f.native.np.empty", lambda *args, empty=np.empty: made.append(empty(*args)) or made[-1])
     stripes = np.tile(np.float32([[-1], [1]]), (1000, 250, 1))
-    with pytest.raises(InputError, match="have more edges than the 300000 allowed"):
-        sampler((500, 1), (500, 1), (500, 500), stride=1).sample(stripes, np.arange(1000))
-    assert sum(each.nbytes for each in made) < 5 << 20
+
+    def refused():
+        with pytest.raises(InputError, match="edges; allowed are 300000"):
+            sample(stripes, range(1000), (500, 1), (500, 500), stride=1, edges=300_000)
+
+    assert peak_of(refused)[1] < 5 << 20
 
 
 @every_kernel
 def test_no_queries_no_masks(kernel):
-    masks = sampler((8, 8), (32, 32), (9, 9), kernel).sample(np.ones((3, 8, 8), np.float32), np.zeros(0, int))
+    masks = sample(np.ones((3, 8, 8), np.float32), [], (32, 32), (9, 9), kernel)
     assert len(masks) == 0
 
 
@@ -160,14 +157,10 @@ def test_no_queries_no_masks(kernel):
         (np.zeros((3, 8, 8), np.float32), [-1], "queries must lie within 0 and 2"),
     ],
 )
-def test_the_sampler_checks_what_it_is_given(logits, queries, message):
+def test_what_does_not_fit_the_operator_is_refused(logits, queries, message):
+    operator = BEST.operator(ImageGeometry.of((8, 8), img_shape=(32, 32), ori_shape=(9, 9)))
     with pytest.raises(InputError, match=message):
-        sampler((8, 8), (32, 32), (9, 9)).sample(logits, np.array(queries))
-
-
-def test_a_kernel_that_cannot_run_here_is_named():
-    with pytest.raises(InputError, match=r"kernel 'cuda' cannot run here; allowed: .*numpy"):
-        sampler((8, 8), (32, 32), (9, 9), "cuda")
+        sample_masks(logits, np.array(queries), operator, kernel=BEST)
 
 
 @every_kernel
@@ -175,7 +168,7 @@ def test_intersection_and_iou(kernel):
     rng = np.random.default_rng(12)
     logits = rng.normal(0.3, 1, (6, 8, 8)).astype(np.float32)
     logits[5] = -1  # empty
-    masks = sampler((8, 8), (32, 30), (40, 35), kernel).sample(logits, np.arange(6))
+    masks = sample(logits, range(6), (32, 30), (40, 35), kernel)
     dense = [decode(masks.rle(i), 40, 35).astype(bool) for i in range(6)]
     for i, mask in enumerate(dense):
         for j, other in enumerate(dense):

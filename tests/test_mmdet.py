@@ -5,6 +5,7 @@ import pytest
 from logits import SIZES, blobs
 from pycocotools import mask as coco
 
+from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.settings import Settings
 
@@ -44,7 +45,7 @@ def mmdet_instances():
 
 def check_equal(mmdet_instances, cls_logits, mask_logits, img_shape, ori_shape):
     """0 differing pixels, equal boxes and labels, scores within 1e-5."""
-    got = postprocess(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings())
+    got = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape), Settings())
     scores, labels, boxes, rle = mmdet_instances(cls_logits, mask_logits, img_shape, ori_shape)
     np.testing.assert_allclose(got.scores, scores, atol=1e-5)
     # scores that differ in the last bit may change places, so rows are matched by all they say

@@ -5,24 +5,28 @@ from pycocotools import mask as coco
 from reference import full_size_logits, instances
 
 from m2f.errors import InputError
+from m2f.kernels import BEST, KERNELS
+from m2f.limits import WORK_LIMITS, WorkLimits
+from m2f.logits import ImageLogits
 from m2f.masks import Masks
-from m2f.native import kernels
-from m2f.postprocess import class_scores, postprocess, select
+from m2f.model_facts import ModelFacts
+from m2f.postprocess import postprocess, select
 from m2f.rle import decode
 from m2f.settings import Settings
 
 NEAR_ZERO = 2e-3  # float32 may round a logit this close to 0 to its other side
 
 
-every_kernel = pytest.mark.parametrize("kernel", kernels())
+every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
 
-def check_against_reference(cls_logits, mask_logits, img_shape, ori_shape, *, threshold=0.0, kernel=None):
+def check_against_reference(cls_logits, mask_logits, img_shape, ori_shape, *, threshold=0.0, kernel=BEST):
     """Same rows (matched by query and label), scores, masks and boxes as the float64 reference."""
     got = postprocess(
-        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings(score_threshold=threshold),
+        ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape),
+        Settings(score_threshold=threshold),
         kernel=kernel,
-    )  # fmt: skip
+    )
     want = instances(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, threshold=threshold)
     logits = full_size_logits(mask_logits, img_shape, ori_shape)
     rows = {(row["query"], row["label"]): row for row in want}
@@ -64,7 +68,7 @@ def test_pure_noise(scale):
     rng = np.random.default_rng(6)
     cls_logits = rng.normal(size=(5, 4)).astype(np.float32)
     mask_logits = (rng.normal(size=(5, 9, 11)) * scale).astype(np.float32)
-    got = postprocess(cls_logits, mask_logits, img_shape=(33, 41), ori_shape=(50, 60), settings=Settings())
+    got = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=(33, 41), ori_shape=(50, 60)), Settings())
     logits = full_size_logits(mask_logits, (33, 41), (50, 60))
     for query, rle in zip(got.queries, got.rle, strict=True):
         wrong = decode(rle, 50, 60) != (logits[query] > 0)
@@ -75,7 +79,8 @@ def test_pure_noise(scale):
 def test_empty_masks_score_zero_and_have_zero_boxes(value):
     cls_logits = np.zeros((2, 3), np.float32)
     got = postprocess(
-        cls_logits, np.full((2, 4, 4), value, np.float32), img_shape=(16, 16), ori_shape=(20, 30), settings=Settings()
+        ImageLogits(cls_logits, np.full((2, 4, 4), value, np.float32), img_shape=(16, 16), ori_shape=(20, 30)),
+        Settings(),
     )
     assert got.scores.tolist() == [0] * 4
     assert got.boxes.tolist() == [[0, 0, 0, 0]] * 4
@@ -85,7 +90,8 @@ def test_empty_masks_score_zero_and_have_zero_boxes(value):
 def test_a_logit_of_exactly_zero_is_outside():
     logits = np.random.default_rng(3).integers(-1, 2, (3, 9, 11)).astype(np.float32)
     got = postprocess(
-        np.zeros((3, 2), np.float32), logits, img_shape=(9, 11), ori_shape=(9, 11), settings=Settings(), mask_stride=1
+        ImageLogits(np.zeros((3, 2), np.float32), logits, img_shape=(9, 11), ori_shape=(9, 11), mask_stride=1),
+        Settings(),
     )
     for query, rle in zip(got.queries, got.rle, strict=True):
         np.testing.assert_array_equal(decode(rle, 9, 11), logits[query] > 0)
@@ -93,9 +99,11 @@ def test_a_logit_of_exactly_zero_is_outside():
 
 def test_full_masks_cover_the_image():
     got = postprocess(
-        np.zeros((1, 2), np.float32), np.full((1, 4, 4), 3, np.float32), img_shape=(13, 16), ori_shape=(20, 30),
-        settings=Settings(),
-    )  # fmt: skip
+        ImageLogits(
+            np.zeros((1, 2), np.float32), np.full((1, 4, 4), 3, np.float32), img_shape=(13, 16), ori_shape=(20, 30)
+        ),
+        Settings(),
+    )
     assert got.boxes.tolist() == [[0, 0, 30, 20]]
     assert got.areas.tolist() == [600]
     assert got.rle == [coco.encode(np.ones((20, 30), np.uint8, order="F"))["counts"]]
@@ -105,13 +113,13 @@ def test_full_masks_cover_the_image():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_bad_logit_spoils_only_its_query(bad):
     cls_logits, mask_logits = blobs(np.random.default_rng(7))
-    clean = postprocess(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128), settings=Settings())
+    clean = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128)), Settings())
     mask_logits = mask_logits.copy()
     mask_logits[0, 3, 3] = bad
     cls_logits = cls_logits.copy()
     cls_logits[1] = np.nan
     with np.errstate(invalid="ignore"):
-        got = postprocess(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128), settings=Settings())
+        got = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128)), Settings())
     assert 1 not in got.queries
     untouched = ~np.isin(clean.queries, [0, 1])
     same = ~np.isin(got.queries, [0, 1])
@@ -124,19 +132,23 @@ def test_a_bad_logit_spoils_only_its_query(bad):
 def test_background_first_reads_the_other_columns():
     cls_logits, mask_logits = blobs(np.random.default_rng(8))
     sizes = {"img_shape": (96, 128), "ori_shape": (96, 128)}
-    last = postprocess(cls_logits, mask_logits, settings=Settings(), **sizes)
-    first = postprocess(np.roll(cls_logits, 1, axis=1), mask_logits, settings=Settings(background_label_id=0), **sizes)
+    last = postprocess(ImageLogits(cls_logits, mask_logits, **sizes), Settings())
+    first = postprocess(
+        ImageLogits(np.roll(cls_logits, 1, axis=1), mask_logits, **sizes), Settings(background_label_id=0)
+    )
     assert last.rle == first.rle
     np.testing.assert_array_equal(last.labels, first.labels)
     np.testing.assert_allclose(last.scores, first.scores, rtol=1e-6)
 
 
-def scene_settings(**changes):
+def scene_settings(limits=WORK_LIMITS, **changes):
     cls_logits, mask_logits = blobs(np.random.default_rng(9), queries=30, objects=25)
     return postprocess(
-        cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(144, 192), settings=Settings(**changes),
-        class_names=("a", "b", "c", "d"),
-    )  # fmt: skip
+        ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(144, 192)),
+        Settings(**changes),
+        ModelFacts(class_names=("a", "b", "c", "d")),
+        limits=limits,
+    )
 
 
 def test_pre_top_k_limits_the_candidates():
@@ -204,38 +216,12 @@ def test_other_strides(stride):
     cls_logits, mask_logits = blobs(np.random.default_rng(10), cells=(16, 20))
     img_shape, ori_shape = (15 * stride, 20 * stride), (40, 50)
     got = postprocess(
-        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings(), mask_stride=stride
+        ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, mask_stride=stride), Settings()
     )
     logits = full_size_logits(mask_logits, img_shape, ori_shape, stride)
     for query, rle in zip(got.queries, got.rle, strict=True):
         wrong = decode(rle, *ori_shape) != (logits[query] > 0)
         assert (np.abs(logits[query][wrong]) < NEAR_ZERO).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"img_shape": (97, 128)}, "img_shape"),
-        ({"img_shape": (0, 128)}, "img_shape"),
-        ({"ori_shape": (0, 5)}, "ori_shape"),
-        ({"cls_logits": np.zeros((11, 5), np.float32)}, "logits do not fit together"),
-        ({"cls_logits": np.zeros(5, np.float32)}, "logits do not fit together"),
-        ({"cls_logits": np.zeros((12, 0), np.float32)}, r"cls_logits \(12, 0\) must have .* classes and no-object"),
-        ({"cls_logits": np.zeros((12, 1), np.float32)}, r"cls_logits \(12, 1\) must have from 1 to 1000 queries"),
-        ({"cls_logits": np.zeros((12, 10_002), np.float32)}, "columns for from 1 to 10000 classes"),
-        ({"cls_logits": np.zeros((0, 5)), "mask_logits": np.zeros((0, 4, 4))}, r"\(0, 5\) must have from 1 to 1000"),
-        (
-            {"cls_logits": np.zeros((1001, 5)), "mask_logits": np.zeros((1001, 4, 4))},
-            "must have from 1 to 1000 queries",
-        ),
-        ({"mask_logits": np.zeros((12, 1, 65_536), np.float32)}, "must have at most 65535 cells along a side"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(change, message):
-    cls_logits, mask_logits = blobs(np.random.default_rng(11))
-    arguments = {"cls_logits": cls_logits, "mask_logits": mask_logits, "img_shape": (96, 128), "ori_shape": (9, 9)}
-    with pytest.raises(InputError, match=message):
-        postprocess(**{**arguments, **change}, settings=Settings())
 
 
 def test_the_best_candidates_come_first_and_ties_in_their_order():
@@ -253,17 +239,13 @@ def test_stuff_classes_have_no_instances_but_take_part_in_the_top_k():
     everything = scene_settings(pre_top_k=20)
     cls_logits, mask_logits = blobs(np.random.default_rng(9), queries=30, objects=25)
     things = postprocess(
-        cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(144, 192), settings=Settings(pre_top_k=20),
-        thing_classes=frozenset({0, 3}),
-    )  # fmt: skip
+        ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(144, 192)),
+        Settings(pre_top_k=20),
+        ModelFacts(thing_classes=frozenset({0, 3})),
+    )
     expected = np.isin(everything.labels, [0, 3])
     assert 0 < expected.sum() < 20
     assert things.queries.tolist() == everything.queries[expected].tolist()
-
-
-def test_class_scores_are_a_softmax_without_no_object():
-    logits = np.array([[1000.0, 0, 1000.0], [-1000.0, 0, -1000.0]], np.float32)
-    np.testing.assert_allclose(class_scores(logits, -1), [[0.5, 0], [0, 1]], atol=1e-6)
 
 
 def test_class_score_thresholds_replace_the_common_one():
@@ -295,9 +277,9 @@ def test_nms_is_among_instances_of_one_class():
     cls_logits = np.float32([[9, 0, 0], [8, 0, 0], [0, 7, 0]])
     mask_logits = np.tile(np.float32([[5, -5], [-5, -5]]), (3, 1, 1))
     sizes = {"img_shape": (8, 8), "ori_shape": (16, 16)}
-    kept = postprocess(cls_logits, mask_logits, settings=Settings(score_threshold=0.5, iou_threshold=0.9), **sizes)
+    kept = postprocess(ImageLogits(cls_logits, mask_logits, **sizes), Settings(score_threshold=0.5, iou_threshold=0.9))
     assert kept.queries.tolist() == [0, 2]
-    off = postprocess(cls_logits, mask_logits, settings=Settings(score_threshold=0.5, iou_threshold=1.0), **sizes)
+    off = postprocess(ImageLogits(cls_logits, mask_logits, **sizes), Settings(score_threshold=0.5, iou_threshold=1.0))
     assert off.queries.tolist() == [0, 1, 2]
 
 
@@ -308,43 +290,41 @@ def test_two_masks_are_compared_once_whatever_the_classes(monkeypatch):
     cls_logits = np.random.default_rng(7).normal(size=(12, 31)).astype(np.float32)
     mask_logits = np.random.default_rng(8).normal(size=(12, 8, 8)).astype(np.float32)
     settings = Settings(score_threshold=0, pre_top_k=-1, keep_top_k=-1, iou_threshold=0.5)
-    found = postprocess(cls_logits, mask_logits, settings=settings, img_shape=(32, 32), ori_shape=(32, 32))
+    found = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=(32, 32), ori_shape=(32, 32)), settings)
     assert len(found.scores) == 12 * 30
     assert len(compared) == len({frozenset(pair) for pair in compared}) == 66
 
 
 @pytest.mark.parametrize("changed", [{"iou_threshold": 0.9}, {"max_output_boxes_per_class": 3}])
-def test_candidates_that_would_take_long_to_compare_are_refused(monkeypatch, changed):
-    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_CANDIDATES", 120)
-    assert len(scene_settings(pre_top_k=-1, **changed).scores) > 0
-    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_CANDIDATES", 119)
+def test_candidates_that_would_take_long_to_compare_are_refused(changed):
+    assert len(scene_settings(WorkLimits(compared_candidates=120), pre_top_k=-1, **changed).scores) > 0
+    limits = WorkLimits(compared_candidates=119)
     message = (
         "an image has 120 candidates for 'iou_threshold' or .*; allowed are 119: lower 'pre_top_k', or raise 'score"
     )
     with pytest.raises(InputError, match=message) as error:
-        scene_settings(pre_top_k=-1, **changed)
+        scene_settings(limits, pre_top_k=-1, **changed)
     assert error.value.kind == "output_too_large"
-    assert len(scene_settings(pre_top_k=-1).scores) == 120
+    assert len(scene_settings(limits, pre_top_k=-1).scores) == 120
 
 
 @pytest.mark.parametrize("same_class", [False, True])
-def test_masks_that_would_take_long_to_compare_are_refused(monkeypatch, same_class):
+def test_masks_that_would_take_long_to_compare_are_refused(same_class):
     """Three masks of 2 edges, of one class or of a class each."""
     cls_logits = np.full((3, 4), -20, np.float32)
     cls_logits[range(3), [0] * 3 if same_class else range(3)] = 0
-    arguments = {"img_shape": (8, 8), "ori_shape": (8, 8), "settings": Settings(score_threshold=0.5, iou_threshold=0.9)}
-    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_EDGES", 18 if same_class else 6)
-    assert len(postprocess(cls_logits, np.ones((3, 2, 2), np.float32), **arguments).scores) == (1 if same_class else 3)
-    monkeypatch.setattr("m2f.postprocess.MAX_COMPARED_EDGES", 17 if same_class else 5)
+    image = ImageLogits(cls_logits, np.ones((3, 2, 2), np.float32), img_shape=(8, 8), ori_shape=(8, 8))
+    settings, edges = Settings(score_threshold=0.5, iou_threshold=0.9), 18 if same_class else 6
+    found = postprocess(image, settings, limits=WorkLimits(compared_edges=edges))
+    assert len(found.scores) == (1 if same_class else 3)
     with pytest.raises(InputError, match=r"'iou_threshold' would compare masks at .* edges; .*: lower 'pre_top_k'"):
-        postprocess(cls_logits, np.ones((3, 2, 2), np.float32), **arguments)
+        postprocess(image, settings, limits=WorkLimits(compared_edges=edges - 1))
 
 
-def test_more_candidates_than_an_image_may_have_are_refused(monkeypatch):
-    monkeypatch.setattr("m2f.postprocess.MAX_CANDIDATES", 119)
+def test_more_candidates_than_an_image_may_have_are_refused():
     with pytest.raises(InputError, match="an image has 120 candidates; allowed are 119: lower 'pre_top_k', or raise"):
-        scene_settings(pre_top_k=-1)
-    assert len(scene_settings(pre_top_k=119).scores) == 119
+        scene_settings(WorkLimits(candidates=119), pre_top_k=-1)
+    assert len(scene_settings(WorkLimits(candidates=119), pre_top_k=119).scores) == 119
 
 
 def test_the_caps_count_what_nms_left():

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from sources import COMMITTED, ROOT, draw_held_out, random_checkpoint, small_config
 
+from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
@@ -169,10 +170,9 @@ def average_precision(data, evaluate, preprocess):
         for number, file in files.items():
             picture, valid, original = preprocess([file])
             logits = engine.run(["cls_logits", "mask_logits"], {"input": picture})
-            found = postprocess(
-                *(part[0] for part in logits), img_shape=valid[0], ori_shape=original[0], settings=Settings()
-            )
             size = original[0].tolist()
+            image = ImageLogits(*(part[0] for part in logits), img_shape=valid[0].tolist(), ori_shape=size)
+            found = postprocess(image, Settings())
             results += [
                 {
                     "image_id": number,

@@ -202,7 +202,14 @@ def test_repository_parameters_are_json():
     [
         ({}, "parameter 'scale' is missing; allowed: scale, keep_ratio"),
         ({"scale": "[1, 1]", "scal": "3"}, "unknown parameter 'scal'; allowed: scale"),
-        ({"scale": "256 256"}, "parameter 'scale' must be JSON"),
+        (
+            {"scale": "256 256"},
+            r"parameter 'scale' must be two whole numbers >= 1, such as \[256, 256\]; got '256 256'",
+        ),
+        ({"scale": "[1333]"}, r"'scale' must be two whole numbers >= 1, .*; got \(1333,\)"),
+        ({"scale": "[1, 1]", "input_size": "[0, 64]"}, "'input_size' must be two whole numbers >= 1, .*, or null"),
+        ({"scale": "[1, 1]", "pad_value": "[0, 0, 256]"}, "'pad_value' must be three whole numbers from 0 to 255"),
+        ({"scale": "[1, 1]", "std": "[1, 1]"}, "'std' must be three numbers"),
         (
             {"scale": "[1, 1]", "layout": "nchw"},
             "parameter 'layout' must be one of: uint8_hwc, float32_chw; got 'nchw'",

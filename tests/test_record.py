@@ -8,6 +8,7 @@ from logits import blobs
 from pictures import encode, photo
 
 from m2f.errors import InputError
+from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.record import PHASES, image_decoded, phase, recorded
@@ -21,7 +22,7 @@ def test_the_core_reports_every_phase_and_format():
     with recorded() as record:
         PREPROCESSING(files)
         cls_logits, mask_logits = blobs(np.random.default_rng(0))
-        postprocess(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128), settings=Settings())
+        postprocess(ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(96, 128)), Settings())
     assert record.images == {"JPEG": 2, "PNG": 1, "WEBP": 1}
     assert set(record.seconds) == set(PHASES) - {"wait"}  # which is the server's
     assert all(0 < seconds < 10 for seconds in record.seconds.values())

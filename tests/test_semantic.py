@@ -4,33 +4,31 @@ from logits import SIZES, blobs
 from memory import peak_of
 from reference_maps import mask_probabilities, semantic_scores
 
-from m2f import native
-from m2f.errors import InputError
-from m2f.semantic import semantic, values_a_pixel
+from m2f.kernels import BEST, NUMPY
+from m2f.logits import ImageLogits
+from m2f.semantic import semantic, values_per_pixel
 from m2f.settings import Settings
 
-
-@pytest.fixture(autouse=True, params=(native.kernels()[0], native.NUMPY))
-def every_way(request, monkeypatch):
-    """Run every test natively and in numpy."""
-    monkeypatch.setattr(native, "resolve", lambda _: request.param)
+WAYS = (BEST, NUMPY)
 
 
 def check_equal(cls_logits, mask_logits, img_shape, ori_shape, stride=4):
     """Equal to the slow reference; where two classes are within float32's rounding, either may win."""
-    got = semantic(
-        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=Settings(), mask_stride=stride
-    )
+    image = ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, mask_stride=stride)
     want = semantic_scores(cls_logits, mask_probabilities(mask_logits, img_shape, ori_shape, stride))
-    assert got.dtype == np.int32
-    assert got.shape == ori_shape
-    lost = want.max(0) - np.take_along_axis(want, got[None], 0)[0]
-    assert lost.max() < 1e-5
-    return (got != want.argmax(0)).mean()
+    different = []
+    for kernel in WAYS:
+        got = semantic(image, Settings(), kernel=kernel)
+        assert got.dtype == np.int32
+        assert got.shape == ori_shape
+        lost = want.max(0) - np.take_along_axis(want, got[None], 0)[0]
+        assert lost.max() < 1e-5
+        different.append((got != want.argmax(0)).mean())
+    return max(different)
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_equal_on_every_kind_of_size(name, seed):
     cells, img_shape, ori_shape = SIZES[name]
     check_equal(*blobs(np.random.default_rng(seed), cells=cells), img_shape, ori_shape)
@@ -39,7 +37,7 @@ def test_equal_on_every_kind_of_size(name, seed):
 def test_equal_on_random_sizes():
     rng = np.random.default_rng(8)
     different = []
-    for _ in range(200):
+    for _ in range(60):
         cells = tuple(rng.integers(1, 24, 2).tolist())
         img_shape = tuple(int(rng.integers(1, 4 * n + 1)) for n in cells)
         ori_shape = tuple(rng.integers(1, 120, 2).tolist())
@@ -54,26 +52,32 @@ def test_masks_of_another_stride():
     check_equal(*logits, (37, 50), (61, 83), stride=1)
 
 
-def test_among_equals_the_first_class_wins():
+@pytest.fixture(params=WAYS, ids=str)
+def run(request):
+    """A function: logits of 3 x 3 cells -> the class of each pixel."""
+
+    def run(cls_logits, mask_logits, **settings):
+        image = ImageLogits(cls_logits, mask_logits, img_shape=(12, 12), ori_shape=(12, 12))
+        return semantic(image, Settings(**settings), kernel=request.param)
+
+    return run
+
+
+def test_among_equals_the_first_class_wins(run):
     cls_logits, mask_logits = np.zeros((2, 4), np.float32), np.zeros((2, 3, 3), np.float32)
     assert (run(cls_logits, mask_logits) == 0).all()
     cls_logits[:, 1:3] = 2
     assert (run(cls_logits, mask_logits) == 1).all()
 
 
-def run(cls_logits, mask_logits, **settings):
-    sizes = {"img_shape": (12, 12), "ori_shape": (12, 12)}
-    return semantic(cls_logits, mask_logits, settings=Settings(**settings), **sizes)
-
-
-def test_no_object_first():
+def test_no_object_first(run):
     cls_logits, mask_logits = blobs(np.random.default_rng(4), cells=(3, 3))
     first = np.roll(cls_logits, 1, axis=1)
     np.testing.assert_array_equal(run(first, mask_logits, background_label_id=0), run(cls_logits, mask_logits))
 
 
 @pytest.mark.filterwarnings("error")
-def test_logits_that_are_no_numbers_spoil_only_their_own_query():
+def test_logits_that_are_no_numbers_spoil_only_their_own_query(run):
     cls_logits, mask_logits = blobs(np.random.default_rng(5), cells=(3, 3))
     far = mask_logits.copy()
     far[2] = -1e4
@@ -83,29 +87,24 @@ def test_logits_that_are_no_numbers_spoil_only_their_own_query():
     np.testing.assert_array_equal(run(cls_logits, mask_logits), run(cls_logits, far))
 
 
-def test_memory_beyond_the_answer_is_bounded():
+@pytest.mark.parametrize("kernel", WAYS, ids=str)
+def test_memory_beyond_the_answer_is_bounded(kernel):
     cls_logits, mask_logits = blobs(np.random.default_rng(6), queries=20, classes=5, cells=(64, 64))
-    classes, peak = peak_of(
-        lambda: semantic(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(4000, 4000), settings=Settings())
-    )
+    image = ImageLogits(cls_logits, mask_logits, img_shape=(256, 256), ori_shape=(2000, 2000))
+    classes, peak = peak_of(lambda: semantic(image, Settings(), kernel=kernel))
     assert peak - classes.nbytes < 32 << 20
 
 
-def test_memory_is_bounded_whatever_the_classes():
+@pytest.mark.parametrize("kernel", WAYS, ids=str)
+def test_memory_is_bounded_whatever_the_classes(kernel):
     cls_logits, mask_logits = np.zeros((1, 10_001), np.float32), np.ones((1, 4, 4), np.float32)
     cls_logits[0, 7_000] = 1
-    classes, peak = peak_of(
-        lambda: semantic(cls_logits, mask_logits, img_shape=(16, 16), ori_shape=(64, 200), settings=Settings())
-    )
+    image = ImageLogits(cls_logits, mask_logits, img_shape=(16, 16), ori_shape=(64, 200))
+    classes, peak = peak_of(lambda: semantic(image, Settings(), kernel=kernel))
     assert (classes == 7_000).all()
     assert peak < 32 << 20
 
 
 @pytest.mark.parametrize(("queries", "classes", "values"), [(100, 80, 125), (100, 5, 100), (1, 900, 900)])
 def test_a_pixel_costs_its_queries_its_classes_or_their_product(queries, classes, values):
-    assert values_a_pixel(queries, classes) == values
-
-
-def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="logits do not fit together"):
-        run(np.zeros((3, 4), np.float32), np.zeros((2, 3, 3), np.float32))
+    assert values_per_pixel(queries, classes) == values

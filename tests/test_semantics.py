@@ -6,7 +6,9 @@ from pycocotools import mask as coco
 from reference import bilinear, softmax
 
 from m2f.errors import InputError
-from m2f.native import kernels
+from m2f.kernels import BEST, KERNELS
+from m2f.logits import ImageLogits
+from m2f.model_facts import ModelFacts
 from m2f.postprocess import postprocess
 from m2f.profiles import PROFILES, nearest_source
 from m2f.rle import decode
@@ -17,12 +19,14 @@ GRID = 384  # Hugging Face's
 NEAR_ZERO = 2e-3  # float32 may round a logit this close to 0 to its other side
 
 
-def run(cls_logits, mask_logits, semantics, *, img_shape, ori_shape, things=None, kernel=None, **changes):
+def run(cls_logits, mask_logits, semantics, *, img_shape, ori_shape, things=None, kernel=BEST, **changes):
     settings = Settings(**{"semantics": semantics, "pre_top_k": 100, **changes})
     return postprocess(
-        cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape, settings=settings,
-        thing_classes=None if things is None else frozenset(things), kernel=kernel,
-    )  # fmt: skip
+        ImageLogits(cls_logits, mask_logits, img_shape=img_shape, ori_shape=ori_shape),
+        settings,
+        ModelFacts(thing_classes=None if things is None else frozenset(things)),
+        kernel=kernel,
+    )
 
 
 def check_equal(got, peer, boxes="of the masks"):
@@ -41,7 +45,7 @@ def check_equal(got, peer, boxes="of the masks"):
         assert (sizes[filled] >= got.areas[filled]).all()
 
 
-def check_all(cls_logits, mask_logits, img_shape, ori_shape, kernel=None):
+def check_all(cls_logits, mask_logits, img_shape, ori_shape, kernel=BEST):
     """Every profile against the system it is named after."""
     sizes = {"img_shape": img_shape, "ori_shape": ori_shape}
     ours = {name: run(cls_logits, mask_logits, name, kernel=kernel, **sizes) for name in PROFILES}
@@ -53,7 +57,7 @@ def check_all(cls_logits, mask_logits, img_shape, ori_shape, kernel=None):
 class TestAgainstTheSystems:
     pytestmark = torch_only
 
-    @pytest.mark.parametrize("kernel", kernels())
+    @pytest.mark.parametrize("kernel", KERNELS, ids=str)
     @pytest.mark.parametrize("name", SIZES)
     def test_equal_on_every_kind_of_size(self, name, kernel):
         cells, img_shape, ori_shape = SIZES[name]

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import torch
 
-from m2f.native import NUMPY, kernels
+from m2f.kernels import BEST, KERNELS, NUMPY
 
 from . import growth, machine, memory, report, served, targets
 from .compare import MMDET, Row, compare
@@ -62,9 +62,9 @@ def run(rounds: int, results: Path) -> list[targets.Target]:
     for case, peers in cases():
         rows += compare(case, peers, rounds=rounds)
         print(report.cases_table([row for row in rows if row.case == case.name]), flush=True)
-    memory_rows = memory.measure([(MMDET, 15), *((kernel, n) for kernel in kernels() for n in (15, 60, 100))])
+    memory_rows = memory.measure([(MMDET, 15), *((kernel.name, n) for kernel in KERNELS for n in (15, 60, 100))])
     print(report.memory_table(memory_rows), flush=True)
-    growth_rows = growth.measure(dict.fromkeys((kernels()[0], NUMPY)), growth.scenes(), rounds=rounds)
+    growth_rows = growth.measure(dict.fromkeys((BEST, NUMPY)), growth.scenes(), rounds=rounds)
     served_rows = served.measure([synthetic(n, HEADLINE) for n in (15, 100)], rounds=10 * rounds)
     print(report.served_table(served_rows), flush=True)
     judged = targets.judge(rows, memory_rows, growth_rows, served_rows)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from m2f.batch import stack_instances
-from m2f.native import NUMPY, kernels
+from m2f.kernels import KERNELS, NUMPY
 from m2f.postprocess import Instances
 
 from . import equality, ours
@@ -66,7 +66,7 @@ def compare(case: Case, peers: Sequence[str], *, rounds: int) -> list[Row]:
     want = ours.run(case, NUMPY)  # what every way is held against
     ways: dict[str, Callable[[], object]] = {name: partial(PEERS[name], case) for name in peers}
     pixels = {name: check(name, PEERS[name](case), want, case) for name in peers}
-    for kernel in kernels():
+    for kernel in KERNELS:
         name = f"m2f {kernel}"
         ways[name] = partial(ours.run, case, kernel)
         pixels[name] = equality.differing_pixels(as_found(ours.run(case, kernel)), want, case)

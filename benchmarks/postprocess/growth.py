@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from m2f.native import NUMPY
+from m2f.kernels import NUMPY, Kernel
 
 from . import ours
 from .scenes import Case, Size, synthetic
@@ -56,11 +56,13 @@ def scenes() -> Iterator[tuple[str, float, Case]]:
         yield "queries", queries, synthetic(15, OUTPUT, queries=queries)
 
 
-def measure(kernels: Iterable[str], points: Iterable[tuple[str, float, Case]], *, rounds: int) -> list[Row]:
+def measure(kernels: Iterable[Kernel], points: Iterable[tuple[str, float, Case]], *, rounds: int) -> list[Row]:
     """Time every point with each kernel."""
     rows = []
     for panel, x, case in points:
-        times = interleaved({kernel: partial(ours.run, case, kernel) for kernel in kernels}, rounds=rounds, turn_s=0.03)
+        times = interleaved(
+            {kernel.name: partial(ours.run, case, kernel) for kernel in kernels}, rounds=rounds, turn_s=0.03
+        )
         found = ours.run(case, NUMPY)
         mask_pixels = int(found.areas.sum())
         for kernel, time in times.items():

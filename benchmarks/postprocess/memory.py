@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from m2f.native import kernels
+from m2f.kernels import KERNELS, find_kernel
 
 from . import ours
 from .scenes import ROOT, Case, synthetic
@@ -74,8 +74,8 @@ def _status(name: str) -> int:
 
 
 def _function(way: str) -> Callable[[Case], object]:
-    if way in kernels():
-        return lambda case: ours.run(case, way)
+    if way in map(str, KERNELS):
+        return lambda case: ours.run(case, find_kernel(way))
     from .peers import PEERS  # noqa: PLC0415 (torch would be in the way where it is not what is measured)
 
     return PEERS[way]

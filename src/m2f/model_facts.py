@@ -32,7 +32,7 @@ class ModelFacts:
         Raises:
             InputError: a value cannot be read; the message names the parameter and what is allowed.
         """
-        names = _json_list(parameters, "class_names", "class names", lambda name: isinstance(name, str))
+        names = _json_list(parameters, "class_names", "strings", lambda name: isinstance(name, str))
         things = _json_list(parameters, "thing_classes", "class indices", lambda index: is_int(index) and index >= 0)
         return cls(
             class_names=tuple(names or ()),

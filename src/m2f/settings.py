@@ -57,39 +57,43 @@ _BACKGROUND = Allowed("-1 (no-object comes last) or 0 (first)", lambda value: is
 class Settings:
     """How logits become instances. The defaults are mmdetection's own; docs/parameters.md has a table of the fields."""
 
-    score_threshold: float = parameter(
-        FRACTION, "lowest final score (class score x mask score) of an instance", default=0.0
-    )
-    pre_top_k: int = parameter(LIMIT, "candidates taken from the Q x C class scores; -1: all", default=100)
+    score_threshold: float = parameter(FRACTION, "smallest final score of an instance, 0 to 1", default=0.0)
+    pre_top_k: int = parameter(LIMIT, "number of candidates taken from the Q x C class scores; -1: all", default=100)
     iou_threshold: float = parameter(
-        FRACTION, "mask NMS: drops a mask whose IoU with a better mask of its class is higher; 1: off", default=1.0
+        FRACTION, "class-aware mask NMS: drops a mask whose IoU with a better mask is above this; 1: off", default=1.0
     )
-    max_output_boxes_per_class: int = parameter(LIMIT, "most instances of a class; -1: no limit", default=NO_LIMIT)
+    max_output_boxes_per_class: int = parameter(
+        LIMIT, "largest number of instances per class; -1: no limit", default=NO_LIMIT
+    )
     keep_top_k: int = parameter(
-        LIMIT, "most instances of an image, after everything else; -1: no limit", default=NO_LIMIT
+        LIMIT, "largest number of instances per image, applied last; -1: no limit", default=NO_LIMIT
     )
     background_label_id: int = parameter(
         _BACKGROUND,
-        "column of no-object: -1 last, 0 first; default: that of the repository's `semantics`",
-        default=None,  # a number once the settings are made
+        "column of no-object in the class logits: -1 the last, 0 the first",
+        default=None,  # becomes the column of `semantics`
     )
-    export_postprocess_mask: bool = parameter(BOOLEAN, "false: `rle` and `masks` come back empty", default=True)
+    export_postprocess_mask: bool = parameter(
+        BOOLEAN, "false: `rle`, `masks` and `packed_masks` come back empty", default=True
+    )
     classes: str = parameter(
         _LABELS, 'only these classes, by index or name: `"0,2"`, `"circle,ring"`; empty: all', default=""
     )
     class_score_thresholds: str = parameter(
-        _THRESHOLDS, 'replaces `score_threshold` for single classes: `"circle=0.7,2=0.3"`', default=""
+        _THRESHOLDS, 'thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`', default=""
     )
     panoptic_score_threshold: float = parameter(
-        FRACTION, "`panoptic`: a query needs a higher class score than this to get pixels", default=0.8
+        FRACTION, "a query gets pixels of `panoptic` only if its class score is above this", default=0.8
     )
     panoptic_overlap_threshold: float = parameter(
-        FRACTION, "`panoptic`: least share of its own mask that a query must win to be a segment", default=0.8
+        FRACTION, "a query that wins less than this share of its own mask is void in `panoptic`", default=0.8
     )
     panoptic_filter_low_score: bool = parameter(
-        BOOLEAN, "`panoptic`: pixels that a query wins outside its own mask are void", default=True
+        BOOLEAN, "true: pixels that a query wins outside its own mask are void in `panoptic`", default=True
     )
-    semantics: str = parameter(_SEMANTICS, "the system whose post-processing is reproduced", default="mmdet")
+    semantics: str = parameter(
+        _SEMANTICS, "whose post-processing: `mmdet`, `detectron2`, `huggingface`, `tao`", default="mmdet"
+    )
 
     def __post_init__(self) -> None:
         check_value("semantics", self.semantics, _SEMANTICS)
