@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-WITHIN_S = 15  # steps send what they counted once a second; a loaded machine takes its time
+WITHIN_S = 60  # steps send what they counted once a second; a loaded machine takes its time
 
 
 @dataclass

@@ -157,6 +157,7 @@ def test_metrics_of_somebody_else_are_no_metrics(metrics, clock):
     assert len(metrics.warnings) == 1
 
 
+@pytest.mark.chaos
 @pytest.mark.server
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_no_request_is_stuck_in_a_queue(server, protocol):

@@ -16,11 +16,8 @@ from m2f.contract import PUBLIC_MODEL
 
 pytestmark = pytest.mark.server
 
-REQUESTS = {
-    **{name: Request(PUBLIC_MODEL, image_input(file.data), file.reason) for name, file in FILES.items()},
-    **TENSORS,
-    **PARAMETERS,
-}
+IMAGE_FILES = {name: Request(PUBLIC_MODEL, image_input(file.data), file.reason) for name, file in FILES.items()}
+REQUESTS = {**TENSORS, **PARAMETERS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,13 +31,6 @@ def unharmed(server):
     for name, array in before.items():
         np.testing.assert_array_equal(after[name], array)
     assert harm.died() == []
-
-
-@pytest.fixture(scope="module", params=["http", "grpc"])
-def wire(request, server):
-    opened = {"http": HttpWire, "grpc": GrpcWire}[request.param](server)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +58,22 @@ def check(answer, reason):
 
 
 def test_there_are_more_than_sixty_kinds():
-    assert len(REQUESTS) + len(HTTP) + len(GRPC) >= 60
+    assert len(IMAGE_FILES) + len(REQUESTS) + len(HTTP) + len(GRPC) >= 60
+
+
+@pytest.mark.parametrize("name", IMAGE_FILES)
+def test_a_kind_of_file(http_wire, grpc_wire, name):
+    """Each over one protocol, in turn: the server decodes a file alike, whatever brought it."""
+    request = IMAGE_FILES[name]
+    over_http = list(IMAGE_FILES).index(name) % 2
+    check(http_wire.send(request.post()) if over_http else grpc_wire.send(request.message()), request.reason)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_kind_over_both_protocols(wire, name):
+def test_a_kind_over_both_protocols(http_wire, grpc_wire, name):
     request = REQUESTS[name]
-    check(wire.send(request.post() if isinstance(wire, HttpWire) else request.message()), request.reason)
+    check(http_wire.send(request.post()), request.reason)
+    check(grpc_wire.send(request.message()), request.reason)
 
 
 @pytest.mark.parametrize("name", HTTP)

@@ -1,4 +1,4 @@
-"""Damaged images and damaged bodies against the real server: a few always, 20,000 and more with `make chaos`."""
+"""Damaged images and bodies against the real server: a few in `make test-more`, 20,000 and more in `make chaos`."""
 
 import random
 import threading
@@ -66,11 +66,10 @@ def send_all(server, over, inputs, wrong, seen):
     wire = {"http": HttpWire, "grpc": GrpcWire}[over](server)
     try:
         for sent, good in inputs:
-            started = time.monotonic()
             answer = wire.send(sent)
             seen[over, answer.status] += 1
             right = answer.accepted if good else answer.refused if good is False else answer.accepted or answer.refused
-            if not right or time.monotonic() - started > 30:
+            if not right:
                 wrong.append((over, good, answer, str(sent)[:2000]))
     except Exception as error:
         wrong.append((over, error))
@@ -101,8 +100,8 @@ def long(values, seconds):
 @pytest.mark.parametrize(
     ("what", "make", "count"),
     [
-        ("images", images, 200),
-        ("bodies", bodies, 100),
+        pytest.param("images", images, 200, marks=pytest.mark.more),
+        pytest.param("bodies", bodies, 100, marks=pytest.mark.more),
         long(("images", images, 20_000), 1800),
         long(("bodies", bodies, 4000), 600),
     ],
@@ -116,7 +115,7 @@ def test_nothing_damaged_does_harm(server, what, make, count):
     wrong, more = storm(server, make, "then", count - int(count * WARM_UP))
     assert warm_up + wrong == []
     assert harm.died() == []
-    grown = harm.grown()
+    grown = harm.grown()  # counts in the long forms only
     after = triton.infer(PUBLIC_MODEL, golden)
     triton.client.close()
     for name, array in before.items():
@@ -125,4 +124,4 @@ def test_nothing_damaged_does_harm(server, what, make, count):
         statuses = {f"{over} {status}": number for (over, status), number in sorted((seen + more).items())}
         figures = {"inputs": count, "seconds": round(time.monotonic() - started), **statuses, "dead stubs": 0}
         report(f"bad inputs: damaged {what}", {**figures, "grown_mb": round(grown / 1e6, 1)})
-    assert grown < 64 << 20
+        assert grown < 64 << 20

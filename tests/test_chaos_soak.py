@@ -1,4 +1,4 @@
-"""Mixed requests for a long time: nothing grows and nothing gets slower; seconds always, minutes with `make soak`."""
+"""Mixed requests for a long time: nothing grows or gets slower; seconds in `make test-more`, minutes in `make soak`."""
 
 import os
 import random
@@ -201,7 +201,7 @@ def long(minutes, *marks):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("minutes", [0.2, long(10), long(120, pytest.mark.soak)])
+@pytest.mark.parametrize("minutes", [pytest.param(0.2, marks=pytest.mark.more), long(10), long(120, pytest.mark.soak)])
 def test_nothing_grows_and_nothing_gets_slower(tmp_path, image_files, minutes):
     pictures = image_files + [encode(photo(*size), "jpg") for size in SIZES]
     with supervised(tmp_path) as running:
@@ -213,6 +213,8 @@ def test_nothing_grows_and_nothing_gets_slower(tmp_path, image_files, minutes):
     assert errors.wrong == []
     assert errors.answered
     assert all(abs(now - samples[0].held[what]) < 20 for what, now in samples[-1].held.items()), samples[-1]
+    if minutes < 1:  # the short form judges no machine
+        return
     parts = samples[-1].memory
     slopes = {part: round(slope(samples, lambda s, part=part: s.memory[part]), 3) for part in parts}
     grown = sum(parts.values()) - sum(samples[0].memory.values())
@@ -231,13 +233,10 @@ def test_nothing_grows_and_nothing_gets_slower(tmp_path, image_files, minutes):
         "processor_ms_a_request_last_third": round(dear, 1),
     }
     print(f"{figures}\nMB in 1,000 requests by process: {slopes}\n{samples[0]}\n{samples[-1]}")
-    if minutes > 1:
-        assert figures["mb_in_1000_requests"] <= 1, slopes
-        assert last <= 1.5 * first
-        assert dear <= 1.2 * cheap
-        report(f"soak of {minutes} minutes: all outputs, sizes and errors, mixed", figures)
-    else:
-        assert grown < 250  # a fast machine comes to the first body of 64 MiB, over both protocols
+    assert figures["mb_in_1000_requests"] <= 1, slopes
+    assert last <= 1.5 * first
+    assert dear <= 1.2 * cheap
+    report(f"soak of {minutes} minutes: all outputs, sizes and errors, mixed", figures)
 
 
 def test_the_slope_is_that_of_the_growth():

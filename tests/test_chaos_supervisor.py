@@ -1,4 +1,4 @@
-"""Kills and stops under load, on the real server: a short form of each always, the long one with `make chaos`."""
+"""Kills and stops under load, on the real server: short forms in `make test-more`, long ones in `make chaos`."""
 
 import os
 import random
@@ -43,7 +43,7 @@ def kill_and_wait(running, rng):
     return lost["at"] - began, ready["at"] - began
 
 
-@pytest.mark.parametrize("kills", [3, long(100, 1800)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.more), long(100, 1800)])
 def test_stubs_killed_under_load(tmp_path, image_files, kills):
     rng = random.Random(7)
     with supervised(tmp_path) as running:
@@ -65,11 +65,10 @@ def test_stubs_killed_under_load(tmp_path, image_files, kills):
     assert kinds.count(WRONG) == kinds.count(HUNG) == 0
     assert kinds.count(OK) > kills
     assert all(outcome.message for outcome in outcomes if outcome.kind != OK)
-    detected, healed = (max(values) for values in zip(*times, strict=True))
-    generous = 1 if kills > 3 else 6
-    assert detected <= 2 * generous
-    assert healed <= 5 * generous
-    if kills > 3:
+    if kills > 3:  # the short form judges no machine
+        detected, healed = (max(values) for values in zip(*times, strict=True))
+        assert detected <= 2
+        assert healed <= 5
         report(
             f"{kills} kills (SIGKILL, SIGSEGV, SIGSTOP) of any step's stub under load",
             {
@@ -129,7 +128,7 @@ def stop_under_load(tmp_path, cases, rate, rng):
     return seconds, [o for o in outcomes if not late(o)], [o for o in outcomes if late(o)]
 
 
-@pytest.mark.parametrize("stops", [1, long(50, 3600)])
+@pytest.mark.parametrize("stops", [pytest.param(1, marks=pytest.mark.more), long(50, 3600)])
 def test_sigterm_under_load(tmp_path, image_files, stops):
     rng = random.Random(11)
     with supervised(tmp_path) as running:
@@ -147,8 +146,8 @@ def test_sigterm_under_load(tmp_path, image_files, stops):
     assert admitted
     assert [o for o in admitted if o.kind != OK] == []
     assert [o for o in late if o.kind != OK and not refused(o)] == []
-    assert slowest <= 30
     if stops > 1:
+        assert slowest <= 30
         report(
             f"{stops} SIGTERMs under 80% load",
             {

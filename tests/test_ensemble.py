@@ -30,7 +30,25 @@ def random_subsets(count):
         yield tuple(rng.permutation(NAMES)[: rng.integers(1, len(NAMES) + 1)].tolist())
 
 
-SUBSETS = [*((name,) for name in NAMES), *itertools.combinations(NAMES, 2), tuple(NAMES), *random_subsets(100)]
+def pairwise(size):
+    """Subsets of a size such that any two outputs are together in one of them."""
+    left = set(itertools.combinations(NAMES, 2))
+    while left:
+        subset = list(min(left))
+        while len(subset) < size:
+            rest = [name for name in NAMES if name not in subset]
+            subset.append(max(rest, key=lambda new: sum(pair(new, old) in left for old in subset)))
+        left -= set(itertools.combinations(sorted(subset, key=NAMES.index), 2))
+        yield tuple(subset)
+
+
+def pair(one, other):
+    return tuple(sorted((one, other), key=NAMES.index))
+
+
+SINGLE = [(name,) for name in NAMES]
+SOME = [*SINGLE, *pairwise(4)]
+ALL = [*SINGLE, *itertools.combinations(NAMES, 2), tuple(NAMES), *random_subsets(100)]
 
 
 @pytest.fixture(scope="module")
@@ -74,20 +92,30 @@ def steps_behind(model, subset):
     return steps
 
 
-@pytest.mark.parametrize("model", [PUBLIC_MODEL, PUBLIC_TENSOR_MODEL])
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_every_subset_of_outputs(server, inputs, protocol, model):
+@pytest.mark.parametrize(
+    ("protocol", "model", "subsets"),
+    [
+        pytest.param("http", PUBLIC_MODEL, SOME, id="some-http"),
+        pytest.param("grpc", PUBLIC_TENSOR_MODEL, SOME, id="some-grpc"),
+        *(
+            pytest.param(protocol, model, ALL, id=f"all-{protocol}-{model}", marks=pytest.mark.more)
+            for protocol in ("http", "grpc")
+            for model in (PUBLIC_MODEL, PUBLIC_TENSOR_MODEL)
+        ),
+    ],
+)
+def test_every_subset_of_outputs(server, inputs, protocol, model, subsets):
     """Right names, values identical to those of a request for all, and no step that nobody asked for."""
     triton = connect(server, protocol)
     everything = triton.infer(model, inputs[model], NAMES, score_threshold=LOW)
     assert set(everything) == set(NAMES)
     assert everything["num_instances"][0, 0] > 0
     before = settled_runs(triton)
-    for subset in SUBSETS:
+    for subset in subsets:
         got = triton.infer(model, inputs[model], subset, score_threshold=LOW)
         assert set(got) == set(subset)
         assert_same(got, everything)
-    wanted = Counter(step for subset in SUBSETS for step in steps_behind(model, subset))
+    wanted = Counter(step for subset in subsets for step in steps_behind(model, subset))
     assert settled_runs(triton) - before == wanted
 
 
