@@ -1,7 +1,8 @@
-"""Compile `src/m2f/kernel` on the way into a wheel or an editable install.
+"""Compile `src/m2f/kernel` when a wheel or an editable install of m2f is built.
 
-It is a plain shared library, so one wheel serves every Python version. Without a C compiler the package installs all
-the same and runs on numpy; its wheel is then tagged `any`.
+The kernel is a plain shared library that does not use Python, so one wheel serves every Python version. Where there is
+no C compiler, or the kernel does not compile, the package is built without it, runs on NumPy, and its wheel is tagged
+`any`.
 """
 
 import os
@@ -15,8 +16,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCES, LIBRARY = "src/m2f/kernel", "src/m2f/_kernel.so"
 
-# Contraction to FMA would make other masks on other processors. The two last flags let comparisons become SIMD; none
-# of them changes a result, and none is linked with, which could change the whole process's floating point.
+# No fused multiply-add (-ffp-contract=off): masks would differ between processors. The last two flags let the compiler
+# turn comparisons into SIMD instructions, without changing a result. None of the flags is passed to a linker that would
+# change the floating-point mode of the whole process, as -ffast-math does.
 FLAGS = (
     *("-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fopenmp-simd"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
@@ -24,30 +26,35 @@ FLAGS = (
 
 
 def compile_kernel(sources: Path, library: Path, *flags: str) -> None:
-    """Compile the folder's C files to one library, with the compiler that `CC` names, `cc` otherwise.
+    """Compile all C files of a folder to one shared library, with the compiler in `CC` or else `cc`.
+
+    Args:
+        sources: folder of the C files.
+        library: file to write; an existing file is replaced at once, so that processes that use it keep the old one.
+        flags: further flags of the compiler.
 
     Raises:
-        OSError: there is no such compiler.
-        subprocess.CalledProcessError: it fails.
+        OSError: the compiler does not exist.
+        subprocess.CalledProcessError: the compiler reports an error.
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    draft = library.with_suffix(f".{os.getpid()}")  # a process may be running the old one
+    draft = library.with_suffix(f".{os.getpid()}")
     subprocess.run([*compiler, *FLAGS, *flags, *map(str, sorted(sources.glob("*.c"))), "-o", str(draft)], check=True)
     draft.replace(library)
 
 
 class KernelBuildHook(BuildHookInterface):
-    """Puts the library beside the modules that load it."""
+    """Adds the compiled kernel to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, before the files of the wheel are collected."""
+        """Compile the kernel before the files of the wheel are collected."""
         del version
         library = Path(self.root, LIBRARY)
         try:
             compile_kernel(Path(self.root, SOURCES), library)
         except (OSError, subprocess.CalledProcessError) as error:
             library.unlink(missing_ok=True)
-            self.app.display_warning(f"m2f: no native kernel, post-processing will run on numpy ({error})")
+            self.app.display_warning(f"m2f: built without the native kernel; post-processing runs on NumPy ({error})")
             return
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"

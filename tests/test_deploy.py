@@ -63,6 +63,8 @@ def test_the_image_pins_all_that_it_installs():
     pinned = dict(line.split("==") for line in lines)
     assert set(pinned) == set(wanted)
     assert all(version in specifier for name, version in pinned.items() for specifier in wanted[name])
+    assert Version(pinned["opencv-python-headless"]) >= Version("4.12")  # CVE-2025-53644
+    assert Version(pinned["numpy"]) >= Version("2")  # which this OpenCV needs
 
 
 def containers():
@@ -158,6 +160,13 @@ def test_the_front_gets_its_whole_configuration():
     volumes = load("compose.yaml")["services"]["front"]["volumes"]
     assert set(volumes[:-2]) == {f"./nginx/{name}:/etc/nginx/{name}:ro" for name in files}
     assert set(load("kustomization.yaml")["resources"]) == {f"kubernetes/{path.name}" for path in MANIFESTS}
+
+
+def test_the_front_may_open_what_its_connections_need():
+    text = (DEPLOY / "nginx/nginx.conf").read_text()
+    (files,) = re.findall(r"^worker_rlimit_nofile (\d+);", text, flags=re.MULTILINE)
+    (connections,) = re.findall(r"worker_connections (\d+);", text)
+    assert int(files) >= 2 * int(connections)  # a connection may have a file with its body
 
 
 def test_bodies_have_room():
