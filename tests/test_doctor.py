@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from m2f_cli.doctor import doctor
 from m2f_export.doctor import diagnose
+from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.server_version import is_safe
 
 ROOT = Path(__file__).parents[1]
@@ -295,13 +296,13 @@ def test_a_graph_that_holds_the_head_is_another_kind_of_engine(tmp_path):
     assert len(found) == 1
 
 
-def test_a_large_graph_is_not_run(tmp_path, monkeypatch):
+def test_a_large_graph_is_not_run(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(graph(first_row="1"))
-    monkeypatch.setattr("m2f_export.doctor.onnx_checks.TRIAL_BYTES", 100)
-    found = findings(path)
+    found, read = check_onnx(path, trial_bytes=100)
     assert_found(found, "note", "not-run", "0.0001 MB")
     assert len(found) == 1
+    assert read.trial is None
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Say what a path is, and let the checks for it speak."""
+"""Find out what a path is, and run the checks for it."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from m2f_export.doctor import catalogue
 from m2f_export.doctor.deploy_checks import check_deploy_config, compare_with_onnx
-from m2f_export.doctor.findings import LEVELS, Finding, error, note
+from m2f_export.doctor.findings import LEVELS, Finding
 from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.plan_checks import check_plan
 from m2f_export.doctor.repository_checks import check_repository
@@ -22,9 +23,9 @@ class Diagnosis:
     """What `m2f doctor` found.
 
     Attributes:
-        path: what was looked at.
-        kind: what it is.
-        findings: errors first, in the order of the checks.
+        path: the file or folder that was checked.
+        kind: `deploy config`, `ONNX`, `plan` or `repository`.
+        findings: errors first, then warnings, then notes, each in the order of the checks.
     """
 
     path: Path
@@ -37,10 +38,10 @@ class Diagnosis:
 
 
 def kind_of(path: Path) -> str:
-    """Return what a path is, by its name.
+    """Return the kind of a path, by its name.
 
     Raises:
-        ExportError: there is nothing, or nothing that doctor reads.
+        ExportError: there is no such path, or doctor does not read its kind.
     """
     if path.is_dir():
         return "repository"
@@ -67,22 +68,23 @@ def diagnose(
 
     Args:
         path: the file, or the repository's folder.
-        deploy_config: to hold an ONNX or a repository against.
-        tensorrt_version: of the server, for a plan: `X.Y` or longer; None: the installed one's.
-        server_version: of Triton or its container, for a repository; None: of the one found here.
+        deploy_config: a deploy config to compare an ONNX or a repository with.
+        tensorrt_version: the server's TensorRT, for a plan: `X.Y` or longer; None: the installed version.
+        server_version: Triton's version or its container's, for a repository; None: of the server found here.
 
     Raises:
-        ExportError: there is nothing at the path, nothing that doctor reads, or an option that does not fit it.
+        ExportError: there is no such path, doctor does not read its kind, or an option does not fit the kind.
     """
     kind = kind_of(path)
     if deploy_config is not None and kind not in ("ONNX", "repository"):
-        raise ExportError(f"{path}: only an ONNX or a repository is held against a deploy config, not a {kind}")
+        raise ExportError(f"{path}: only an ONNX or a repository is compared with a deploy config, not a {kind}")
     if tensorrt_version is not None and not re.fullmatch(r"\d+(\.\d+){1,3}", tensorrt_version):
         raise ExportError(f"{tensorrt_version!r} is no version of TensorRT, such as 10.3 or 10.3.0.26")
     findings: list[Finding] = []
-    config = None
+    deploy = None
     if deploy_config is not None:
         findings, config = check_deploy_config(deploy_config)
+        deploy = (deploy_config, config) if config is not None else None
     if kind == "deploy config":
         findings += _deploy_config(path)
     elif kind == "plan":
@@ -90,10 +92,8 @@ def diagnose(
     elif kind == "ONNX":
         found, graph = check_onnx(path)
         findings += found
-        if config is not None and deploy_config is not None and graph is not None:
-            findings += compare_with_onnx(deploy_config, config, graph)
+        findings += compare_with_onnx(*deploy, graph) if deploy is not None and graph is not None else []
     else:
-        deploy = (deploy_config, config) if deploy_config is not None and config is not None else None
         findings += check_repository(
             path, tensorrt_version=tensorrt_version, server_version=server_version, deploy=deploy
         )
@@ -101,17 +101,15 @@ def diagnose(
 
 
 def _deploy_config(path: Path) -> list[Finding]:
-    """Check a deploy config, against the ONNX beside it where that is the one it names."""
+    """Check a deploy config, and compare it with the ONNX beside it that it names."""
     findings, config = check_deploy_config(path)
     if config is None:
         return findings
     onnx_path = path.with_name(config.save_file or "end2end.onnx")
     if not onnx_path.is_file():
-        what, why = f"{onnx_path.name} is not beside it", "so its names were not held against the model's"
-        fix = f"m2f doctor {onnx_path.name} --deploy-config {path}"
-        return [*findings, note("onnx-not-beside", path, what, why=why, fix=fix)]
+        return [*findings, catalogue.ONNX_NOT_BESIDE(path, onnx=onnx_path.name, path=path)]
     found, graph = check_onnx(onnx_path)
     if graph is None:
-        what, why = f"{onnx_path.name} beside it cannot be read: {found[0].what}", found[0].why
-        return [*findings, error(found[0].code, onnx_path, what, why=why, fix=found[0].fix)]
+        what = f"{onnx_path.name}, in the same folder, cannot be read: {found[0].what}"
+        return [*findings, replace(found[0], what=what)]
     return [*findings, *compare_with_onnx(path, config, graph)]

@@ -1,33 +1,37 @@
-"""The engine of a repository: its file for each configuration, and whether these say what the ONNX does."""
+"""The engine of a repository: its files for each configuration, and the configurations against the ONNX."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from m2f_export.doctor.findings import Finding, check_content, error, listed, warning
+from m2f_export.doctor import catalogue
+from m2f_export.doctor.file_checks import check_content
+from m2f_export.doctor.findings import Finding, listed
 from m2f_export.doctor.model_configs import DEFAULT, Model, dims_fit, dtype
-from m2f_export.doctor.onnx_checks import INPUT, Graph
-from m2f_export.doctor.plan_checks import BUILD, check_plan
+from m2f_export.doctor.onnx_checks import Graph
+from m2f_export.doctor.plan_checks import check_plan
+from m2f_export.onnx_files import INPUT
 
 # Triton's names of the types, by ONNX's
 TYPES = {"UINT8": "UINT8", "FLOAT": "FP32", "FLOAT16": "FP16", "INT32": "INT32", "INT64": "INT64", "DOUBLE": "FP64"}
 PLAN, ONNX = "model.plan", "model.onnx"
 
 
-def check_engine(engine: Model, graph: Graph | None, *, tensorrt_version: str | None) -> list[Finding]:
-    """Check the engine's files, its configurations against each other, and against the ONNX where it can be read."""
-    findings = _engine_files(engine)
-    plan = engine.version / PLAN if engine.version is not None else None
-    if plan is not None and plan.is_file():
-        findings += check_plan(plan, tensorrt_version=tensorrt_version)
-    findings += _configs_agree(engine)
+def check_engine(engine: Model, graph: Graph | None, *, tensorrt_version: str | None) -> Iterator[Finding]:
+    """Check the engine's files, and its configurations against each other and against the ONNX."""
+    if engine.version is not None:
+        yield from _files(engine, engine.version)
+        plan = engine.version / PLAN
+        if plan.is_file():
+            yield from check_plan(plan, tensorrt_version=tensorrt_version)
+    yield from _configs_agree(engine)
     for name, config in engine.configs.items():
         where = engine.folder / name
-        findings += _warmup(where, config, graph)
+        yield from _warmup(where, config, graph)
         if graph is not None:
-            findings += _tensors(where, config, graph)
-    return findings
+            yield from _tensors(where, config, graph)
 
 
 def _needs(config: Any) -> tuple[str, ...]:
@@ -39,94 +43,71 @@ def _needs(config: Any) -> tuple[str, ...]:
     return (config.default_model_filename or "model.py", ONNX)
 
 
-def _engine_files(engine: Model) -> list[Finding]:
-    if engine.version is None:
-        return []
+def _files(engine: Model, folder: Path) -> Iterator[Finding]:
     missing = {
-        name: [file for file in _needs(config) if not (engine.version / file).is_file()]
+        name: [file for file in _needs(config) if not (folder / file).is_file()]
         for name, config in engine.configs.items()
     }
     usable = [name for name, files in missing.items() if not files]
-    findings = []
+    serve = "m2f serve"
+    if usable and DEFAULT not in usable:
+        serve += f" --config-name {Path(usable[0]).stem}"
     for name, files in missing.items():
-        if not files:
-            continue
-        what = f"{listed(files)} is missing, which {name} needs"
-        fix = f"m2f export --engine, or: {BUILD}"
-        if PLAN not in files:
-            fix = f"m2f export, or copy {listed(files)} to {engine.version}/"
-        if usable:
-            others = [Path(other).stem for other in usable if other != DEFAULT]
-            serve = f"m2f serve --config-name {others[0]}" if DEFAULT not in usable else "m2f serve"
-            why = f"with {Path(name).stem if name != DEFAULT else 'no --config-name'} Triton does not load the engine; "
-            why += f"`{serve}` works"
-            findings.append(warning("engine-missing", engine.version, what, why=why, fix=fix))
-        else:
-            why = "Triton does not load the engine, with this configuration or any other"
-            findings.append(error("engine-missing", engine.version, what, why=why, fix=fix))
+        if files:
+            never = catalogue.PLAN_MISSING if PLAN in files else catalogue.ENGINE_MISSING
+            here = catalogue.PLAN_MISSING_HERE if PLAN in files else catalogue.ENGINE_MISSING_HERE
+            option = "no --config-name" if name == DEFAULT else Path(name).stem
+            yield (here if usable else never)(
+                folder, files=listed(files), config=name, folder=folder, option=option, serve=serve
+            )
     present = {file for name in usable for file in _needs(engine.configs[name])} - {PLAN, ONNX}
-    return findings + [found for file in sorted(present) for found in check_content(engine.version / file)]
+    for file in sorted(present):
+        yield from check_content(folder / file)
 
 
-def _configs_agree(engine: Model) -> list[Finding]:
-    main = engine.config
-    findings = []
+def _configs_agree(engine: Model) -> Iterator[Finding]:
+    def stated(config: Any) -> tuple[Any, ...]:
+        return config.input, config.output, config.max_batch_size
+
     for name, config in engine.configs.items():
-        if main is None or (config.input, config.output, config.max_batch_size) == (
-            main.input, main.output, main.max_batch_size,
-        ):  # fmt: skip
-            continue
-        what = f"its inputs, outputs or max_batch_size are not those of {DEFAULT}"
-        why = "the ensembles fit one of them only: with the other, Triton refuses them or every request fails"
-        where = engine.folder / name
-        findings.append(error("engine-configs-differ", where, what, why=why, fix="make them the same in every config"))
-    return findings
+        if engine.config is not None and stated(config) != stated(engine.config):
+            yield catalogue.ENGINE_CONFIGS_DIFFER(engine.folder / name)
 
 
-def _tensors(where: Path, config: Any, graph: Graph) -> list[Finding]:
-    findings = []
+def _tensors(where: Path, config: Any, graph: Graph) -> Iterator[Finding]:
+    model = graph.path.name
     for kind, tensors, real in (("input", config.input, graph.inputs), ("output", config.output, graph.outputs)):
         for tensor in tensors:
+            this = {"kind": kind, "name": tensor.name, "model": model}
             if tensor.name not in real:
-                what = f"{kind} '{tensor.name}': {graph.path.name} has none of that name, but: {listed(real)}"
-                why, fix = "Triton does not load the engine", f"use the names of {graph.path.name}, or export it again"
-                findings.append(error("engine-tensor", where, what, why=why, fix=fix))
+                yield catalogue.ENGINE_TENSOR(where, **this, real=listed(real))
                 continue
-            value, batch = real[tensor.name], config.max_batch_size > 0
+            value = real[tensor.name]
             wanted = TYPES.get(value.dtype, value.dtype)
             if dtype(tensor) != wanted:
-                what = f"{kind} '{tensor.name}' is TYPE_{dtype(tensor)}, in {graph.path.name} it is {value.dtype}"
-                why, fix = "Triton does not load the engine, or every request fails", f"data_type: TYPE_{wanted}"
-                findings.append(error("engine-dtype", where, what, why=why, fix=fix))
-            shape = value.shape[1:] if value.shape is not None and batch else value.shape
+                yield catalogue.ENGINE_DTYPE(where, **this, stated=dtype(tensor), real=value.dtype, wanted=wanted)
+            shape = value.shape[1:] if value.shape is not None and config.max_batch_size > 0 else value.shape
             if shape is not None and not dims_fit(tuple(tensor.dims), shape):
-                free = [-1 if side is None else side for side in shape]
-                what = f"{kind} '{tensor.name}' has dims {list(tensor.dims)}, in {graph.path.name} they are {free}"
-                why = "Triton does not load the engine, or every request fails"
-                findings.append(error("engine-dims", where, what, why=why, fix=f"dims: {free}, or -1 where it is free"))
-    return findings
+                yield catalogue.ENGINE_DIMS(where, **this, stated=list(tensor.dims), real=_dims(shape))
 
 
-def _warmup(where: Path, config: Any, graph: Graph | None) -> list[Finding]:
-    types = {tensor.name: dtype(tensor) for tensor in config.input}
-    findings = []
+def _warmup(where: Path, config: Any, graph: Graph | None) -> Iterator[Finding]:
+    stated = {tensor.name: tensor for tensor in config.input}
     for warmup in config.model_warmup:
         for name, tensor in warmup.inputs.items():
-            written = next((tuple(t.dims) for t in config.input if t.name == name), None)
-            real = graph.inputs[INPUT].shape if graph is not None and name in graph.inputs and name == INPUT else None
-            wanted = real[1:] if real is not None else written
-            dims = tuple(tensor.dims)
-            if name not in types:
-                what, fix = f"warm-up '{warmup.name}' feeds '{name}'", f"the input is: {listed(types)}"
-            elif dtype(tensor) != types[name]:
-                what = f"warm-up '{warmup.name}' feeds {dtype(tensor)}, the input is {types[name]}"
-                fix = f"data_type: TYPE_{types[name]}"
-            elif wanted is not None and not dims_fit(dims, wanted):
-                free = [-1 if side is None else side for side in wanted]
-                what = f"warm-up '{warmup.name}' feeds dims {list(dims)}, the engine takes {free}"
-                fix = f"dims: {free}"
-            else:
+            if name not in stated:
+                yield catalogue.WARMUP_NAME(where, warmup=warmup.name, name=name, inputs=listed(stated))
                 continue
-            why = "the warm-up fails, and with it the loading of the model"
-            findings.append(error("warmup", where, what, why=why, fix=fix))
-    return findings
+            kind, wanted = dtype(stated[name]), tuple(stated[name].dims)
+            shape = graph.inputs[name].shape if graph is not None and name == INPUT and name in graph.inputs else None
+            wanted = wanted if shape is None else shape[1:]
+            if dtype(tensor) != kind:
+                yield catalogue.WARMUP_DTYPE(where, warmup=warmup.name, stated=dtype(tensor), wanted=kind)
+            elif not dims_fit(tuple(tensor.dims), wanted):
+                dims = list(tensor.dims)
+                yield catalogue.WARMUP_DIMS(where, warmup=warmup.name, stated=dims, wanted=_dims(wanted))
+
+
+def _dims(shape: tuple[int | None, ...]) -> list[int]:
+    """Return a shape as a configuration writes it: -1 where it is free."""
+    return [-1 if side is None else side for side in shape]

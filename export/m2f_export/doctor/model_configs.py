@@ -1,4 +1,4 @@
-"""A model repository as Triton sees it: folders, versions, configurations."""
+"""Read a model repository as Triton does: folders, versions, configurations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from m2f_export.doctor.findings import Finding, check_content, error
+from m2f_export.doctor import catalogue
+from m2f_export.doctor.file_checks import check_content
+from m2f_export.doctor.findings import Finding
 
 DEFAULT = "config.pbtxt"
 
@@ -49,7 +51,11 @@ class Model:
 
 
 def read_repository(folder: Path) -> tuple[list[Finding], dict[str, Model]]:
-    """Read every model of a repository; what does not parse is a finding."""
+    """Read every model of a repository.
+
+    Returns:
+        The findings (what does not parse is one), and the models by name.
+    """
     findings: list[Finding] = []
     models = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and _is_model(path)):
@@ -61,18 +67,12 @@ def read_repository(folder: Path) -> tuple[list[Finding], dict[str, Model]]:
                 if config is not None:
                     configs[str(file.relative_to(path))] = config
         if not (path / DEFAULT).is_file():
-            what, why = f"{path.name} has no config.pbtxt", "Triton cannot guess the tensors of these models"
-            findings.append(
-                error("config-missing", path, what, why=why, fix="copy it from the shipped model_repository")
-            )
+            findings.append(catalogue.CONFIG_MISSING(path, name=path.name))
         versions = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name))
         models[path.name] = Model(path, configs, versions[-1] if versions else None)
     if not models:
-        inside = (folder / DEFAULT).is_file()
-        what = "one model, not a repository" if inside else "no model in this folder"
-        why = "a repository is a folder of models, each a folder with a config.pbtxt"
-        fix = f"m2f doctor {folder.parent}" if inside else "m2f export makes a repository"
-        findings.append(error("repository-empty", folder, what, why=why, fix=fix))
+        entry = catalogue.REPOSITORY_IS_MODEL if (folder / DEFAULT).is_file() else catalogue.REPOSITORY_EMPTY
+        findings.append(entry(folder, parent=folder.parent))
     return findings, models
 
 
@@ -86,14 +86,9 @@ def _read_config(file: Path, model: str) -> tuple[list[Finding], Any | None]:
     try:
         config = text_format.Parse(file.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (text_format.ParseError, UnicodeDecodeError) as failure:
-        what, why = f"it does not parse: {failure}", "Triton skips the model, and every ensemble that uses it fails"
-        return [error("config-unreadable", file, what, why=why, fix="correct that line and column")], None
+        return [catalogue.CONFIG_UNREADABLE(file, reason=failure)], None
     if config.name and config.name != model:
-        what, why = (
-            f'name: "{config.name}" in the folder {model}',
-            "Triton refuses a model whose name is not its folder's",
-        )
-        return [error("config-name", file, what, why=why, fix=f'name: "{model}"')], config
+        return [catalogue.CONFIG_NAME(file, name=config.name, folder=model)], config
     return [], config
 
 

@@ -1,4 +1,4 @@
-"""Run a graph on ONNX Runtime with one image and with two, to see what it does and not what it says."""
+"""Run a graph on ONNX Runtime with one image and with two, to see what it does rather than what it states."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import onnxruntime as ort
 from m2f.contract import RAW_OUTPUTS
 
 FREE_SIZE = 128  # height and width where the graph leaves them free
-# Two runs differ by rounding; rows of another image differ by as much as logits do.
+# Standard deviations of the logits: two runs differ by rounding, the rows of another image by about 1.
 MIXED_ROWS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How a graph did.
+    """How a graph ran.
 
     Attributes:
-        size: height and width of the images it was given.
-        batch: the batch that was run last.
-        outputs: shapes at the first batch, by name.
-        failure: what went wrong at `batch`; empty: nothing.
+        size: height and width of the images that the graph was given.
+        batch: the batch size that was run last.
+        outputs: the outputs' shapes at the first batch size, by name.
+        failure: what went wrong at `batch`; empty if nothing did.
     """
 
     size: tuple[int, int]
@@ -40,7 +40,7 @@ def try_batches(path: Path, dtype: str, shape: tuple[int | None, ...]) -> Trial:
     Args:
         path: the ONNX file.
         dtype: `UINT8` [N, H, W, 3] or `FLOAT` [N, 3, H, W].
-        shape: of the input, None where it is free.
+        shape: the input's shape; None where an axis is free.
     """
     height, width = shape[1:3] if dtype == "UINT8" else shape[2:4]
     size = (height or FREE_SIZE, width or FREE_SIZE)
@@ -73,7 +73,7 @@ def _run(session: ort.InferenceSession, images: list[npt.NDArray[Any]]) -> dict[
 
 
 def _compare(alone: dict[str, npt.NDArray[Any]], together: dict[str, npt.NDArray[Any]]) -> str:
-    """Return what is wrong with the second row of two: its shape, or that it is not what the image gives alone."""
+    """Return what is wrong with the second of two images: the shape, or values that differ from the image alone."""
     for name, row in alone.items():
         rows = together[name]
         if rows.shape != (2, *row.shape[1:]):
@@ -87,7 +87,7 @@ def _compare(alone: dict[str, npt.NDArray[Any]], together: dict[str, npt.NDArray
 
 
 def _images(size: tuple[int, int], dtype: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return two smooth images that are unlike: noise would put many logits within rounding of a threshold."""
+    """Return two smooth images that differ: noise would put many logits within rounding of a threshold."""
     rows, columns = np.mgrid[0 : 1 : size[0] * 1j, 0 : 1 : size[1] * 1j]
     channels = np.stack([rows, columns, np.cos(6 * rows) * np.sin(5 * columns) / 2 + 0.5], axis=-1)
     pair = [channels, (1 - channels[:, ::-1]) ** 3]

@@ -1,4 +1,4 @@
-"""The server that will run a repository: is it one whose known holes are closed."""
+"""The server that will run a repository: whether its known vulnerabilities are fixed."""
 
 from __future__ import annotations
 
@@ -8,38 +8,37 @@ import re
 import shutil
 from pathlib import Path
 
-from m2f_export.doctor.findings import Finding, warning
+from m2f_export.doctor import catalogue
+from m2f_export.doctor.findings import Finding
 from m2f_export.export_errors import ExportError
 
 # 26.07 is Triton 2.71.0: README of triton-inference-server/server, "Update default branches post-26.07"
 SAFE_CONTAINER, SAFE_VERSION = (26, 7), (2, 71, 0)
-SAFE = "Triton 2.71.0 (container 26.07)"
-# `pip install m2f[server]`: the wheel does not say which Triton it carries; its server answers 2.51.0
+# `pip install m2f[server]`: the wheel does not say which Triton it holds; its server answers 2.51.0
 WHEELS = {"0.7.0": "2.51.0"}
 
 
 def check_server(version: str | None = None) -> list[Finding]:
-    """Warn of a server older than the safe one.
+    """Warn of a server older than the safe version.
 
     Args:
-        version: of Triton (`2.51.0`) or its container (`24.10`); None: of the server that `m2f serve` would run here.
+        version: Triton's version (`2.51.0`) or its container's (`24.10`); None: of the server that `m2f serve` would
+            run here.
+
+    Raises:
+        ExportError: the version is neither of the two.
     """
     found = (version, "the given version") if version is not None else found_server()
     if found is None or is_safe(found[0]):
         return []
-    what = f"Triton {found[0]} ({found[1]}) is older than {SAFE}"
-    why = "many vulnerabilities were fixed up to then, some of them reachable without logging in"
-    fix = (
-        "in production serve with nvcr.io/nvidia/tritonserver:26.07-py3 or later; keep this one on the loopback address"
-    )
-    return [warning("server-too-old", "tritonserver", what, why=why, fix=fix)]
+    return [catalogue.SERVER_TOO_OLD("tritonserver", version=found[0], source=found[1])]
 
 
 def is_safe(version: str) -> bool:
-    """Return whether a version of Triton, or of its container, is not older than the safe one.
+    """Return whether a version of Triton, or of its container, is at least the safe version.
 
     Raises:
-        ExportError: it is neither; the message says what is allowed.
+        ExportError: the version is neither of the two; the message says what is allowed.
     """
     if not re.fullmatch(r"\d+\.\d+(\.\d+)?", version):
         raise ExportError(f"{version!r} is neither a version of Triton (2.71.0) nor of its container (26.07)")
@@ -48,7 +47,7 @@ def is_safe(version: str) -> bool:
 
 
 def found_server() -> tuple[str, str] | None:
-    """Return the version of the server that `m2f serve` would run here and how it is known; None: not known."""
+    """Return the version of the server that `m2f serve` would run here, and its source; None: not known."""
     if binary := shutil.which("tritonserver"):
         if version := os.environ.get("TRITON_SERVER_VERSION"):  # NVIDIA's container sets it
             return version, str(binary)
