@@ -1,7 +1,7 @@
-"""Every artefact of an export compared with the one before it, on the same pictures.
+"""Compare every artefact of an export with the one before it, on the same pictures.
 
-A rung is one way to compute the logits: PyTorch, ONNX Runtime, a half-precision graph, Triton. Rungs are compared by
-both logits and by the instances that the server would make of them.
+A rung is one way to compute the logits: PyTorch, ONNX Runtime, a half-precision graph, Triton. Two rungs are compared
+by their logits and by the instances that the server would make of these.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 import torch
-from pycocotools import mask as coco_mask
 
+from m2f import agreement
+from m2f.agreement import CONFIDENT
 from m2f.errors import InputError
 from m2f.logits import ImageLogits
 from m2f.model_facts import ModelFacts
@@ -29,23 +30,22 @@ from m2f_export.graph import EngineGraph
 from m2f_export.onnx_files import INPUT, OUTPUTS
 from m2f_export.sources.base import Source
 
-HEAD_TOLERANCE = 1e-4  # of a score, graph against Python
+HEAD_TOLERANCE = 1e-4  # largest difference of a score between the head in the graph and the Python postprocess
 PIXELS_AT_ONCE = 1 << 21  # of a batch: bounds the memory of comparing
-CONFIDENT = 0.3  # instances below this score are not compared: rounding reorders them
-_SAME = 0.5  # mask IoU from which two instances of one class are taken for the same
 
 Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far a rung may be from the one before.
+    """How far a rung may be from the rung before.
 
     Attributes:
-        largest, mean: differences of a logit; None: not judged, the instances are.
-        unmatched: share of the confident instances that may be without a partner.
+        largest: largest difference of a logit; None: only the instances are judged.
+        mean: largest mean difference of the logits; None: only the instances are judged.
+        unmatched: largest share of the confident instances without a partner.
         iou: smallest mean mask IoU of the matched instances.
-        score: mean difference of the matched instances' scores.
+        score: largest mean difference of the matched instances' scores.
     """
 
     largest: float | None
@@ -55,36 +55,40 @@ class Tolerance:
     score: float
 
 
-# Rounding alone gives about 1e-5. But a mask logit within rounding of 0 decides whether a key is attended, and of the
-# millions that a large model has a few flip: that moves single logits by some 1e-3, and the mean by next to nothing.
+# Rounding alone gives about 1e-5. But a mask logit within rounding of 0 decides whether a key is attended to. A large
+# model has millions of these, and a few flip: single logits then move by some 1e-3, the mean hardly at all.
 EXACT = Tolerance(largest=0.05, mean=1e-4, unmatched=0.0, iou=0.999, score=1e-4)
 HALF = Tolerance(largest=None, mean=None, unmatched=0.05, iou=0.95, score=0.01)
 
 
 class Sample(NamedTuple):
-    """One picture: its encoded bytes, and the engine's input made of them."""
+    """One picture: its encoded bytes, and the engine's input made from them."""
 
     name: str
     encoded: bytes
     pixels: npt.NDArray[Any]  # [1, H, W, 3] uint8 or [1, 3, H, W] float32
-    img_shape: tuple[int, int]
-    ori_shape: tuple[int, int]
+    img_shape: tuple[int, int]  # height, width of the image inside the padded input
+    ori_shape: tuple[int, int]  # height, width of the original image
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """One rung against the one before.
+class Comparison:
+    """One rung against the rung before.
 
     Attributes:
         name: the rung.
-        cls_max, cls_mean, mask_max, mask_mean: differences of the logits.
-        instances: confident instances of the rung before, over all pictures.
-        matched: those of them with a partner of the same class.
-        extra: confident instances of this rung without one.
-        iou: mean mask IoU of the matched; 1 where there are none.
-        score_max, score_mean: score differences of the matched. Queries that compete for one object trade their scores
-            at a rounding, so single ones can be large.
-        tolerance: what was allowed.
+        cls_max: largest difference of a class logit.
+        cls_mean: mean difference of the class logits.
+        mask_max: largest difference of a mask logit.
+        mask_mean: mean difference of the mask logits.
+        instances: number of confident instances of the rung before, over all pictures.
+        matched: number of those that have a partner of the same class.
+        extra: number of confident instances of this rung without a partner.
+        iou: mean mask IoU of the matched instances; 1 without any.
+        score_max: largest score difference of the matched instances. Queries that compete for one object swap their
+            scores at a rounding, so single differences can be large.
+        score_mean: mean score difference of the matched instances.
+        tolerance: the differences that were allowed.
     """
 
     name: str
@@ -101,7 +105,7 @@ class Step:
     tolerance: Tolerance
 
     def failures(self) -> list[str]:
-        """What is outside the tolerance, in words; empty where nothing is."""
+        """Return what is outside the tolerance, in words; empty if nothing is."""
         allowed = self.tolerance
         missing = self.instances - self.matched + self.extra
         checks = [
@@ -132,22 +136,28 @@ class Step:
 
 @dataclass
 class Ladder:
-    """Rungs climbed so far, each held against the one before.
+    """The rungs so far, each compared with the rung before.
 
     Attributes:
         source: preprocessing, settings and mask stride.
         samples: the pictures.
-        steps: one for each rung but the first.
+        steps: the comparisons, one for each rung after the first.
+        first: name of the first rung.
     """
 
     source: Source
     samples: Sequence[Sample]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Comparison] = field(default_factory=list)
     first: str = ""
     _last: list[tuple[Logits, Instances]] = field(default_factory=list)
 
     def climb(self, name: str, run: Callable[[Sample], Logits], tolerance: Tolerance = EXACT) -> None:
-        """Compute every sample on a new rung and compare.
+        """Compute every sample on a new rung, and compare with the rung before.
+
+        Args:
+            name: the rung, for messages and the report.
+            run: computes the logits of a sample.
+            tolerance: the differences that are allowed.
 
         Raises:
             ExportError: the rung drifts beyond the tolerance; the message says by how much.
@@ -161,18 +171,22 @@ class Ladder:
         self._compare(name, results, tolerance)
 
     def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Instances]]) -> None:
-        """Compare a rung that makes its own instances: the server.
+        """Compare a rung that makes its own instances, the server, with the rung before.
 
         Raises:
-            ExportError: as `climb`.
+            ExportError: the rung drifts beyond `EXACT`; the message says by how much.
         """
         self._compare(name, [run(sample) for sample in self.samples], EXACT)
 
     def check_head(self, path: Path, settings: Settings) -> None:
-        """Hold a graph with its head against the Python postprocess of the last rung's logits.
+        """Compare a graph with its head with the Python postprocess of the last rung's logits.
+
+        Args:
+            path: the ONNX file.
+            settings: the thresholds that are fixed in the graph.
 
         Raises:
-            ExportError: other instances, or scores that differ by more than `HEAD_TOLERANCE`.
+            ExportError: the instances differ, or their scores differ by more than `HEAD_TOLERANCE`.
         """
         session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
         for sample, (logits, _) in zip(self.samples, self._last, strict=True):
@@ -215,7 +229,7 @@ class Ladder:
         return postprocess(image, settings, ModelFacts(thing_classes=None if things is None else frozenset(things)))
 
     def report(self) -> dict[str, Any]:
-        """Return the ladder as JSON would have it."""
+        """Return the ladder as JSON has it."""
         return {
             "images": [sample.name for sample in self.samples],
             "confident": CONFIDENT,
@@ -229,27 +243,21 @@ def compare(
     before: Sequence[tuple[Logits, Instances]],
     after: Sequence[tuple[Logits, Instances]],
     tolerance: Tolerance,
-) -> Step:
-    """Hold two rungs with logits of equal shapes against each other over all samples."""
-    differences: list[list[npt.NDArray[np.float32]]] = [[], []]
-    ious: list[float] = []
-    scores: list[float] = []
-    instances, extra = 0, 0
-    for (logits, found), (others, others_found) in zip(before, after, strict=True):
-        for mine, theirs, into in zip(logits, others, differences, strict=True):
-            into.append(np.abs(mine - theirs))
-        pairs = match(found, others_found)
-        instances += len(found.scores)
-        extra += len(others_found.scores) - len(pairs)
-        ious += [iou for _, _, iou in pairs]
-        scores += [float(abs(found.scores[i] - others_found.scores[j])) for i, j, _ in pairs]
-    largest = [max(float(d.max(initial=0)) for d in per_output) for per_output in differences]
-    mean = [float(np.mean([d.mean() for d in per_output])) for per_output in differences]
-    return Step(
+) -> Comparison:
+    """Compare two rungs, whose logits have equal shapes, over all samples."""
+    largest, mean = [], []
+    for output in range(len(OUTPUTS)):
+        pairs = zip(before, after, strict=True)
+        differences = [np.abs(mine[output] - theirs[output]) for (mine, _), (theirs, _) in pairs]
+        largest.append(max(float(d.max(initial=0)) for d in differences))
+        mean.append(float(np.mean([d.mean() for d in differences])))
+    found, others = (dict(enumerate(instances for _, instances in rung)) for rung in (before, after))
+    agreed = agreement.compare(found, others)
+    return Comparison(
         name=name, cls_max=largest[0], cls_mean=mean[0], mask_max=largest[1], mask_mean=mean[1],
-        instances=instances, matched=len(ious), extra=extra, iou=float(np.mean(ious)) if ious else 1.0,
-        score_max=max(scores, default=0.0),
-        score_mean=float(np.mean(scores)) if scores else 0.0, tolerance=tolerance,
+        instances=agreed.instances, matched=agreed.matched, extra=agreed.extra,
+        iou=1.0 if agreed.iou is None else agreed.iou,
+        score_max=agreed.score_max or 0.0, score_mean=agreed.score_mean or 0.0, tolerance=tolerance,
     )  # fmt: skip
 
 
@@ -259,30 +267,11 @@ def _check_shapes(name: str, before: Logits, after: Logits) -> None:
             raise ExportError(f"{name}: {output} is {theirs.shape}, before it was {mine.shape}")
 
 
-def match(first: Instances, second: Instances) -> list[tuple[int, int, float]]:
-    """Pair the instances of one picture: same class, best mask IoU first, each used once.
-
-    Returns:
-        Index in `first`, index in `second`, mask IoU (above 0.5).
-    """
-    if not first.rle or not second.rle:
-        return []
-    masks, others = ([{"size": i.size_hw, "counts": rle} for rle in i.rle] for i in (first, second))
-    iou = np.asarray(coco_mask.iou(masks, others, [0] * len(others)))
-    iou[first.labels[:, None] != second.labels[None, :]] = 0
-    pairs = []
-    while iou.max() > _SAME:
-        i, j = np.unravel_index(iou.argmax(), iou.shape)
-        pairs.append((int(i), int(j), float(iou[i, j])))
-        iou[i], iou[:, j] = 0, 0
-    return pairs
-
-
 def read_samples(source: Source, paths: Sequence[Path]) -> list[Sample]:
-    """Read pictures as the server will; random ones where none are given.
+    """Read pictures as the server will; random pictures if `paths` is empty.
 
     Raises:
-        ExportError: a picture that cannot be read.
+        ExportError: a picture cannot be read.
     """
     files = [(str(path), _read(path)) for path in paths] or _random_pictures()
     samples = []
@@ -304,9 +293,9 @@ def _read(path: Path) -> bytes:
 
 
 def _random_pictures() -> list[tuple[str, bytes]]:
-    """Smooth pictures of several shapes.
+    """Return smooth pictures of several shapes, by name.
 
-    White noise would not do: it puts so many mask logits within rounding of 0 that attention masks flip.
+    White noise puts so many mask logits within rounding of 0 that attention masks flip.
     """
     random = np.random.default_rng(0)
     pictures = []
@@ -318,7 +307,7 @@ def _random_pictures() -> list[tuple[str, bytes]]:
 
 
 def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
-    """The traced module itself."""
+    """Return a function that computes a sample's logits with the traced module itself."""
 
     def run(sample: Sample) -> Logits:
         with torch.inference_mode():
@@ -329,10 +318,10 @@ def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
 
 
 def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
-    """An ONNX model, a file or serialised, on ONNX Runtime.
+    """Return a function that computes a sample's logits with an ONNX model, a file or serialised, on ONNX Runtime.
 
     Raises:
-        ExportError: ONNX Runtime does not load it.
+        ExportError: ONNX Runtime does not load the model.
     """
     try:
         session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -346,21 +335,26 @@ def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
     return run
 
 
-def check_batches(path: Path, preprocessing: Preprocessing) -> tuple[int, ...]:
-    """Hold batches of random pictures against the same one by one: a batch size that was traced in shows here.
+def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: int = PIXELS_AT_ONCE) -> tuple[int, ...]:
+    """Compare batches of random pictures with the same pictures one by one: finds a batch size that was traced in.
+
+    Args:
+        path: the ONNX file.
+        preprocessing: the graph's layout and input size.
+        pixels_at_once: largest batch size x height x width that is tried.
 
     Returns:
-        The batch sizes that were tried: of 2, 5 and 8 those that fit `PIXELS_AT_ONCE`, 2 always.
+        The batch sizes that were tried: 2, and of 5 and 8 those that fit `pixels_at_once`.
 
     Raises:
-        ExportError: the logits differ by more than `EXACT`, or a batch is refused.
+        ExportError: the logits differ by more than `EXACT.mean` on average, or the graph refuses a batch.
     """
     height, width = size = preprocessing.input_size or (256, 320)
     stretched = replace(preprocessing, input_size=size, keep_ratio=False)
     pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     one_by_one = [session.run(list(OUTPUTS), {INPUT: image[None]}) for image in pixels]
-    sizes = tuple(count for count in (2, 5, 8) if count == 2 or count * height * width <= PIXELS_AT_ONCE)
+    sizes = tuple(count for count in (2, 5, 8) if count == 2 or count * height * width <= pixels_at_once)
     for count in sizes:
         rows = [i % len(pixels) for i in range(count)]
         try:
@@ -372,6 +366,7 @@ def check_batches(path: Path, preprocessing: Preprocessing) -> tuple[int, ...]:
             difference = float(np.abs(logits - alone).mean()) if logits.shape == alone.shape else np.inf
             if not difference <= (EXACT.mean or 0):
                 raise ExportError(
-                    f"{path.name}: {output} of a batch of {count} differ by {difference:.1e} on average from one by one"
+                    f"{path.name}: {output} of a batch of {count} differ by {difference:.1e} on average from those "
+                    "of the images one by one"
                 )
     return sizes
