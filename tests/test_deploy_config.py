@@ -8,7 +8,7 @@ import pytest
 from deploy_configs import ISSUE_2775, changed
 
 from m2f.settings import Settings
-from m2f_export.deploy_config import ShapeRange, read_deploy_config
+from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
 from m2f_export.export_errors import ExportError
 
 SETTINGS = Settings(
@@ -34,6 +34,15 @@ def test_the_config_of_the_issue(tmp_path):
     }
     assert config.max_workspace_size == 1 << 30
     assert config.ignored == ("onnx_config.export_params", "onnx_config.keep_initializers_as_inputs")
+
+
+def test_the_panoptic_rules_of_the_model_hold_where_the_deploy_config_is_silent():
+    own = Settings(panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False)
+    deploy = DeployConfig(settings=Settings(score_threshold=0.3, panoptic_overlap_threshold=0.5))
+    assert deploy.settings_for(own) == Settings(
+        score_threshold=0.3, panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.5,
+        panoptic_filter_low_score=False,
+    )  # fmt: skip
 
 
 def test_absent_sections_are_the_defaults(tmp_path):

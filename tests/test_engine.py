@@ -177,9 +177,9 @@ def test_tensorrt_comes_before_tensorrt_rtx(monkeypatch, version, found, wanted)
     monkeypatch.setattr(engine.importlib, "import_module", lambda _: Stub())
     if wanted:
         with pytest.raises(ExportError, match=wanted):
-            engine._load()
+            engine.load_tensorrt()
     else:
-        module, backend = engine._load()
+        module, backend = engine.load_tensorrt()
         assert (module.__name__, backend) == found
 
 

@@ -13,6 +13,7 @@ from sources import CHECKPOINT, CONFIG, ROOT, draw_held_out, random_checkpoint, 
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
+from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_cli.main import main
 from m2f_client import Client
@@ -171,17 +172,6 @@ def assert_input_must_be_finite(server):
             assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_the_panoptic_rules_of_the_model_hold_where_the_deploy_config_is_silent():
-    from m2f_export.pipeline import _with_panoptic_keys
-
-    own = Settings(panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False)
-    deploy = Settings(score_threshold=0.3, panoptic_overlap_threshold=0.5)
-    assert _with_panoptic_keys(deploy, own) == Settings(
-        score_threshold=0.3, panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.5,
-        panoptic_filter_low_score=False,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("index", [0, *(pytest.param(i, marks=pytest.mark.official) for i in (1, 2, 3))])
 def test_a_hugging_face_folder_is_served(tmp_path, index):
     """Mask2Former, MaskFormer and EoMT: one contract, up to what Triton answers."""
@@ -272,15 +262,12 @@ def test_one_target_is_needed(arguments):
     ],
 )  # fmt: skip
 def test_an_engine_is_built_for_the_sizes_that_are_stated(size, shapes, expected):
-    from m2f_export.deploy_config import DeployConfig, ShapeRange
-    from m2f_export.graph import with_input
-    from m2f_export.pipeline import _profile
-    from m2f_export.sources.mmdetection import describe_mmdet
+    from m2f_export.deploy_config import ShapeRange
+    from m2f_export.pipeline import engine_profile
 
-    source = with_input(describe_mmdet(CONFIG), layout="uint8_hwc", size=size)
-    ranges = dict(zip(("minimum", "optimum", "maximum"), shapes, strict=True)) if shapes else None
-    deploy = DeployConfig(shapes={"input": ShapeRange(**ranges)} if ranges else {})
-    profile = _profile(source, deploy)
+    preprocessing = Preprocessing(scale=(256, 256), pad_divisor=32, input_size=size)
+    stated = ShapeRange(**dict(zip(("minimum", "optimum", "maximum"), shapes, strict=True))) if shapes else None
+    profile = engine_profile(preprocessing, stated)
     assert (profile.batch, profile.height, profile.width) == expected
 
 

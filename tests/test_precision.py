@@ -13,9 +13,8 @@ from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
-from m2f_export import precision
 from m2f_export.export_errors import ExportError
-from m2f_export.precision import convert, rounded
+from m2f_export.precision import convert, kept_float32, rounded
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -137,8 +136,7 @@ def test_names_play_no_part(any_model):
     for value in (*renamed.graph.input, *renamed.graph.output, *renamed.graph.initializer):
         value.name = names[value.name]
     del renamed.graph.value_info[:]
-    pins = [precision._pinned(precision._read(model), largest=65504.0) for model in (any_model, renamed)]
-    assert pins[0] == pins[1]
+    assert kept_float32(any_model, "fp16") == kept_float32(renamed, "fp16")
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -196,23 +194,19 @@ def test_the_average_precision_stays_within_half_a_point(average_precision, embe
     assert lossy == pytest.approx(exact, abs=0.005)
 
 
-def test_the_pins_are_worth_it(embedded, batch, monkeypatch):
-    """With the pins the typical logit is closer to float32's than without."""
+def test_the_nodes_kept_in_float32_are_worth_it(embedded, batch):
+    """The typical logit is closer to float32's than where only the outputs are kept."""
     exact = run(embedded, batch)
 
-    def typical():
-        return [
-            np.median(np.abs(a - b)) for a, b in zip(exact, run(rounded(convert(embedded, "fp16")), batch), strict=True)
-        ]
+    def typical(**options):
+        half = rounded(convert(embedded, "fp16", **options))
+        return [np.median(np.abs(a - b)) for a, b in zip(exact, run(half, batch), strict=True)]
 
-    pinned = typical()
-    everywhere = precision._pinned
-    monkeypatch.setattr(precision, "_pinned", lambda *a, **k: {"logits": everywhere(*a, **k)["logits"]})
-    bare = typical()
-    print(f"median difference of cls_logits, mask_logits: {pinned} with the pins, {bare} without")
-    assert pinned[0] < 0.85 * bare[0]
-    assert pinned[1] < 0.9 * bare[1]
-    assert pinned[1] < 0.02
+    kept, bare = typical(), typical(reasons={"logits"})
+    print(f"median difference of cls_logits, mask_logits: {kept} with the nodes kept in float32, {bare} without")
+    assert kept[0] < 0.85 * bare[0]
+    assert kept[1] < 0.9 * bare[1]
+    assert kept[1] < 0.02
 
 
 def test_onnx_runtime_alone_does_not_round(embedded, batch):
@@ -266,8 +260,7 @@ def test_minus_infinity_is_no_overflow():
         "a = MatMul(x, w) b = Where(m, inf, a) c = Softmax<axis = -1>(b) y = MatMul(c, w)",
         declared="float[N, 4] x, bool[N, 4] m", constants=f"{square('w', 0.5)}, float inf = {{-inf}}",
     )  # fmt: skip
-    pins = precision._pinned(precision._read(model), largest=65504.0)
-    assert pins["range"] == frozenset()
+    assert kept_float32(model, "fp16")["range"] == frozenset()
 
 
 def test_a_constant_read_in_both_precisions_is_there_in_both():
@@ -324,7 +317,7 @@ def test_bfloat16_is_in_an_opset_that_has_it(embedded):
             "fp16",
             "the graph is in half precision already",
         ),
-        (lambda: graph("a = custom.Op(x) y = Relu(a)"), "fp16", "the types of the graph cannot be told"),
+        (lambda: graph("a = custom.Op(x) y = Relu(a)"), "fp16", "the types of the graph cannot be inferred"),
         (lambda: untyped("made up"), "fp16", "the type of 'a', made by node '' (Op), is not known"),
         (
             lambda: graph(

@@ -1,20 +1,20 @@
 """Read MMDeploy's deploy configs: `.py` with `_base_`, the same as JSON, and the SDK's three JSON files.
 
-MMDeploy applies nothing of `post_processing` to a Mask2Former (open-mmlab/mmdeploy#2775); here it becomes the
-`Settings` of the repository. Keys as MMDeploy 1.3.1 reads them: `mmdeploy/utils/config_utils.py`, and
-`mmdeploy/backend/sdk/export_info.py` for what the SDK's `deploy.json`, `pipeline.json` and `detail.json` hold.
+MMDeploy ignores `post_processing` for Mask2Former (open-mmlab/mmdeploy#2775); here it becomes the `Settings` of the
+repository. The keys are those of MMDeploy 1.3.1: `mmdeploy/utils/config_utils.py`, and for the SDK's `deploy.json`,
+`pipeline.json` and `detail.json`, `mmdeploy/backend/sdk/export_info.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from m2f.errors import InputError
-from m2f.settings import KEYS, Settings
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export.export_errors import ExportError
 
 Shape = tuple[int, ...]
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeRange:
-    """The shapes of one input that a TensorRT engine is built for, batch first, as the file has them."""
+    """The shapes of one input that a TensorRT engine is built for: [N, C, H, W], as in the file."""
 
     minimum: Shape
     optimum: Shape
@@ -31,20 +31,21 @@ class ShapeRange:
 
 @dataclass(frozen=True, kw_only=True)
 class DeployConfig:
-    """What a deploy config says; an absent key is None, empty or false.
+    """The contents of a deploy config; an absent key is None, empty or false.
 
     Attributes:
-        settings: `codebase_config.post_processing`; a key that is not there has m2f's default, mmdetection's own.
-        input_names, output_names: of the ONNX graph.
-        opset: of the ONNX graph.
+        settings: `codebase_config.post_processing`; absent keys have m2f's defaults, which are mmdetection's.
+        input_names: names of the ONNX graph's inputs.
+        output_names: names of the ONNX graph's outputs.
+        opset: opset of the ONNX graph.
         input_shape: height and width (MMDeploy writes width and height); None: not fixed.
-        dynamic_axes: tensor -> axis -> its name.
-        save_file: what the ONNX file is called.
+        dynamic_axes: tensor -> axis -> name of the axis.
+        save_file: name of the ONNX file.
         backend: `tensorrt`, `onnxruntime`, ...
-        fp16: half precision is asked for.
-        shapes: input -> the shapes a TensorRT engine is built for.
-        max_workspace_size: bytes TensorRT may use while it builds; 0: no limit is given.
-        ignored: the keys in the file that nothing here reads, with their path.
+        fp16: whether half precision is wanted.
+        shapes: input -> the shapes that a TensorRT engine is built for.
+        max_workspace_size: bytes that TensorRT may use while it builds; 0: no limit is given.
+        ignored: paths of the keys in the file that nothing here reads.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -60,20 +61,31 @@ class DeployConfig:
     max_workspace_size: int = 0
     ignored: tuple[str, ...] = ()
 
+    def settings_for(self, own: Settings) -> Settings:
+        """Return the settings, with the model's own panoptic rules where the file leaves them at their defaults.
+
+        MMDeploy has no keys for panoptic segmentation, so most files do not set them.
+
+        Args:
+            own: the settings that come with the model.
+        """
+        silent = [key for key in PANOPTIC_KEYS if getattr(self.settings, key) == getattr(Settings(), key)]
+        return replace(self.settings, **{key: getattr(own, key) for key in silent})
+
 
 def read_deploy_config(path: Path) -> DeployConfig:
     """Read a deploy config of MMDeploy.
 
-    A `.py` file is run, as MMDeploy runs it: read only those you trust. Of the SDK's files `detail.json` holds the
-    deploy config, so it is read in place of a `deploy.json` or `pipeline.json` that it lies beside; alone, these say
-    only the backend and precision, or the model's own threshold and limit.
+    A `.py` file is executed, as MMDeploy does: read only files you trust. Of the SDK's files `detail.json` holds the
+    deploy config, so a `detail.json` in the same folder is read instead of `deploy.json` or `pipeline.json`. Alone,
+    `deploy.json` gives only backend and precision, `pipeline.json` only the model's own threshold and limit.
 
     Args:
         path: a `.py` or `.json` file.
 
     Raises:
-        ExportError: no such file, a missing `_base_`, no deploy config, or a value that is not allowed; the message
-            names the file, the key, the value and what is allowed.
+        ExportError: the file or its `_base_` is missing, the file is no deploy config, or a value is not allowed; the
+            message names the file, the key, the value and what is allowed.
     """
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
@@ -99,9 +111,9 @@ def _load_python(path: Path) -> Any:
     except FileNotFoundError as error:
         raise ExportError(
             f"{path}: its `_base_` is missing: {error}. MMDeploy's base configs are in its source tree under configs/, "
-            "not in its wheel: keep the file where it stands in that tree, or give the JSON"
+            "not in its wheel: keep the file at its place in that tree, or give the JSON"
         ) from error
-    except Exception as error:  # the file is a program: it can fail in any way
+    except Exception as error:  # the file is a program: it may raise anything
         raise ExportError(f"{path}: cannot be read as an mmengine config: {error}") from error
 
 
@@ -129,7 +141,7 @@ _TEST_CFG = {
 
 
 def _from_sdk(content: dict[str, Any]) -> dict[str, Any]:
-    """Put what `deploy.json` or `pipeline.json` says where a deploy config says it; the rest stays, to be ignored."""
+    """Translate `deploy.json` or `pipeline.json` into a deploy config; other keys are dropped."""
     sdk = _Section(content)
     models = sdk.take("models", _A_LIST, list, [])
     deploy: dict[str, Any] = {}
@@ -151,7 +163,7 @@ _TEXT, _A_LIST, _OBJECT = "a string", "a list", "an object"
 
 
 class _Section:
-    """A dictionary of the file that knows which of its keys were read."""
+    """A dictionary of the file that records which of its keys were read."""
 
     def __init__(self, content: dict[str, Any], path: str = "") -> None:
         self.content, self.path = content, path
@@ -184,7 +196,7 @@ def _interpret(file: _Section) -> DeployConfig:
             "not a deploy config: none of 'codebase_config', 'onnx_config' (or 'ir_config') and 'backend_config' "
             f"is in it; its keys: {', '.join(map(str, file.content)) or 'none'}"
         )
-    file.read |= {"version", "codebase"}  # detail.json's record of where it came from
+    file.read |= {"version", "codebase"}  # detail.json records its origin there
     codebase = file.section("codebase_config")
     codebase.take("type", "'mmdet'", lambda v: v == "mmdet", None)
     codebase.read |= {"task", "model_type"}
@@ -227,7 +239,7 @@ def _names(graph: _Section, key: str) -> tuple[str, ...]:
 
 
 def _dynamic_axes(graph: _Section, names: tuple[str, ...]) -> dict[str, dict[int, str]]:
-    """Bring MMDeploy's three spellings to one: by name or in the order of the names, axes with or without names."""
+    """Unify MMDeploy's three spellings: by name or in the order of the names, axes with or without names."""
     allowed = "an object of tensor: {axis: name} or tensor: [axis, ...], or a list of these in the order of the names"
     axes = graph.take("dynamic_axes", allowed, lambda v: isinstance(v, dict | list | tuple), {})
     by_name = axes if isinstance(axes, dict) else dict(zip(names, axes, strict=False))

@@ -1,8 +1,8 @@
 """ONNX -> TensorRT engine: with `tensorrt` on a GPU, or ahead of time with TensorRT-RTX on any machine.
 
 Both have one builder API. The network is strongly typed, so the engine computes in the types of the graph (see
-`m2f_export.precision`); no plugin library is loaded, so a graph that parses here needs none anywhere. TensorRT itself
-can be exercised only where there is a GPU; TensorRT-RTX builds without one, for RTX GPUs.
+`m2f_export.precision`). No plugin library is loaded, so a graph that parses here needs no plugin anywhere. TensorRT
+itself runs only on a machine with a GPU; TensorRT-RTX builds without a GPU, for RTX GPUs.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ Range = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The input sizes an engine takes, each (smallest, the one it is tuned for, largest).
+    """The input sizes that an engine takes, each (smallest, usual, largest); it is tuned for the usual size.
 
     Attributes:
-        batch: images a request.
-        height, width: of the engine's input; None where the graph fixes them.
+        batch: images in a request.
+        height: height of the engine's input; None: the graph fixes it.
+        width: width of the engine's input; None: the graph fixes it.
     """
 
     batch: Range = (1, 1, 1)
@@ -55,11 +56,11 @@ class EngineReport:
 
     Attributes:
         backend: `TensorRT` or `TensorRT-RTX`.
-        version: of the backend, such as `10.14.1.48`.
-        layers: of the network, before fusion.
-        size: of the plan file, bytes.
-        seconds: parsing and building.
-        peak_memory: of this process meanwhile, bytes; 0 where the system does not say.
+        version: the backend's version, such as `10.14.1.48`.
+        layers: number of layers of the network, before fusion.
+        size: size of the plan file in bytes.
+        seconds: time of parsing and building.
+        peak_memory: peak memory of this process while building, bytes; 0: the system does not tell.
     """
 
     backend: str
@@ -78,30 +79,31 @@ def build_engine(
     timing_cache: Path | None = None,
     workspace: int | None = None,
 ) -> EngineReport:
-    """Build an engine and put it in place; the file appears only when it is whole.
+    """Build an engine and put it in place; the file appears only when it is complete.
 
     Args:
         model: graph of standard operators with one input, uint8 [N, H, W, 3] or float32 [N, 3, H, W], in the precision
-            that the engine is to have.
+            of the engine.
         plan: the file to write.
-        profile: the input sizes it takes.
-        timing_cache: file of measured kernel times, read where it exists and written afterwards: the next build of a
-            similar graph on the same GPU is quicker.
-        workspace: device memory that a layer may use for itself, bytes; None: as much as there is.
+        profile: the input sizes that the engine takes.
+        timing_cache: file of measured kernel times, read if it exists and written afterwards: the next build of a
+            similar graph on the same GPU is faster.
+        workspace: bytes of device memory that a layer may use; None: all there is.
 
     Raises:
-        ExportError: no TensorRT is installed or it has no GPU, the graph does not parse (every error is listed with its
-            node and operator), needs a plugin, does not fit the profile, or cannot be built or written.
+        ExportError: no TensorRT is installed, or TensorRT has no GPU; the graph does not parse (every error is listed
+            with its node and operator), needs a plugin or does not fit the profile; or the engine cannot be built or
+            written.
     """
     if workspace is not None and workspace <= 0:
         raise ExportError(f"workspace must be a number of bytes above 0; got {workspace}")
-    trt, backend = _load()
+    trt, backend = load_tensorrt()
     started = time.monotonic()
     _reset_peak_memory()
     log = _error_log(trt)
     try:
         builder = trt.Builder(log)
-    except TypeError as error:  # what the binding makes of a null pointer
+    except TypeError as error:  # how the binding reports a null pointer
         raise ExportError(f"{backend} {trt.__version__} cannot build here: {log.summary() or error}") from error
     network = builder.create_network(_flag(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"))
     _parse(trt, network, log, model)
@@ -128,29 +130,29 @@ def build_engine(
 
 
 def check_target(backend: str, version: str, target: str) -> str | None:
-    """Say why an engine will not load where it is to be served; None where it will.
+    """Return why an engine will not load at its target; None: it will.
 
     A plan loads only in the TensorRT version that built it, and Triton's `tensorrt_plan` holds TensorRT, not RTX.
 
     Args:
-        backend: of the engine, as in its `EngineReport`.
-        version: likewise.
-        target: the TensorRT version there, such as `10.14.1`, or a Triton container, such as `26.07-py3`.
+        backend: the engine's `EngineReport.backend`.
+        version: the engine's `EngineReport.version`.
+        target: the server's TensorRT version, such as `10.14.1`, or a Triton container, such as `26.07-py3`.
 
     Raises:
-        ExportError: the target is neither.
+        ExportError: the target is neither a version nor a container.
     """
     if backend != TENSORRT:
         return (
             f"the engine was built by {backend} {version}: Triton's tensorrt_plan backend cannot load it, only the "
-            "TensorRT-RTX runtime can. It shows that the graph builds; build the one to serve with TensorRT, on a GPU, "
-            "in the container that will serve it"
+            "TensorRT-RTX runtime can. It shows that the graph builds; build the engine to serve with TensorRT, on a "
+            "GPU, in the container that will serve it"
         )
     if re.search(r"(^|:)(1[89]|2\d)\.\d\d(-|$)", target):
         image = target if ":" in target else f"nvcr.io/nvidia/tritonserver:{target}"
         return (
-            f"which TensorRT {image} holds is not known here, and the engine needs {version}: look it up in "
-            f"{SUPPORT_MATRIX} or by `docker run --rm {image} bash -c 'dpkg -l | grep tensorrt'`, and give that version"
+            f"the TensorRT version in {image} is not known here, and the engine needs {version}: look it up in "
+            f"{SUPPORT_MATRIX} or run `docker run --rm {image} bash -c 'dpkg -l | grep tensorrt'`; give that version"
         )
     if not re.fullmatch(r"\d+(\.\d+){1,3}", target):
         raise ExportError(
@@ -163,7 +165,12 @@ def check_target(backend: str, version: str, target: str) -> str | None:
     )
 
 
-def _load() -> tuple[ModuleType, str]:
+def load_tensorrt() -> tuple[ModuleType, str]:
+    """Return the bindings of TensorRT, else of TensorRT-RTX, and the product's name.
+
+    Raises:
+        ExportError: neither is installed, or TensorRT is too old.
+    """
     for name, backend in _MODULES.items():
         with suppress(ImportError):
             module = importlib.import_module(name)
@@ -177,7 +184,7 @@ def _load() -> tuple[ModuleType, str]:
 
 
 def _flag(kind: Any, name: str) -> int:
-    """A flag as a bit, nothing where this version has no such flag: what it asked for is the rule there."""
+    """Return a flag as a bit; 0 in versions that have no such flag, where its effect is the default."""
     member = kind.__members__.get(name)
     return 0 if member is None else 1 << int(member)
 
@@ -196,7 +203,7 @@ def _parse(trt: ModuleType, network: Any, log: Any, model: onnx.ModelProto) -> N
 
 
 def _pixels_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
-    """TensorRT takes uint8 only into a cast: do it before whatever else is done to the pixels."""
+    """Move the cast of uint8 pixels to the front: TensorRT takes uint8 only into a cast."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for value in model.graph.input:
@@ -205,7 +212,7 @@ def _pixels_cast_first(model: onnx.ModelProto) -> onnx.ModelProto:
             for node in result.graph.node:
                 node.input[:] = [pixels if name == value.name else name for name in node.input]
             result.graph.node.insert(0, helper.make_node("Cast", [value.name], [pixels], to=TensorProto.FLOAT))
-    result.graph.ClearField("value_info")  # says uint8 where there are floats now
+    result.graph.ClearField("value_info")  # states uint8 for tensors that are floats now
     return result
 
 
@@ -222,7 +229,7 @@ def _optimisation_profile(builder: Any, network: Any, profile: Profile) -> Any:
     for axis, fixed in enumerate(shape):
         name, asked = wanted.get(axis, ("channels", None))
         if fixed == -1 and asked is None:
-            raise ExportError(f"profile: the graph leaves the {name} free, so the profile must say it")
+            raise ExportError(f"profile: the graph leaves the {name} free, so the profile must state it")
         if fixed != -1 and asked not in (None, (fixed,) * 3):
             raise ExportError(f"profile: the graph fixes the {name} at {fixed}; got {asked}")
         sizes.append(asked or (fixed,) * 3)
@@ -232,7 +239,7 @@ def _optimisation_profile(builder: Any, network: Any, profile: Profile) -> Any:
 
 
 def _error_log(trt: ModuleType) -> Any:
-    """A logger that keeps errors for the message instead of printing them."""
+    """Return a logger that keeps errors for the message instead of printing them."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -250,7 +257,7 @@ def _error_log(trt: ModuleType) -> Any:
 
 
 def _one_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line and "catchCudaError" not in line]  # said wherever no GPU is
+    lines = [line for line in text.splitlines() if line and "catchCudaError" not in line]  # printed without a GPU
     return " ".join(lines)[:400]
 
 

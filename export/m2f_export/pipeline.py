@@ -1,4 +1,4 @@
-"""From a checkpoint to a repository that Triton serves: the steps, each checked before the next begins."""
+"""From a checkpoint to a repository that Triton serves, in steps; each is checked before the next begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import onnx
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.limits import MAX_BATCH_SIZE
 from m2f.postprocess import Instances
+from m2f.preprocess import Preprocessing
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
-from m2f_export.deploy_config import DeployConfig, read_deploy_config
+from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.export_errors import ExportError
 from m2f_export.graph import export_onnx, with_input
@@ -48,8 +49,10 @@ from m2f_export.repository_writer import (
 )
 from m2f_export.sources.base import Source
 
-NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it there
-SHIPPED_THRESHOLD = 0.5  # where no deploy config says: mmdetection's own, 0, keeps a hundred instances an image
+NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it on a CPU
+SHIPPED_THRESHOLD = 0.5  # without a deploy config: mmdetection's own threshold, 0, keeps a hundred instances an image
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +61,17 @@ class ExportRequest:
 
     Attributes:
         model: an mmdetection configuration, or a Hugging Face folder.
-        weights: the checkpoint of a configuration, or an ONNX file that was made of it; None for a folder.
-        deploy_config: MMDeploy's; what it says holds where nothing below says otherwise.
-        layout: of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX has its own.
-        size: fixed height and width of the input; None: free.
-        precision: `fp32`, `fp16`, `bf16`; None: as the deploy config, else fp32.
-        head: masks of the graph that keeps its head, `full` or `stride4`; None: no such graph.
-        engine: build a TensorRT engine too.
-        target: the TensorRT version, or the Triton container, that the engine is for.
-        timing_cache: file of TensorRT's measured kernel times, read where it exists and written afterwards.
-        images: to compare on; none: random ones.
-        tolerance: mean difference of a logit between two float32 steps; None: `ladder.EXACT`'s.
+        weights: the checkpoint of a configuration, or an ONNX file that was made from it; None for a folder.
+        deploy_config: MMDeploy's deploy config; the attributes below override its values.
+        layout: layout of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX keeps its own.
+        size: fixed height and width of the input; None: both stay free.
+        precision: `fp32`, `fp16` or `bf16`; None: the deploy config's, else fp32.
+        head: masks of the graph that includes its head, `full` or `stride4`; None: no such graph.
+        engine: whether to build a TensorRT engine too.
+        target: the TensorRT version, or the Triton container, that will load the engine.
+        timing_cache: file of TensorRT's measured kernel times, read if it exists and written afterwards.
+        images: pictures to compare the steps on; empty: random pictures.
+        tolerance: largest mean difference of a logit between two float32 steps; None: `ladder.EXACT.mean`.
     """
 
     model: Path
@@ -85,95 +88,84 @@ class ExportRequest:
     tolerance: float | None = None
 
 
-@dataclass
-class Progress:
-    """What has been done: told as it happens, kept for the report."""
-
-    say: Callable[[str], None]
-    steps: list[dict[str, Any]] = field(default_factory=list)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time a step, and say so when it is done."""
-        start = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        # of the whole process so far: the kernel keeps no other
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.steps.append({"step": name, "seconds": round(seconds, 2), "peak_memory_mib": round(peak)})
-        self.say(f"{name}: {seconds:.1f} s")
-
-
-def export_repository(request: ExportRequest, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Export a model and put a repository that serves it in place of `target`.
+def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[str, Any]:
+    """Export a model and put a repository that serves it at `target`.
 
     Args:
         request: what to export.
-        target: the folder to make; an earlier export there keeps serving until the new one has passed.
-        say: told of each step.
+        target: the folder to make; an earlier export there is replaced after the new one has passed every check.
+        say: receives a line for each step.
 
     Returns:
         The report, as it is saved in the repository's `export.json`.
 
     Raises:
-        ExportError: something is wrong with the request, or a step drifts from the one before; nothing is replaced.
+        ExportError: the request is not valid, or a step drifts from the step before; nothing is replaced.
     """
     if request.head and request.precision == NOT_ON_CPU:
         raise ExportError(f"a graph with its head in {NOT_ON_CPU} cannot be compared here: give fp32 or fp16")
     if (request.target or request.timing_cache) and not request.engine:
-        raise ExportError("a target and a timing cache are an engine's: add --engine")
-    progress = Progress(say)
+        raise ExportError("a target and a timing cache are for an engine: add --engine")
+    export = _Export(request, say)
     with staged(target) as stage:
         folder = copy_template(stage)
-        deploy = _deploy_config(request)
-        ladder = _make_onnx(request, deploy, folder / "model.onnx", progress)
+        export.make_onnx(folder / "model.onnx")
         if request.head:
             copy_head(stage, masks=request.head)
-        configure(stage, ladder.source)
+        configure(stage, export.ladder.source)
         if request.head:
-            with progress.step(f"head kept ({request.head})"):
-                _add_head(stage, ladder, request.head, progress)
+            with export.step(f"head kept ({request.head})"):
+                export.add_head(stage, request.head)
         built = None
         if request.engine:
-            with progress.step("TensorRT"):
-                built = _add_engine(folder, ladder.source, request, deploy, progress)
+            with export.step("TensorRT"):
+                built = export.add_engine(folder)
         if request.precision == NOT_ON_CPU:
             say(f"{NOT_ON_CPU} is not compared through Triton: ONNX Runtime computes it on a GPU only")
         else:
-            with progress.step("Triton"):
-                _compare_served(stage, ladder, progress)
-        report = {**_report(ladder, progress), "engine": built}
+            with export.step("Triton"):
+                export.compare_served(stage)
+        report = {**export.report(), "engine": built}
         (stage / REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def export_graph(request: ExportRequest, target: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def export_graph(request: ExportRequest, target: Path, say: Say) -> dict[str, Any]:
     """Export a model's ONNX graph alone.
 
+    Args:
+        request: what to export.
+        target: the ONNX file to write.
+        say: receives a line for each step.
+
+    Returns:
+        The report.
+
     Raises:
-        ExportError: as `export_repository`; also where the request asks for more than a graph.
+        ExportError: the request is not valid or asks for more than a graph, or a step drifts from the step before;
+            nothing is written.
     """
     if request.head or request.engine:
-        raise ExportError("a head or an engine goes into a repository: give one in place of the ONNX file")
-    progress = Progress(say)
+        raise ExportError("a head or an engine goes into a repository: give --repository in place of --onnx")
     if not target.parent.is_dir():
         raise ExportError(f"{target.parent}: no such folder")
+    export = _Export(request, say)
     draft = target.with_suffix(".draft.onnx")
     try:
-        ladder = _make_onnx(request, _deploy_config(request), draft, progress)
+        export.make_onnx(draft)
         draft.replace(target)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
-    return _report(ladder, progress)
+    return export.report()
 
 
 def read_source(request: ExportRequest) -> Source:
-    """Read the checkpoint, or only its description where the graph is given.
+    """Read the checkpoint, or only its description if the weights are an ONNX graph.
 
     Raises:
-        ExportError: a file is missing, or is not what it should be.
+        ExportError: a file is missing or cannot be used; the message names the file.
     """
     if request.model.is_dir():
         if request.weights:
@@ -190,172 +182,184 @@ def read_source(request: ExportRequest) -> Source:
     return load_mmdet(request.model, request.weights)
 
 
-def _deploy_config(request: ExportRequest) -> DeployConfig | None:
-    return read_deploy_config(request.deploy_config) if request.deploy_config else None
+def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None) -> Profile:
+    """Return the input sizes that an engine is built for.
 
-
-def _make_onnx(request: ExportRequest, deploy: DeployConfig | None, output: Path, progress: Progress) -> Ladder:
-    """Write the graph in the precision asked for; return the ladder up to it."""
-    if request.size and request.weights and request.weights.suffix == ".onnx":
-        raise ExportError(f"{request.weights} has its own input size: --size is for a graph that is made here")
-    if deploy:
-        precision = request.precision or ("fp16" if deploy.fp16 else None)
-        request = replace(request, size=request.size or deploy.input_shape, precision=precision)
-        if deploy.ignored:
-            progress.say(f"{request.deploy_config}: nothing reads {', '.join(deploy.ignored)}")
-        if not deploy.settings.export_postprocess_mask:
-            progress.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
-    with progress.step("read"):
-        source = read_source(request)
-        own = replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
-        source = replace(source, settings=_with_panoptic_keys(deploy.settings, own) if deploy else own)
-        if source.thing_classes is None:
-            progress.say(f"{request.model} does not say which classes are stuff: all are served as things")
-    make = _adopt if source.network is None else _trace
-    ladder = make(request, source, output, progress)
-    with progress.step("batches against one by one"):
-        check_batches(output, ladder.source.preprocessing)
-    if request.precision not in (None, "fp32"):
-        with progress.step(request.precision):
-            half = convert(load_onnx(output), request.precision)
-            onnx.save(half, output)
-            # Rounded as a device rounds it: ONNX Runtime on a processor takes most of it out again.
-            ladder.climb(request.precision, run_onnx(rounded(half).SerializeToString()), HALF)
-            if request.precision != NOT_ON_CPU:
-                ladder.climb(f"{request.precision}, CPU", run_onnx(output), HALF)
-    return ladder
-
-
-def _with_panoptic_keys(deploy: Settings, own: Settings) -> Settings:
-    """MMDeploy has no keys for panoptic segmentation: where its config adds none, the model's own hold."""
-    silent = [key for key in PANOPTIC_KEYS if getattr(deploy, key) == getattr(Settings(), key)]
-    return replace(deploy, **{key: getattr(own, key) for key in silent})
-
-
-def _trace(request: ExportRequest, source: Source, output: Path, progress: Progress) -> Ladder:
-    source = with_input(source, layout=request.layout, size=request.size)
-    with progress.step("ONNX"):
-        graph = export_onnx(source, output)
-    ladder = Ladder(source, read_samples(source, request.images))
-    with progress.step("PyTorch"):
-        ladder.climb("PyTorch", run_torch(graph))
-    with progress.step("ONNX Runtime"):
-        tolerance = replace(EXACT, mean=request.tolerance) if request.tolerance else EXACT
-        ladder.climb("ONNX Runtime", run_onnx(output), tolerance)
-    return ladder
-
-
-def _adopt(request: ExportRequest, source: Source, output: Path, progress: Progress) -> Ladder:
-    from m2f_export.sources.onnx_model import adopt_onnx  # noqa: PLC0415
-
-    assert request.weights is not None  # what made the source one without a network
-    with progress.step("ONNX"):
-        source = adopt_onnx(request.weights, source, output)
-    ladder = Ladder(source, read_samples(source, request.images))
-    with progress.step("ONNX Runtime"):
-        ladder.climb("ONNX Runtime", run_onnx(output))
-    return ladder
-
-
-def _add_head(stage: Path, ladder: Ladder, masks: str, progress: Progress) -> None:
-    """Add the models that answer from a graph with its head, held against the Python postprocess."""
-    settings = ladder.source.settings
-    limits = [limit for limit in (settings.pre_top_k, settings.keep_top_k) if limit > 0]
-    known = Settings(score_threshold=settings.score_threshold, pre_top_k=min(limits, default=100))
-    # What is computed for the nearest neighbour of these settings must not pass for them.
-    keys = [key for key in KEYS if key not in PANOPTIC_KEYS]
-    ignored = [key for key in keys if getattr(settings, key) != getattr(known, key)]
-    if ignored:
-        progress.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
-    engine = load_onnx(stage / ENGINE / "1" / "model.onnx")
-    head = InstanceHead(
-        top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
-        mask_stride=ladder.source.mask_stride, thing_classes=ladder.source.thing_classes,
-    )  # fmt: skip
-    path = stage / HEAD_ENGINE / "1" / "model.onnx"
-    onnx.save(attach_head(engine, head), path)
-    ladder.check_head(path, known)
-
-
-def _add_engine(
-    folder: Path, source: Source, request: ExportRequest, deploy: DeployConfig | None, progress: Progress
-) -> dict[str, Any]:
-    """Build the engine from the graph beside it; a plan of TensorRT-RTX gets a name that Triton does not load."""
-    plan = folder / "model.plan"
-    deploy = deploy or DeployConfig()
-    built = build_engine(
-        load_onnx(folder / "model.onnx"),
-        plan,
-        profile=_profile(source, deploy),
-        timing_cache=request.timing_cache,
-        workspace=deploy.max_workspace_size or None,
-    )
-    if built.backend == TENSORRT_RTX:
-        plan.rename(folder / "model.rtx.plan")
-    message = None
-    if request.target or built.backend == TENSORRT_RTX:
-        message = check_target(built.backend, built.version, request.target or "")
-    if message:
-        progress.say(message)
-    return {**asdict(built), "target": request.target, "target_message": message}
-
-
-def _profile(source: Source, deploy: DeployConfig) -> Profile:
-    """The deploy config's sizes of the input; else batches up to the server's, and every size that images can have."""
-    fixed = source.preprocessing.input_size is not None
-    stated = deploy.shapes.get(INPUT)
-    if stated:  # MMDeploy's are those of its own input, [N, 3, H, W]
+    Args:
+        preprocessing: the graph's input, which may have a fixed size.
+        stated: the deploy config's shapes of the input; None: batches up to the server's limit, and every size that
+            the preprocessing can make of an image.
+    """
+    fixed = preprocessing.input_size is not None
+    if stated:  # MMDeploy's input is [N, 3, H, W]
         batch, _, height, width = zip(stated.minimum, stated.optimum, stated.maximum, strict=True)
         return Profile(batch=batch, height=None if fixed else height, width=None if fixed else width)
     batch = (1, 1, MAX_BATCH_SIZE)
     if fixed:
         return Profile(batch=batch)
-    usual_height, usual_width = warm_up_size(source.preprocessing)
-    longest, divisor = max(usual_height, usual_width), source.preprocessing.pad_divisor
+    usual_height, usual_width = warm_up_size(preprocessing)
+    longest, divisor = max(usual_height, usual_width), preprocessing.pad_divisor
     return Profile(batch=batch, height=(divisor, usual_height, longest), width=(divisor, usual_width, longest))
 
 
-def _compare_served(stage: Path, ladder: Ladder, progress: Progress) -> None:
-    """Serve the repository and compare what it answers, where there is a server to do it."""
-    from m2f_client import Client  # noqa: PLC0415 (the client's and the server's extras may not be installed)
-    from m2f_server.launch import serve  # noqa: PLC0415
-    from m2f_server.serve_errors import ServeError, ServerNotFoundError  # noqa: PLC0415
+class _Export:
+    """One run of an export: its request, its steps so far, and the ladder that its artefacts climb."""
 
-    def ask(sample: Sample) -> tuple[Logits, Instances]:
-        found = client.predict(
-            sample.encoded,
-            outputs=(*STRUCTURED_OUTPUTS, *RAW_OUTPUTS),
-            score_threshold=CONFIDENT,
-            export_postprocess_mask=True,
-        )
-        instances = Instances(
-            scores=found.scores, labels=found.labels, boxes=found.boxes, areas=found.areas, queries=found.queries,
-            rle=found.rle, size_hw=found.size,
+    ladder: Ladder  # from `make_onnx` on
+
+    def __init__(self, request: ExportRequest, say: Say) -> None:
+        self.request, self.say = request, say
+        self.deploy = read_deploy_config(request.deploy_config) if request.deploy_config else None
+        self.steps: list[dict[str, Any]] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step and report it."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        # the peak of the whole process so far: the kernel keeps no other
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.steps.append({"step": name, "seconds": round(seconds, 2), "peak_memory_mib": round(peak)})
+        self.say(f"{name}: {seconds:.1f} s")
+
+    def make_onnx(self, output: Path) -> None:
+        """Write the graph in the wanted precision, compared up to there."""
+        request, deploy = self.request, self.deploy
+        if request.size and request.weights and request.weights.suffix == ".onnx":
+            raise ExportError(f"{request.weights} has its own input size: --size is for a graph that is made here")
+        precision = request.precision
+        if deploy:
+            precision = precision or ("fp16" if deploy.fp16 else None)
+            if deploy.ignored:
+                self.say(f"{request.deploy_config}: these keys are ignored: {', '.join(deploy.ignored)}")
+            if not deploy.settings.export_postprocess_mask:
+                self.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
+        with self.step("read"):
+            source = read_source(request)
+            own = replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
+            source = replace(source, settings=deploy.settings_for(own) if deploy else own)
+            if source.thing_classes is None:
+                self.say(f"{request.model} does not say which classes are stuff: all are served as things")
+        self._adopt(source, output) if source.network is None else self._trace(source, output)
+        with self.step("batches against one by one"):
+            check_batches(output, self.ladder.source.preprocessing)
+        if precision not in (None, "fp32"):
+            with self.step(precision):
+                self._convert(output, precision)
+
+    def _trace(self, source: Source, output: Path) -> None:
+        request = self.request
+        size = request.size or (self.deploy.input_shape if self.deploy else None)
+        source = with_input(source, layout=request.layout, size=size)
+        with self.step("ONNX"):
+            graph = export_onnx(source, output)
+        self.ladder = Ladder(source, read_samples(source, request.images))
+        with self.step("PyTorch"):
+            self.ladder.climb("PyTorch", run_torch(graph))
+        with self.step("ONNX Runtime"):
+            tolerance = replace(EXACT, mean=request.tolerance) if request.tolerance else EXACT
+            self.ladder.climb("ONNX Runtime", run_onnx(output), tolerance)
+
+    def _adopt(self, source: Source, output: Path) -> None:
+        from m2f_export.sources.onnx_model import adopt_onnx  # noqa: PLC0415
+
+        assert self.request.weights is not None  # else the source has a network
+        with self.step("ONNX"):
+            source = adopt_onnx(self.request.weights, source, output)
+        self.ladder = Ladder(source, read_samples(source, self.request.images))
+        with self.step("ONNX Runtime"):
+            self.ladder.climb("ONNX Runtime", run_onnx(output))
+
+    def _convert(self, output: Path, precision: Precision) -> None:
+        half = convert(load_onnx(output), precision)
+        onnx.save(half, output)
+        # rounded as a device rounds: by itself ONNX Runtime's CPU computes most of the graph in float32
+        self.ladder.climb(precision, run_onnx(rounded(half).SerializeToString()), HALF)
+        if precision != NOT_ON_CPU:
+            self.ladder.climb(f"{precision}, CPU", run_onnx(output), HALF)
+
+    def add_head(self, stage: Path, masks: str) -> None:
+        """Add a graph with its head, compared with the Python postprocess."""
+        source = self.ladder.source
+        settings = source.settings
+        limits = [limit for limit in (settings.pre_top_k, settings.keep_top_k) if limit > 0]
+        known = Settings(score_threshold=settings.score_threshold, pre_top_k=min(limits, default=100))
+        # the graph computes the nearest settings that it knows: say which keys differ
+        keys = [key for key in KEYS if key not in PANOPTIC_KEYS]
+        ignored = [key for key in keys if getattr(settings, key) != getattr(known, key)]
+        if ignored:
+            self.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
+        engine = load_onnx(stage / ENGINE / "1" / "model.onnx")
+        head = InstanceHead(
+            top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
+            mask_stride=source.mask_stride, thing_classes=source.thing_classes,
         )  # fmt: skip
-        return (found.cls_logits[None], found.mask_logits[None]), instances
+        path = stage / HEAD_ENGINE / "1" / "model.onnx"
+        onnx.save(attach_head(engine, head), path)
+        self.ladder.check_head(path, known)
 
-    try:
-        with (
-            serve(model_repository=stage, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
-            Client(f"grpc://{server.grpc_url}") as client,
-        ):
-            ladder.finish("Triton", ask)
-    except ServerNotFoundError as error:
-        progress.say(f"not compared through Triton: {error}")
-    except ServeError as error:
-        raise ExportError(f"Triton does not serve the repository: {error}") from error
+    def add_engine(self, folder: Path) -> dict[str, Any]:
+        """Build the engine from the graph in a folder; Triton does not load the name of a TensorRT-RTX plan."""
+        plan, target = folder / "model.plan", self.request.target
+        deploy = self.deploy or DeployConfig()
+        built = build_engine(
+            load_onnx(folder / "model.onnx"),
+            plan,
+            profile=engine_profile(self.ladder.source.preprocessing, deploy.shapes.get(INPUT)),
+            timing_cache=self.request.timing_cache,
+            workspace=deploy.max_workspace_size or None,
+        )
+        if built.backend == TENSORRT_RTX:
+            plan.rename(folder / "model.rtx.plan")
+        message = None
+        if target or built.backend == TENSORRT_RTX:
+            message = check_target(built.backend, built.version, target or "")
+        if message:
+            self.say(message)
+        return {**asdict(built), "target": target, "target_message": message}
 
+    def compare_served(self, stage: Path) -> None:
+        """Serve the repository and compare its answers, if a server is installed."""
+        from m2f_client import Client  # noqa: PLC0415 (the client's and the server's extras may not be installed)
+        from m2f_server.launch import serve  # noqa: PLC0415
+        from m2f_server.serve_errors import ServeError, ServerNotFoundError  # noqa: PLC0415
 
-def _report(ladder: Ladder, progress: Progress) -> dict[str, Any]:
-    source = ladder.source
-    return {
-        "source": source.kind,
-        "classes": source.num_classes,
-        "class_names": source.class_names,
-        "preprocessing": asdict(source.preprocessing),
-        "settings": asdict(source.settings),
-        "thing_classes": source.thing_classes,
-        "mask_stride": source.mask_stride,
-        "comparison": ladder.report(),
-        "steps": progress.steps,
-    }
+        def ask(sample: Sample) -> tuple[Logits, Instances]:
+            found = client.predict(
+                sample.encoded,
+                outputs=(*STRUCTURED_OUTPUTS, *RAW_OUTPUTS),
+                score_threshold=CONFIDENT,
+                export_postprocess_mask=True,
+            )
+            instances = Instances(
+                scores=found.scores, labels=found.labels, boxes=found.boxes, areas=found.areas, queries=found.queries,
+                rle=found.rle, size_hw=found.size,
+            )  # fmt: skip
+            return (found.cls_logits[None], found.mask_logits[None]), instances
+
+        try:
+            with (
+                serve(model_repository=stage, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
+                Client(f"grpc://{server.grpc_url}") as client,
+            ):
+                self.ladder.finish("Triton", ask)
+        except ServerNotFoundError as error:
+            self.say(f"not compared through Triton: {error}")
+        except ServeError as error:
+            raise ExportError(f"Triton does not serve the repository: {error}") from error
+
+    def report(self) -> dict[str, Any]:
+        """Return the report, as JSON has it."""
+        source = self.ladder.source
+        return {
+            "source": source.kind,
+            "classes": source.num_classes,
+            "class_names": source.class_names,
+            "preprocessing": asdict(source.preprocessing),
+            "settings": asdict(source.settings),
+            "thing_classes": source.thing_classes,
+            "mask_stride": source.mask_stride,
+            "comparison": self.ladder.report(),
+            "steps": self.steps,
+        }

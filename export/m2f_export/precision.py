@@ -1,19 +1,19 @@
-"""Half precision, written into the graph, with what must stay float32 left in float32.
+"""Write half precision into a graph, and keep float32 where rounding costs accuracy.
 
-TensorRT from version 11 and TensorRT-RTX are strongly typed: an engine computes in the types of its graph, no builder
-flag changes them. So the graph says it: weights and activations become float16 or bfloat16, casts stand where the
-precision changes, and the inputs and outputs keep their types.
+TensorRT from version 11 and TensorRT-RTX are strongly typed: an engine computes in the types of its graph, and no
+builder flag changes them. So the graph states the types: weights and activations become float16 or bfloat16, casts are
+placed where the precision changes, and the inputs and outputs keep their types.
 
-What stays float32 is found by what feeds what, not by node names, so that it holds for every exporter:
+The nodes that stay float32 are found by the graph's edges, not by node names, so the rules hold for every exporter:
 
-| reason | what | why |
+| reason | nodes | why |
 |---|---|---|
 | `pixels` | the input's normalisation, before the first weight | a rounded mean shifts every pixel alike |
-| `logits` | the product that makes an output, and what follows | they are compared with each other and with zero |
+| `logits` | the product that makes an output, and the nodes after it | logits are compared with each other and zero |
 | `attention` | the products whose sign decides which keys a query sees, up to the comparison | a flip hides a key |
-| `norm` | LayerNormalization, InstanceNormalization, Softmax and their like | sums over thousands of elements |
+| `norm` | LayerNormalization, InstanceNormalization, Softmax and similar | they sum over thousands of elements |
 | `sampling` | positional encodings and the sampling points of the deformable attention | float16 loses subpixels |
-| `range` | what reads a constant that the half type cannot hold | it would turn into infinity |
+| `range` | readers of a constant that the half type cannot hold | the constant would become infinity |
 
 NVIDIA's own deployment of Mask2Former keeps the decoder's cross attention in float32:
 https://github.com/NVIDIA/tao_deploy/blob/main/nvidia_tao_deploy/cv/mask2former/scripts/gen_trt_engine.py
@@ -21,7 +21,7 @@ https://github.com/NVIDIA/tao_deploy/blob/main/nvidia_tao_deploy/cv/mask2former/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,6 +36,7 @@ from m2f_export.onnx_files import opset_of
 Precision = Literal["fp32", "fp16", "bf16"]
 Message = TypeVar("Message", bound=ProtoMessage)
 PRECISIONS = ("fp32", "fp16", "bf16")
+REASONS = ("pixels", "logits", "attention", "norm", "sampling", "range")
 
 _HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _LARGEST = {"fp16": 65504.0, "bf16": 3.38e38}
@@ -48,11 +49,11 @@ _NORMS = {
     "LpNormalization", "Pow", "ReduceMean", "RMSNormalization", "Softmax", "Sqrt",
 }  # fmt: skip
 _ENCODINGS = {"Cos", "CumSum", "Range", "Sin"}
-_ALWAYS_FLOAT32 = {"Resize": (1, 2)}  # inputs that are float32 whatever the data is: roi, scales
+_ALWAYS_FLOAT32 = {"Resize": (1, 2)}  # inputs that are float32 for data of any type: roi, scales
 
 
 class _Graph(NamedTuple):
-    """A graph to walk in: nodes by position."""
+    """A graph, indexed for walking along its edges; nodes are named by their position."""
 
     nodes: list[onnx.NodeProto]
     floats: set[str]  # names of the float32 tensors
@@ -62,19 +63,20 @@ class _Graph(NamedTuple):
     outputs: list[str]
 
 
-def convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
-    """Return the model in the precision asked for; the one passed in is not changed.
+def convert(model: onnx.ModelProto, precision: Precision, *, reasons: Collection[str] = REASONS) -> onnx.ModelProto:
+    """Return the model in another precision; the model passed in is not changed.
 
     Args:
         model: float32 graph of standard operators, without subgraphs.
-        precision: `fp32` changes nothing.
+        precision: `fp32` returns a copy.
+        reasons: which of the module's reasons keep a node in float32.
 
     Returns:
-        A checked model with the same inputs and outputs, names, types and shapes.
+        A checked model with the same inputs and outputs: names, types and shapes.
 
     Raises:
-        ExportError: an unknown precision, or a graph that cannot be converted: a tensor of unknown type, a subgraph,
-            a graph that is in half precision already.
+        ExportError: the precision is unknown, or the graph cannot be converted: a tensor has an unknown type, a node
+            holds a subgraph, or the graph is in half precision already.
     """
     if precision not in PRECISIONS:
         raise ExportError(f"precision must be one of: {', '.join(PRECISIONS)}; got {precision!r}")
@@ -83,25 +85,48 @@ def convert(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
     if precision == "bf16":
         model = _with_opset(model, _BF16_OPSET)
     graph = _read(model)
-    kept = _of_type(graph, {"Constant"}) | frozenset[int]().union(*_pinned(graph, largest=_LARGEST[precision]).values())
+    by_reason = _kept_float32(graph, precision)
+    kept = _of_type(graph, {"Constant"}).union(*(by_reason[reason] for reason in reasons))
     converted = _Writer(graph, kept, _HALF[precision]).write(model)
     try:
         converted = onnx.shape_inference.infer_shapes(converted, strict_mode=True)
         onnx.checker.check_model(converted, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the graph does not hold together in {precision}: {error}") from error
+        raise ExportError(f"the graph is not valid in {precision}: {error}") from error
     return converted
 
 
-def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph in which ONNX Runtime's CPU rounds as a device does that stores half precision.
+def kept_float32(model: onnx.ModelProto, precision: Precision) -> dict[str, frozenset[int]]:
+    """Return the positions of the nodes that `convert` keeps in float32, by reason; a node can have several."""
+    return _kept_float32(_read(model), precision)
 
-    Left alone it computes a half-precision graph in float32 nearly from end to end: the casts that it puts around its
-    nodes cancel out, and what it answers is too good. (bfloat16 it does not compute at all.) Here every node computes
-    in float32, and casts of the graph's own, which stay, round what it makes. Sums are still float32 sums.
+
+def _kept_float32(graph: _Graph, precision: Precision) -> dict[str, frozenset[int]]:
+    inputs = {name for name in graph.used_by if name not in graph.made_by and name not in graph.constants}
+    compared = _inputs_of(graph, _COMPARISONS)
+    sampled = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
+    large = {name for name, tensor in graph.constants.items() if _overflows(tensor, _LARGEST[precision])}
+    return {
+        "pixels": _downstream(graph, inputs),
+        "logits": _upstream(graph, graph.outputs, with_product=True),
+        "attention": _upstream(graph, compared, with_product=True) | _of_type(graph, _COMPARISONS),
+        "norm": _of_type(graph, _NORMS),
+        "sampling": _upstream(graph, [*sampled, *_inputs_of(graph, _ENCODINGS)], with_product=False)
+        | _of_type(graph, {"GridSample", *_ENCODINGS}),
+        "range": frozenset(i for i, node in enumerate(graph.nodes) if large & set(node.input)),
+    }
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a graph that rounds on ONNX Runtime's CPU as on a device that stores half precision.
+
+    By itself ONNX Runtime computes a half-precision graph in float32 almost from end to end: the casts that it puts
+    around its nodes cancel out, and the answers are too exact. (It has no bfloat16 on a CPU at all.) In the returned
+    graph every node computes in float32, and casts, which belong to the graph and stay, round every result. Sums are
+    still float32 sums.
 
     Args:
-        model: what `convert` returned.
+        model: a graph that `convert` returned.
     """
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
@@ -123,33 +148,6 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     return _with_graph(model, nodes, model.graph.initializer)
 
 
-def _pinned(graph: _Graph, *, largest: float) -> dict[str, frozenset[int]]:
-    """Say which nodes stay float32, by reason; the module's docstring explains the reasons.
-
-    Args:
-        graph: what `_read` returned.
-        largest: the largest number that the half type holds.
-
-    Returns:
-        Positions of nodes, by `pixels`, `logits`, `attention`, `norm`, `sampling` and `range`; a node can have several.
-    """
-    inputs = {name for name in graph.used_by if name not in graph.made_by and name not in graph.constants}
-    compared = _inputs_of(graph, _COMPARISONS)
-    sampled = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
-    return {
-        "pixels": _downstream(graph, inputs),
-        "logits": _upstream(graph, graph.outputs, with_product=True),
-        "attention": _upstream(graph, compared, with_product=True) | _of_type(graph, _COMPARISONS),
-        "norm": _of_type(graph, _NORMS),
-        "sampling": _upstream(graph, [*sampled, *_inputs_of(graph, _ENCODINGS)], with_product=False)
-        | _of_type(graph, {"GridSample", *_ENCODINGS}),
-        "range": frozenset(
-            i for i, node in enumerate(graph.nodes)
-            if any(_overflows(graph.constants[name], largest) for name in node.input if name in graph.constants)
-        ),
-    }  # fmt: skip
-
-
 def _read(model: onnx.ModelProto) -> _Graph:
     """Index the model's graph, with the type of every tensor."""
     for node in model.graph.node:
@@ -160,7 +158,7 @@ def _read(model: onnx.ModelProto) -> _Graph:
     try:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except onnx.shape_inference.InferenceError as error:
-        raise ExportError(f"the types of the graph cannot be told: {error}") from error
+        raise ExportError(f"the types of the graph cannot be inferred: {error}") from error
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     types.update((name, tensor.data_type) for name, tensor in constants.items())
@@ -189,7 +187,7 @@ def _of_type(graph: _Graph, types: set[str]) -> frozenset[int]:
 
 
 def _upstream(graph: _Graph, tensors: Iterable[str], *, with_product: bool) -> frozenset[int]:
-    """The nodes that the float tensors are made by, back to the nearest products: with those, or up to them."""
+    """Return the nodes that the float tensors come from, back to the nearest products, these included or not."""
     found: set[int] = set()
     waiting = list(tensors)
     while waiting:
@@ -206,7 +204,7 @@ def _upstream(graph: _Graph, tensors: Iterable[str], *, with_product: bool) -> f
 
 
 def _downstream(graph: _Graph, tensors: Iterable[str]) -> frozenset[int]:
-    """The nodes that the tensors lead to, up to the first products."""
+    """Return the nodes that the tensors lead to, up to the first products."""
     found: set[int] = set()
     waiting = list(tensors)
     while waiting:
@@ -226,7 +224,7 @@ def _overflows(tensor: TensorProto, largest: float) -> bool:
 
 
 class _Writer:
-    """Writes the graph again: the nodes that are not kept in half precision, casts where a tensor changes its type."""
+    """Writes the graph anew: in half precision but for the kept nodes, with casts where a tensor changes its type."""
 
     def __init__(self, graph: _Graph, kept: frozenset[int], half: int) -> None:
         self.graph, self.half = graph, half
@@ -251,7 +249,7 @@ class _Writer:
         return _with_graph(model, self.nodes, self.constants.values())
 
     def typed(self, name: str, wanted: int) -> str:
-        """Return the name under which a tensor is to be had in the wanted type, where it is a float at all."""
+        """Return the name of a tensor in the wanted type, adding a cast if needed; of other than floats their own."""
         maker = self.graph.made_by.get(name)
         has = TensorProto.FLOAT if maker is None else self.types[maker]
         constant = self.graph.constants.get(name)
@@ -273,7 +271,7 @@ def _cast(name: str, other: str, to: int) -> onnx.NodeProto:
 
 
 def _retype_tensors(node: onnx.NodeProto, to: int) -> None:
-    """Change the type of the float tensors among a node's attributes: what it fills with."""
+    """Change the type of the float tensors among a node's attributes, such as the value of a fill."""
     for attribute in node.attribute:
         if attribute.t.data_type in (TensorProto.FLOAT, *_HALF.values()):
             attribute.t.CopyFrom(_as_type(attribute.t, attribute.t.name, to))
@@ -300,7 +298,7 @@ def _with_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     try:
         return onnx.version_converter.convert_version(model, version)
     except RuntimeError as error:
-        raise ExportError(f"bf16 needs opset {version}, and the graph cannot be brought there: {error}") from error
+        raise ExportError(f"bf16 needs opset {version}, and the graph cannot be converted to it: {error}") from error
 
 
 def _copy(message: Message) -> Message:
