@@ -86,3 +86,21 @@ def mmdeploys_onnx(tmp_path_factory):
     from mmdeploy_exporter import mmdeploy_export
 
     return mmdeploy_export(tmp_path_factory.mktemp("mmdeploy"), "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """The embedded checkpoint as a repository in half precision with its head beside it, and the report."""
+    from exports import export_embedded
+
+    folder = tmp_path_factory.getbasetemp()
+    return export_embedded((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exported")
+
+
+@pytest.fixture(scope="session")
+def export_server(exported):
+    """The server on that repository; one for each worker."""
+    from m2f_server import serve
+
+    with serve(model_repository=exported[0], config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as started:
+        yield started

@@ -1,11 +1,9 @@
 """A graph with its head behind the real server, beside the other way."""
 
 import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from google.protobuf import text_format
 from kserve import connect, image_input
@@ -15,7 +13,6 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from m2f.limits import MAX_BATCH_SIZE
-from m2f_server import serve
 
 pytestmark = pytest.mark.torch
 
@@ -24,7 +21,7 @@ HEAD_REPOSITORY = ROOT / "export/m2f_export/head_repository"
 FILES = sorted(HEAD_REPOSITORY.glob("*/config.pbtxt")) + sorted(HEAD_REPOSITORY.glob("*/configs/*.pbtxt"))
 ENGINE_FILES = [path for path in FILES if "head_engine" in str(path)]
 OUTPUTS = ("num_instances", "scores", "labels", "boxes", "masks")
-THRESHOLD, TOP_K = 0.3, 50
+TOP_K = 100  # of the export: mmdetection's own
 
 
 def read(path):
@@ -32,23 +29,8 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """The repository with both ways side by side."""
-    head = pytest.importorskip("m2f_export.head")
-    repository = tmp_path_factory.mktemp("head") / "repository"
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "model_repository", repository, ignore=ignore)
-    shutil.copytree(HEAD_REPOSITORY, repository, ignore=ignore, dirs_exist_ok=True)
-    engine = onnx.load(repository / "mask2former_engine/1/model.onnx")
-    model = head.attach_head(engine, head.InstanceHead(top_k=TOP_K, score_threshold=THRESHOLD))
-    onnx.save(model, repository / "mask2former_head_engine/1/model.onnx")
-    with serve(model_repository=repository, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def grpc(served):
-    return connect(served, "grpc")
+def grpc(export_server):
+    return connect(export_server, "grpc")
 
 
 def check_same(head, other, i=0):
@@ -72,7 +54,7 @@ def test_both_ways_find_the_same_instances(grpc, image_files):
     found = 0
     for data in image_files:
         head = grpc.infer("mask2former_head", image_input(data))
-        other = grpc.infer("mask2former", image_input(data), score_threshold=THRESHOLD, pre_top_k=TOP_K)
+        other = grpc.infer("mask2former", image_input(data))
         assert set(head) == set(OUTPUTS)
         assert head["masks"].shape == (1, TOP_K, *other["size"][0])
         found += check_same(head, other)
@@ -81,12 +63,12 @@ def test_both_ways_find_the_same_instances(grpc, image_files):
 
 @pytest.mark.server
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_request_with_images_of_different_sizes(served, image_files, protocol):
-    triton = connect(served, protocol)
+def test_a_request_with_images_of_different_sizes(export_server, image_files, protocol):
+    triton = connect(export_server, protocol)
     files = sorted(image_files, key=len)[:3]
     together = triton.infer("mask2former_head", image_input(*files))
     for i, data in enumerate(files):
-        alone = triton.infer("mask2former", image_input(data), score_threshold=THRESHOLD, pre_top_k=TOP_K)
+        alone = triton.infer("mask2former", image_input(data))
         check_same(together, alone, i)
 
 
@@ -110,9 +92,9 @@ def test_request_parameters_are_refused_not_ignored(grpc, image_files):
 
 @pytest.mark.server
 def test_an_image_too_large_for_the_graph_is_refused(grpc):
-    """50 rows of 5000 x 5000 are more than the 1 GiB that dense masks may take."""
+    """100 rows of 5000 x 5000 are more than the 1 GiB that dense masks may take."""
     large = image_input(encode(np.zeros((5000, 5000, 3), np.uint8)))
-    with pytest.raises(InferenceServerException, match=r"would take 1250000000 bytes \(1 x 50 x 5000 x 5000\)"):
+    with pytest.raises(InferenceServerException, match=r"would take 2500000000 bytes \(1 x 100 x 5000 x 5000\)"):
         grpc.infer("mask2former_head", large)
 
 

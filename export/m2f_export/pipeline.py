@@ -252,9 +252,9 @@ class _Export:
         request = self.request
         size = request.size or (self.deploy.input_shape if self.deploy else None)
         source = with_input(source, layout=request.layout, size=size)
+        self.ladder = Ladder(source, read_samples(source, request.images))
         with self.step("ONNX"):
             graph = export_onnx(source, output)
-        self.ladder = Ladder(source, read_samples(source, request.images))
         with self.step("PyTorch"):
             self.ladder.climb("PyTorch", run_torch(graph))
         with self.step("ONNX Runtime"):
