@@ -1,4 +1,4 @@
-"""Source -> ONNX: standard operators, a batch that stays free, uint8 pixels or normalised floats in."""
+"""Source -> ONNX: standard operators, a free batch, uint8 pixels or normalised floats as input."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph
 from m2f_export.sources.base import Source
 
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
-# window, or "no padding needed" would be traced in for good.
+# window, or the trace would fix "no padding needed".
 TRACED_SIZE = (128, 160)
 _SIZE_AXES = {INPUT: ("height", "width"), "mask_logits": ("mask_height", "mask_width")}
 
 
 class EngineGraph(torch.nn.Module):
-    """What the engine computes, normalisation included where the input is uint8."""
+    """What the engine computes; for a uint8 input this includes the normalisation."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class EngineGraph(torch.nn.Module):
         self.takes_pixels = source.preprocessing.layout == "uint8_hwc"
         self.mean = _channels(source.preprocessing.mean)
         self.std = _channels(source.preprocessing.std)
-        self.eval()  # torch's exporter leaves every module in the mode of the outermost
+        self.eval()  # torch's exporter puts every module into the mode of the outermost
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the logits of a batch.
@@ -49,22 +49,22 @@ class EngineGraph(torch.nn.Module):
             cls_logits float32 [N, Q, C+1] and mask_logits float32 [N, Q, H/4, W/4].
         """
         if self.takes_pixels:
-            # TensorRT takes uint8 as far as a cast, not through a transpose
+            # TensorRT takes uint8 only into a cast, not into a transpose
             image = (image.float().permute(0, 3, 1, 2) - self.mean) / self.std
         cls_logits, mask_logits = self.network(image)
         return cls_logits, mask_logits
 
 
 def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> Source:
-    """Decide what the graph takes.
+    """Return the source with the input of its graph decided.
 
     Args:
-        source: what a checkpoint became.
+        source: the model that was read.
         layout: `uint8_hwc` or `float32_chw`.
-        size: fixed height and width; None: the source's own where it stretches images to one, else both free.
+        size: fixed height and width; None: the size that the source stretches images to, else both free.
 
     Raises:
-        ExportError: a size or a layout that the network does not take.
+        ExportError: the network does not take the size or the layout.
     """
     size = size or source.fixed_size or source.preprocessing.input_size
     if source.fixed_size and size != source.fixed_size:
@@ -87,14 +87,14 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
     """Trace a source, simplify and check the graph, and write it.
 
     Args:
-        source: what `with_input` returned.
-        output: the file to write.
+        source: a source that `with_input` returned.
+        output: the ONNX file to write.
 
     Returns:
-        The module that was traced: the reference for what the file computes.
+        The module that was traced: the reference for the file's results.
 
     Raises:
-        ExportError: the graph holds custom operators, or ONNX's checker refuses it.
+        ExportError: the network cannot be traced, the graph holds custom operators, or ONNX's checker refuses it.
     """
     graph = EngineGraph(source)
     axes: dict[str, dict[int, str]] = {name: {0: "batch"} for name in (INPUT, *OUTPUTS)}
@@ -102,7 +102,7 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
         for name, sides in _SIZE_AXES.items():
             first = 1 if name == INPUT and graph.takes_pixels else 2
             axes[name] |= {first: sides[0], first + 1: sides[1]}
-    traced: Any = io.BytesIO()  # the annotation of `export` forgets that it takes files
+    traced: Any = io.BytesIO()  # `export` takes files too, its annotation does not say so
     example = _example(source.preprocessing)
     with _quiet():
         try:
@@ -122,7 +122,7 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
 
 
 def _state_shapes(model: onnx.ModelProto, outputs: tuple[torch.Tensor, ...], *, fixed: bool) -> None:
-    """Write what is fixed of the outputs' shapes into the graph: the tracer leaves most of it unnamed."""
+    """Write the fixed axes of the outputs' shapes into the graph: the tracer leaves most of them unnamed."""
     for value, output in zip(model.graph.output, outputs, strict=True):
         stated = output.shape[1:] if fixed or output.ndim == 3 else output.shape[1:2]
         for dim, size in zip(value.type.tensor_type.shape.dim[1:], stated, strict=False):
@@ -143,7 +143,7 @@ def _example(preprocessing: Preprocessing) -> torch.Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the tracer's remarks to itself: what they warn of is what the comparison afterwards checks."""
+    """Hide the tracer's warnings: the comparison afterwards checks what they warn of."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,9 +1,9 @@
-"""The post-processing as part of the graph: an engine that answers with instances instead of logits.
+"""The post-processing as part of the graph: an engine that returns instances instead of logits.
 
-The same results as `m2f.postprocess` with its default semantics, in standard operators with static control flow.
-What makes it batched with images of different sizes: both bilinear stages and the crop between them are one matrix
-per axis and image, built in the graph from the sizes, so a mask at the original's size is `rows @ logits @ columns`.
-A graph cannot skip work as the Python postprocess does: every candidate is sampled at full size, whatever its score.
+It gives the results of `m2f.postprocess` with default semantics, in standard operators with static control flow. Both
+bilinear stages and the crop between them are one matrix per axis and image, built in the graph from the sizes: a mask
+at the original's size is `rows @ logits @ columns`. So a batch may hold images of different sizes. Unlike the Python
+postprocess a graph cannot skip work: every candidate is sampled at full size, whatever its score.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from m2f_export.onnx_files import check_graph, opset_of, tensor_shapes
 SHAPES = ("img_shape", "ori_shape")
 OUTPUTS = ("num_instances", "scores", "labels", "boxes", "masks")
 MASKS = ("full", "stride4")
-OPSETS = range(13, 21)  # what torch's tracer can write and the head needs
+OPSETS = range(13, 21)  # that torch's tracer can write and that have what the head needs
 
 _QUERIES_AT_ONCE = 10  # sampled at full size together: bounds the memory, 43 MB a float tensor at 800 x 1333
 
@@ -32,8 +32,8 @@ _QUERIES_AT_ONCE = 10  # sampled at full size together: bounds the memory, 43 MB
 class InstanceHead(torch.nn.Module):
     """Logits and sizes -> instances, rows best first: the padded rows of `m2f.batch.stack_instances`.
 
-    Each image has K = min(top_k, Q x C) rows. Those below the threshold are padding: score 0, label -1, box and
-    mask 0; `num_instances` counts the others, which come first.
+    Each image has K = min(top_k, Q x C) rows. The first `num_instances` rows are instances. The other rows, below the
+    threshold, are padding: score 0, label -1, box and mask 0.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class InstanceHead(torch.nn.Module):
         mask_stride: int = 4,
         thing_classes: tuple[int, ...] | None = None,
     ) -> None:
-        """Fix what the graph will do.
+        """Fix the graph's settings.
 
         Args:
-            top_k: candidates taken from the Q x C class scores; each costs a full-size mask.
-            score_threshold: final score must be >= it, 0..1.
-            masks: `full`: 0/1 at the original's size; `stride4`: the logits of each row's query as they are.
-                Scores and boxes come from the full size either way.
+            top_k: number of candidates taken from the Q x C class scores; each costs a full-size mask.
+            score_threshold: smallest final score of an instance, 0..1.
+            masks: `full`: 0/1 at the original's size; `stride4`: the mask logits of each row's query. Scores and boxes
+                come from the full size in both cases.
             mask_stride: network-input pixels per mask cell along each axis.
-            thing_classes: classes that have instances; a candidate of another is padding. None: all.
+            thing_classes: classes that have instances; candidates of other classes are padding. None: all classes.
 
         Raises:
-            ExportError: a value out of range.
+            ExportError: a value is out of range.
         """
         super().__init__()
         if top_k < 1:
@@ -97,7 +97,7 @@ class InstanceHead(torch.nn.Module):
         mask_scores, boxes, inside = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
 
         scores = scores * _take(mask_scores, sampled)
-        passed = scores >= self.score_threshold  # what is not a number fails, too
+        passed = scores >= self.score_threshold  # NaN fails, too
         if self.thing_classes is not None:
             classes = cls_logits.shape[2] - 1
             passed = passed & torch.tensor([label in self.thing_classes for label in range(classes)])[labels]
@@ -117,7 +117,7 @@ class InstanceHead(torch.nn.Module):
         """Take the best query-class pairs: class scores, labels and queries [N, K]. ONNX keeps ties in order."""
         queries, classes = cls_logits.shape[1], cls_logits.shape[2] - 1
         scores = cls_logits.softmax(dim=-1)[..., :-1].flatten(1)
-        scores = scores.masked_fill(scores.isnan(), -torch.inf)  # one spoilt query must not upset the order
+        scores = scores.masked_fill(scores.isnan(), -torch.inf)  # a query with NaN must not disturb the order
         scores, index = scores.topk(min(self.top_k, queries * classes))
         label_of = torch.arange(classes).repeat(queries)
         query_of = torch.arange(queries).repeat_interleave(classes)
@@ -159,7 +159,7 @@ def _axis_operator(*, cells: int, stride: int, valid: torch.Tensor, original: to
     scale = valid.float() / original.float()
     centre = ((output.float() + 0.5) * scale - 0.5).clamp(min=0).minimum(valid.float() - 1)  # [N, out]
     low = centre.floor()
-    fraction = (centre - low)[..., None]  # 0 at the last valid position, which has none after it
+    fraction = (centre - low)[..., None]  # 0 at the last valid position
     weight = (1 - fraction) * _cell_weights(low, cells, stride) + fraction * _cell_weights(low + 1, cells, stride)
     return weight * (output < original)[..., None]
 
@@ -175,15 +175,15 @@ def _sample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sample masks [N, q, h, w] at full size: mask scores [N, q], boxes [N, q, 4] and insides bool [N, q, H, W].
 
-    Everything but the insides leaves in one tensor, so that a runtime is done with one part of the queries, and has
-    freed it, before it begins the next.
+    Everything but the insides leaves in one tensor: a runtime then finishes and frees one part of the queries before
+    it begins the next part.
     """
     logits = rows[:, None] @ (mask_logits @ columns.transpose(1, 2)[:, None])  # [N, q, H, W]
-    # sigmoid(x) = 1/2 + tanh(x/2)/2, and tanh is 0 wherever the logit is not positive: no mask is needed to sum it
+    # sigmoid(x) = 1/2 + tanh(x/2)/2, and tanh is 0 where the logit is not positive: the sum needs no mask
     excess = (0.5 * logits.relu()).tanh()
     inside = excess > 0
     pixels = inside.float()
-    # a sum a row first: one over a million pixels would lose digits in float32
+    # sums of rows first: one float32 sum over a million pixels would lose digits
     row_pixels, column_pixels = pixels.sum(dim=3), pixels.sum(dim=2)
     area = row_pixels.sum(dim=2)
     score = 0.5 * (area + excess.sum(dim=3).sum(dim=2)) / (area + 1e-6)
@@ -193,7 +193,7 @@ def _sample(
 
 
 def _extent(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last + 1 position [N, q] with any pixel, of counts [N, q, size]; 0, 0 where there is none."""
+    """Return the first and the last + 1 position [N, q] with a pixel, from counts [N, q, size]; 0, 0 without any."""
     position = torch.arange(pixels.shape[2]).float()
     end = torch.where(pixels > 0, position + 1, 0.0).amax(dim=2)
     begin = torch.where(pixels > 0, position, torch.inf).amin(dim=2)
@@ -208,18 +208,19 @@ def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def attach_head(engine: ModelProto, head: InstanceHead) -> ModelProto:
-    """Put the head behind an engine's logits.
+    """Append the head to an engine's logits.
 
     Args:
         engine: an ONNX graph with the outputs cls_logits float32 [N, Q, C+1] and mask_logits float32 [N, Q, h, w];
-            Q and C fixed. It is not changed.
-        head: what to put behind it.
+            Q and C fixed. The graph is not changed.
+        head: the head to append.
 
     Returns:
-        The engine's inputs and `img_shape`, `ori_shape` int32 [N, 2] -> `OUTPUTS`, as `InstanceHead.forward` has them.
+        A graph: the engine's inputs and `img_shape`, `ori_shape` int32 [N, 2] -> `OUTPUTS`, as
+        `InstanceHead.forward` returns them.
 
     Raises:
-        ExportError: an engine that does not have these outputs, or of an opset that the head cannot be written in.
+        ExportError: the engine lacks these outputs, or the head cannot be written in its opset.
     """
     shapes = tensor_shapes(engine)
     types = {output.name: output.type.tensor_type.elem_type for output in engine.graph.output}
@@ -243,7 +244,7 @@ def attach_head(engine: ModelProto, head: InstanceHead) -> ModelProto:
 
 
 def _trace(head: InstanceHead, *, queries: int, columns: int, opset: int) -> ModelProto:
-    """Write the head as ONNX, its batch and the masks' size dynamic; inner names begin with `head/`."""
+    """Return the head as ONNX, with a free batch and free mask sizes; inner names begin with `head/`."""
     example = (
         torch.zeros(2, queries, columns),
         torch.zeros(2, queries, 6, 8),
@@ -253,9 +254,9 @@ def _trace(head: InstanceHead, *, queries: int, columns: int, opset: int) -> Mod
     axes = {name: {0: "batch"} for name in (*LOGITS, *SHAPES, *OUTPUTS)}
     axes["mask_logits"] |= {2: "mask_height", 3: "mask_width"}
     axes["masks"] |= {2: "height", 3: "width"} if head.masks == "full" else {2: "mask_height", 3: "mask_width"}
-    buffer: Any = io.BytesIO()  # the annotation of `export` forgets that it takes files
+    buffer: Any = io.BytesIO()  # `export` takes files too, its annotation does not say so
     with warnings.catch_warnings():
-        # what the tracer bakes in (Q, C, K) is meant to be fixed
+        # the values that the tracer fixes (Q, C, K) are meant to be fixed
         warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
         warnings.simplefilter("ignore", category=DeprecationWarning)
         torch.onnx.export(
@@ -263,5 +264,5 @@ def _trace(head: InstanceHead, *, queries: int, columns: int, opset: int) -> Mod
             dynamic_axes=axes, opset_version=opset, dynamo=False,
         )  # fmt: skip
     slim = onnxslim.slim(onnx.load_from_string(buffer.getvalue()))
-    del slim.graph.value_info[:]  # holds the outputs too, and add_prefix would rename them with the rest
+    del slim.graph.value_info[:]  # value_info lists the outputs too, and add_prefix would rename them
     return compose.add_prefix(slim, "head/", rename_inputs=False, rename_outputs=False)

@@ -1,6 +1,6 @@
-"""Write a model repository: a copy of `model_repository/` that says what the exported model is.
+"""Write a model repository: a copy of `model_repository/` with the parameters of the exported model.
 
-It is built beside its place and moved there when everything has been checked.
+The copy is built beside its place and moved there when everything has been checked.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]
 
 
 def template() -> Path:
-    """Return the repository that exports are copies of: the checkout's, or the one inside the installed package."""
+    """Return the repository that exports are copied from: the checkout's, else the installed package's."""
     checkout = HERE.parents[1] / "model_repository"
     return checkout if checkout.is_dir() else HERE / "model_repository"
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; it takes the place of `target` when the block ends well.
+    """Yield an empty folder beside `target`; it replaces `target` if the block ends without an exception.
 
     Raises:
-        ExportError: `target` exists and is not an export, its folder cannot be written to, or no space is left.
+        ExportError: `target` exists and is not an export, its folder cannot be written to, or the disk is full.
     """
     if target.exists() and not (target / REPORT).is_file():
         raise ExportError(
-            f"{target} exists and was not made by m2f export: it stays as it is; give another --repository"
+            f"{target} exists and was not made by m2f export: it is not replaced; give another --repository"
         )
     stage = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
@@ -69,7 +69,7 @@ def _kept(target: Path) -> str:
 
 
 def _put_in_place(stage: Path, target: Path) -> None:
-    for cache in list(stage.rglob("__pycache__")):  # of the server that it was tried in
+    for cache in list(stage.rglob("__pycache__")):  # of the server that tried it
         shutil.rmtree(cache)
     if not target.exists():
         stage.rename(target)
@@ -96,7 +96,12 @@ def copy_template(stage: Path) -> Path:
 
 
 def copy_head(stage: Path, *, masks: str) -> None:
-    """Add the models that serve a graph with its head; `masks`: what it gives, `full` or `stride4`."""
+    """Add the models that serve a graph with its head.
+
+    Args:
+        stage: the repository.
+        masks: the graph's masks, `full` or `stride4`.
+    """
     models = HERE / "head_repository"
     shutil.copytree(models, stage, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     if masks == "stride4":
@@ -106,7 +111,7 @@ def copy_head(stage: Path, *, masks: str) -> None:
 
 
 def configure(stage: Path, source: Source) -> None:
-    """Write what is specific to a model into the configurations that use it."""
+    """Write the parameters of a model into the configurations that use them."""
     preprocessing = source.preprocessing
     _edit(stage / "mask2former_preprocess" / "config.pbtxt", preprocessing_parameters(preprocessing))
     for model, parameters in step_parameters(source).items():
@@ -116,7 +121,7 @@ def configure(stage: Path, source: Source) -> None:
 
 
 def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
-    """Return the parameters of each step that reads the logits; None for those that are to go."""
+    """Return the parameters of each step that reads the logits; None for parameters to remove."""
     settings = {field.name: _value(getattr(source.settings, field.name)) or None for field in fields(Settings)}
     background = {"background_label_id": settings["background_label_id"]}
     stride = {"mask_stride": str(source.mask_stride)}
@@ -133,7 +138,7 @@ def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
 
 
 def preprocessing_parameters(preprocessing: Preprocessing) -> dict[str, str | None]:
-    """Return the parameters of `mask2former_preprocess`; None for those that are the default."""
+    """Return the parameters of `mask2former_preprocess`; None for parameters at their default, which are removed."""
     defaults = {field.name: field.default for field in fields(Preprocessing)}
     values = {name: getattr(preprocessing, name) for name in defaults}
     return {
@@ -147,7 +152,7 @@ def _value(value: Any) -> str:
 
 
 def _set_input(text: str, preprocessing: Preprocessing) -> str:
-    """State the engine's input: type and layout everywhere, and the size that it is warmed up with."""
+    """Set the engine's input: type and layout everywhere, and the size of the warm-up."""
     height, width = warm_up_size(preprocessing)
     pixels = preprocessing.layout == "uint8_hwc"
     kind, dims = ("TYPE_UINT8", (height, width, 3)) if pixels else ("TYPE_FP32", (3, height, width))
@@ -156,7 +161,7 @@ def _set_input(text: str, preprocessing: Preprocessing) -> str:
 
 
 def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:
-    """The engine's own height and width, or those of a full-size landscape image."""
+    """Return the engine's fixed height and width, else those of a full-size landscape image."""
     if preprocessing.input_size:
         return preprocessing.input_size
     longer, shorter = max(preprocessing.scale), min(preprocessing.scale)
@@ -172,9 +177,9 @@ def _edit(path: Path, parameters: Mapping[str, str | None]) -> None:
 
 
 def set_parameter(config: str, key: str, value: str | None) -> str:
-    """Set a parameter in the text of a `config.pbtxt`, or take it out where `value` is None.
+    """Set a parameter in the text of a `config.pbtxt`; `value` None removes it.
 
-    Comments stay; a comment right above a parameter that is taken out goes with it.
+    Comments stay, except directly above a removed parameter.
     """
     line = rf'parameters {{ key: "{re.escape(key)}" value {{ string_value: "(?:[^"\\]|\\.)*" }} }}\n'
     if value is None:

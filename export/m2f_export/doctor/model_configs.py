@@ -22,8 +22,8 @@ class Model:
 
     Attributes:
         folder: `<repository>/<name>`.
-        configs: those that parse, by file name within the folder: `config.pbtxt`, `configs/cpu.pbtxt`.
-        version: the newest version's folder; None where there is none.
+        configs: the configurations that parse, by file name within the folder: `config.pbtxt`, `configs/cpu.pbtxt`.
+        version: the newest version's folder; None without any.
     """
 
     folder: Path
@@ -32,17 +32,17 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The folder's name, which is the model's."""
+        """The model's name, which is the folder's."""
         return self.folder.name
 
     @property
     def config(self) -> Any | None:
-        """The configuration that is used unless another is asked for."""
+        """The default configuration; None if it is missing or does not parse."""
         return self.configs.get(DEFAULT)
 
     @property
     def is_engine(self) -> bool:
-        """Whether this is the step that runs the network: `mask2former_engine`, `mask2former_head_engine`."""
+        """Whether this model runs the network: `mask2former_engine`, `mask2former_head_engine`."""
         return self.name.endswith("_engine")
 
     def parameters(self, config: str = DEFAULT) -> dict[str, str]:
@@ -98,7 +98,7 @@ def dtype(tensor: Any) -> str:
 
 
 def dims_fit(ours: tuple[int, ...], theirs: tuple[int | None, ...]) -> bool:
-    """Return whether two shapes can be the same; -1 and None are free."""
+    """Return whether two shapes can be equal; -1 and None are free."""
     return len(ours) == len(theirs) and all(
         a == b or a in (-1, None) or b in (-1, None) for a, b in zip(ours, theirs, strict=True)
     )

@@ -179,7 +179,7 @@ def _step(model: Model) -> Iterator[Finding]:
 
 
 def class_names(model: Model) -> list[str] | None:
-    """Return the class names of a step, or None where they cannot be read."""
+    """Return the class names of a step; None if they cannot be read."""
     try:
         names = json.loads(model.parameters().get("class_names", "[]"))
     except json.JSONDecodeError:
@@ -188,7 +188,7 @@ def class_names(model: Model) -> list[str] | None:
 
 
 def mask_stride(model: Model) -> int | None:
-    """Return the mask stride of a step, or None where it cannot be read."""
+    """Return the mask stride of a step; None if it cannot be read."""
     try:
         return whole_number(model.parameters(), "mask_stride", 4)
     except InputError:

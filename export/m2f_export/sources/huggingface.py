@@ -1,7 +1,7 @@
 """A Hugging Face folder (`config.json`, weights, `preprocessor_config.json`) -> Source.
 
-Written against transformers 5.23. Nothing is fetched, and no code of the folder is run: the classes are
-those of the installed transformers.
+Written against transformers 5.23. Nothing is fetched, and no code of the folder runs: the classes are those of the
+installed transformers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _RESAMPLES = {2: "pillow_bilinear", 3: "pillow_bicubic"}  # PIL.Image.Resampling
 _DIVISOR = 32  # the coarsest feature map is at stride 32
 _STRIDE = 4
 _POINTS = 4  # per head and level of Mask2Former's deformable attention; not configurable in transformers
-# Weights that a checkpoint may lack or have too many of: the loss's, and a table that Swin computes.
+# Weights that a checkpoint may lack or have in excess: those of the loss, and a table that Swin computes.
 _IMMATERIAL = ("criterion.", "relative_position_index")
 _UNREADABLE = (
     OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError, EOFError,
@@ -47,7 +47,7 @@ _UNREADABLE = (
 
 
 class Network(torch.nn.Module):
-    """A model of transformers, with its two outputs only."""
+    """A model of transformers, reduced to its two outputs."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Network(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised RGB [N, 3, H, W] -> cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4]."""
-        # whether the states that the logits come from are there depends on `use_auxiliary_loss` otherwise
+        # without it, `use_auxiliary_loss` decides whether the states that the logits come from exist
         outputs = self.model(pixel_values=image, output_hidden_states=True)
         return outputs.class_queries_logits, outputs.masks_queries_logits
 
@@ -64,12 +64,12 @@ def load_huggingface(folder: Path) -> Source:
     """Read a folder that `save_pretrained` of transformers wrote.
 
     Args:
-        folder: with `config.json`, `model.safetensors` (or its shards, or a `pytorch_model.bin` of plain tensors)
-            and `preprocessor_config.json`.
+        folder: a folder with `config.json`, `model.safetensors` (or its shards, or a `pytorch_model.bin` of plain
+            tensors) and `preprocessor_config.json`.
 
     Raises:
-        ExportError: a file is missing or cannot be read, another architecture, weights that do not fit the
-            configuration, masks that are not at stride 4, or image processing that the server cannot reproduce.
+        ExportError: a file is missing or cannot be read, the architecture is not supported, the weights do not fit the
+            configuration, the masks are not at stride 4, or the server cannot reproduce the image processing.
     """
     architecture = _read_architecture(folder / "config.json")
     preprocessing = read_preprocessing(folder / "preprocessor_config.json")
@@ -138,7 +138,7 @@ def _load_model(folder: Path, architecture: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and report away: what matters in it becomes an ExportError."""
+    """Hide transformers' progress bar and report; its faults become an ExportError."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
@@ -151,7 +151,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_weights(info: dict[str, Any], folder: Path) -> None:
-    """Refuse what transformers only warns about: weights that stay random, or that find no place."""
+    """Refuse what transformers only warns about: weights that stay random, or that are not used."""
     problems = []
     for kind in ("missing", "unexpected", "mismatched"):
         keys = [key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"]]
@@ -173,7 +173,7 @@ def _class_names(id2label: dict[int, str], folder: Path) -> tuple[str, ...]:
 
 
 def _free_sizes(model: Any) -> Any:
-    """Rewrite what a trace would fix at the height and width it was made with. The batch is free as it is."""
+    """Rewrite what a trace would fix to its own height and width. The batch is already free."""
     for module in model.modules():
         if isinstance(module, Mask2FormerPixelDecoderEncoderOnly):
             module.get_reference_points = _reference_points  # type: ignore[method-assign]
@@ -187,11 +187,11 @@ def _reference_points(
     valid_ratios: torch.Tensor,
     device: torch.device,  # noqa: ARG001 (always the CPU)
 ) -> torch.Tensor:
-    """The centre of every cell at every level, for the deformable attention: [1, sum(h * w), levels, 4].
+    """Return the centre of every cell at every level, for the deformable attention: [1, sum(h * w), levels, 4].
 
-    As Mask2FormerPixelDecoderEncoderOnly.get_reference_points where nothing is padded (this model never says that
-    something is), but without `linspace`, and with boxes in place of points: the attention takes both, and
-    scales its offsets by the box instead of by a tensor that it makes of Python numbers.
+    Equals Mask2FormerPixelDecoderEncoderOnly.get_reference_points without padding (this model never reports any), but
+    without `linspace`, and with boxes instead of points. The attention takes both; with boxes it scales its offsets by
+    the box instead of by a tensor of Python numbers.
     """
     centres, boxes = [], []
     for height, width in spatial_shapes_list:
@@ -204,7 +204,7 @@ def _reference_points(
 
 
 def _always_cropped(maybe_pad: Any) -> Any:
-    """Make a Swin layer crop its padding off again even where the traced size needed none."""
+    """Make a Swin layer crop its padding even if the traced size needed no padding."""
 
     def padded(hidden_states: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, tuple[int, ...]]:
         states, _ = maybe_pad(hidden_states, height, width)
@@ -217,7 +217,7 @@ def _fixed_size(model: Any, preprocessing: Preprocessing, folder: Path) -> tuple
     """Return the one size that an EoMT takes.
 
     Raises:
-        ExportError: images are prepared for another one, or the training stopped while masks were still random.
+        ExportError: images are prepared for another size, or the training stopped while masks were still random.
     """
     size = (model.config.image_size, model.config.image_size)
     if preprocessing.input_size != size:
@@ -249,7 +249,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
     """Translate a `preprocessor_config.json`.
 
     Raises:
-        ExportError: it is missing or cannot be read, or asks for what the server cannot do.
+        ExportError: the file is missing or cannot be read, or the server cannot reproduce an option.
     """
     processor = _read_processor(path)
     problems = _problems(processor)
@@ -270,14 +270,14 @@ def read_preprocessing(path: Path) -> Preprocessing:
 
 
 def _read_processor(path: Path) -> Any:
-    """Build the processor that the file describes, for its defaults and its reading of older spellings."""
+    """Build the processor that the file describes: it knows the defaults and the older spellings."""
     settings = _read_json(path)
     stated = str(settings.get("image_processor_type") or settings.get("feature_extractor_type"))
     name = stated.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if name not in _PROCESSORS:
         raise ExportError(f"{path}: image processor {stated!r} is not supported; supported: {', '.join(_PROCESSORS)}")
     try:
-        # without torchvision, and the same pixels
+        # the variant that needs no torchvision; its pixels are the same
         return getattr(transformers, f"{name}Pil").from_dict(settings)
     except _UNREADABLE as error:
         raise ExportError(f"{path}: {error}") from error
@@ -288,7 +288,7 @@ def _is_eomt(processor: Any) -> bool:
 
 
 def _problems(processor: Any) -> list[str]:
-    """List the options that Preprocessing has no counterpart for."""
+    """Return the options that Preprocessing cannot express."""
     problems = []
     if not processor.do_resize:
         problems.append("do_resize false")

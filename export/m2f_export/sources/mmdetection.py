@@ -26,17 +26,17 @@ from mmengine.registry import init_default_scope  # noqa: E402
 
 SUPPORTED = ("Mask2Former",)
 DIVISOR = 32  # the coarsest feature map is at stride 32
-# What a test pipeline may hold beside one Resize: these leave the pixels alone.
+# Steps allowed in a test pipeline beside one Resize: they do not change the pixels.
 _HARMLESS = ("LoadImageFromFile", "LoadAnnotations", "LoadPanopticAnnotations", "PackDetInputs")
 
-# A registry of our own, not MMDeploy's: its Mask2Former rewrites upsample the masks in the graph, and its Swin ones
-# bake the batch in (open-mmlab/mmdeploy#2920).
+# A registry of our own: MMDeploy's Mask2Former rewrites upsample the masks in the graph, and its Swin rewrites fix the
+# batch (open-mmlab/mmdeploy#2920).
 REWRITES = RewriterManager()
 
 
 @REWRITES.function_rewriter.register_rewriter("mmdet.models.backbones.swin.ShiftWindowMSA.window_reverse")
 def window_reverse(self: Any, windows: torch.Tensor, H: int, W: int) -> torch.Tensor:  # noqa: N803 (mmdet's names)
-    """Merge windows [B * windows, side, side, C] into [B, H, W, C]; mmdet makes B a Python int, and so a constant."""
+    """Merge windows [B * windows, side, side, C] into [B, H, W, C]; in mmdet B is a Python int, so a constant."""
     side, channels = self.window_size, windows.shape[-1]
     rows = windows.view(-1, H // side, W // side, side, side, channels)
     return rows.permute(0, 1, 3, 2, 4, 5).reshape(-1, H, W, channels)
@@ -63,12 +63,12 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
 
     Args:
         config: a `.py` configuration whose model is a `Mask2Former`.
-        checkpoint: what mmdetection's training wrote, or plain weights under `state_dict`. Nothing but tensors and
-            plain values is unpickled.
+        checkpoint: a checkpoint of mmdetection's training, or plain weights under `state_dict`. Only tensors and plain
+            values are unpickled.
 
     Raises:
-        ExportError: a file is missing or cannot be read, another architecture, weights that do not fit, or a
-            pipeline that the server cannot reproduce.
+        ExportError: a file is missing or cannot be read, the model is of another architecture, the weights do not fit,
+            or the server cannot reproduce the test pipeline.
     """
     settings = read_config(config)
     contents = read_checkpoint(checkpoint)
@@ -81,19 +81,27 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
 
 
 def describe_mmdet(config: Path) -> Source:
-    """Read everything but the network: for a graph that exists already.
+    """Read everything but the network, for a graph that exists already.
 
     Raises:
-        ExportError: as `load_mmdet`.
+        ExportError: the configuration cannot be read or is of another architecture, or the server cannot reproduce its
+            test pipeline.
     """
     settings = read_config(config)
     return as_source(None, settings, config)
 
 
 def as_source(model: Any, settings: Config, config: Path, *, trained_on: tuple[str, ...] = ()) -> Source:
-    """Describe a model and its configuration; `trained_on`: the class names that the checkpoint states."""
+    """Describe a model and its configuration.
+
+    Args:
+        model: the detector with its weights; None: only the configuration.
+        settings: the configuration.
+        config: the configuration's file, for messages.
+        trained_on: class names that the checkpoint states.
+    """
     preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
-    # mmdetection reads BGR; a preprocessor that does not swap hands BGR on, its mean and std in that order.
+    # mmdetection reads BGR; a preprocessor that does not swap passes BGR on, with mean and std in that order
     takes_bgr = not preprocessor.get("bgr_to_rgb", False)
     head = settings.model.panoptic_head
     num_classes = head.num_things_classes + head.num_stuff_classes
@@ -104,13 +112,13 @@ def as_source(model: Any, settings: Config, config: Path, *, trained_on: tuple[s
         class_names=_class_names(settings, trained_on, num_classes),
         num_classes=num_classes,
         settings=_test_settings(settings.model.get("test_cfg") or {}),
-        thing_classes=tuple(range(head.num_things_classes)),  # mmdetection has the stuff after them
+        thing_classes=tuple(range(head.num_things_classes)),  # in mmdetection stuff comes after the things
         divisor=DIVISOR,
     )
 
 
 def _test_settings(test_cfg: Mapping[str, Any]) -> Settings:
-    """What `MaskFormerFusionHead` reads of its `test_cfg`, with its own defaults."""
+    """Return what `MaskFormerFusionHead` reads of its `test_cfg`, with the defaults of that head."""
     return Settings(
         pre_top_k=test_cfg.get("max_per_image", 100),
         panoptic_score_threshold=test_cfg.get("object_mask_thr", 0.8),
@@ -123,14 +131,14 @@ def read_config(path: Path) -> Config:
     """Read an mmdetection configuration.
 
     Raises:
-        ExportError: no such file, not a configuration, or not of a Mask2Former.
+        ExportError: the file is missing, not a configuration, or not the configuration of a Mask2Former.
     """
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
     init_default_scope("mmdet")
     try:
         settings = Config.fromfile(path)
-    except Exception as error:  # a configuration is a program: it may fail in any way
+    except Exception as error:  # a configuration is a program: it may raise anything
         raise ExportError(f"{path} is not a configuration that mmengine can read: {_first_lines(error)}") from error
     architecture = settings.get("model", {}).get("type")
     if architecture not in SUPPORTED:
@@ -143,25 +151,25 @@ def build_model(settings: Config, config: Path) -> Any:
     """Build the detector with untrained weights, in evaluation mode on the CPU.
 
     Raises:
-        ExportError: mmdetection cannot build it.
+        ExportError: mmdetection cannot build the model.
     """
     try:
         return revert_sync_batchnorm(MODELS.build(settings.model)).eval()
-    except Exception as error:  # the registry calls constructors with whatever the file holds
+    except Exception as error:  # the registry passes any value in the file to constructors
         raise ExportError(f"mmdetection cannot build the model of {config}: {_first_lines(error)}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: a dict with `state_dict`, perhaps `meta`; optimizer state and the like are left inert.
+    """Read a checkpoint: a dict with `state_dict` and perhaps `meta`.
 
     Raises:
-        ExportError: no such file, or not a checkpoint.
+        ExportError: the file is missing, or is not a checkpoint.
     """
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
     try:
-        # mmengine pickles its message log beside the weights. Those objects are not needed: an inert class takes
-        # the place of each, so that no code of the file ever runs.
+        # mmengine pickles its message log beside the weights. Inert objects replace everything but tensors and plain
+        # values, so no code of the file ever runs.
         unsafe = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
         with torch.serialization.safe_globals(unsafe):  # type: ignore[arg-type]
             contents = torch.load(path, map_location="cpu", weights_only=True)
@@ -192,7 +200,7 @@ def _preprocessing(
     scale, keep_ratio = _resize(settings, config)
     order = -1 if takes_bgr else 1
     mean, std = (tuple(map(float, preprocessor.get(key) or [default] * 3))[::order] for key, default in _NORMAL.items())
-    red, green, blue = map(round, mean)  # padding comes after normalisation; uint8 holds a fractional mean rounded
+    red, green, blue = map(round, mean)  # padding comes after normalisation; in uint8 the mean is rounded
     return Preprocessing(
         scale=scale,
         pad_value=(red, green, blue),
@@ -208,7 +216,7 @@ _NORMAL = {"mean": 0.0, "std": 1.0}
 
 
 def _resize(settings: Config, config: Path) -> tuple[tuple[int, int], bool]:
-    """Scale and keep_ratio of the one Resize in the test pipeline."""
+    """Return scale and keep_ratio of the one Resize in the test pipeline."""
     resizes = []
     for step in _test_pipeline(settings):
         if step["type"] == "Resize":
@@ -232,7 +240,7 @@ def _test_pipeline(settings: Config) -> Iterator[Mapping[str, Any]]:
 
 
 def _class_names(settings: Config, trained_on: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
-    """The first statement of class names that has one for each class: checkpoint, configuration, data set."""
+    """Return the class names of the checkpoint, else the configuration, else the data set, if one for each class."""
     dataset = (settings.get("test_dataloader") or {}).get("dataset", {})
     known = DATASETS.get(dataset["type"]) if dataset.get("type") else None
     stated = (

@@ -1,7 +1,7 @@
-"""An ONNX file that exists already, made by MMDeploy or by m2f: served as it is.
+"""Adopt an existing ONNX file, made by MMDeploy or by m2f.
 
-MMDeploy writes PyTorch's `grid_sample` as an operator of its own, and for TensorRT instance normalisation too. ONNX has
-both (`GridSample` since opset 16), and plain TensorRT and ONNX Runtime load them. That is all that is changed.
+MMDeploy writes PyTorch's `grid_sample`, and for TensorRT also instance normalisation, as operators of its own. ONNX has
+both (`GridSample` since opset 16), and plain TensorRT and ONNX Runtime load them. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _LAYOUTS = {TensorProto.UINT8: "uint8_hwc", TensorProto.FLOAT: "float32_chw"}
 
 
 def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
-    """Check a given graph, free it of MMDeploy's operators and write it.
+    """Check a given graph, replace MMDeploy's operators and write it.
 
     Args:
         path: the ONNX file.
-        source: what its configuration says (`describe_mmdet`); the network is not needed.
+        source: the description of its configuration (`describe_mmdet`); the network is not needed.
         output: the file to write.
 
     Returns:
-        The source with what the graph itself decides: layout, input size, mask stride.
+        The source with the graph's layout, input size and mask stride.
 
     Raises:
-        ExportError: not ONNX, other inputs or outputs than the contract's, or operators that only a plugin has.
+        ExportError: the file is not ONNX, its inputs or outputs are not those of the contract, or it has operators
+            that need a plugin.
     """
     model = load_onnx(path)
     _check_names(model, path)
@@ -60,7 +61,7 @@ def _check_names(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _standard_operators(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put ONNX's own operators where MMDeploy's equals of them are."""
+    """Replace MMDeploy's operators by ONNX's own."""
     if not any(node.domain == _DOMAIN and node.op_type in _STANDARD for node in model.graph.node):
         return model
     if opset_of(model) < OPSET:
@@ -97,7 +98,7 @@ _STANDARD = {"grid_sampler": _grid_sample, "TRTInstanceNormalization": _instance
 
 
 def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | None]:
-    """Layout, and height and width where they are fixed."""
+    """Return the layout, and the height and width if they are fixed."""
     kind = model.graph.input[0].type.tensor_type.elem_type
     shape = tensor_shapes(model)[INPUT]
     layout = _LAYOUTS.get(kind, "")
