@@ -53,7 +53,6 @@ def test_the_embedded_model_builds(precision, tmp_path):
     print(report)
     assert report.size == (tmp_path / "model.plan").stat().st_size > 1e6
     assert report.seconds > 0
-    assert report.peak_memory > 1e8
     assert {path.name for path in tmp_path.iterdir()} == {"model.plan", "timing.cache"}
 
 

@@ -60,7 +60,6 @@ class EngineReport:
         layers: number of layers of the network, before fusion.
         size: size of the plan file in bytes.
         seconds: time of parsing and building.
-        peak_memory: peak memory of this process while building, bytes; 0: the system does not tell.
     """
 
     backend: str
@@ -68,7 +67,6 @@ class EngineReport:
     layers: int
     size: int
     seconds: float
-    peak_memory: int
 
 
 def build_engine(
@@ -99,7 +97,6 @@ def build_engine(
         raise ExportError(f"workspace must be a number of bytes above 0; got {workspace}")
     trt, backend = load_tensorrt()
     started = time.monotonic()
-    _reset_peak_memory()
     log = _error_log(trt)
     try:
         builder = trt.Builder(log)
@@ -125,7 +122,6 @@ def build_engine(
         layers=network.num_layers,
         size=plan.stat().st_size,
         seconds=time.monotonic() - started,
-        peak_memory=_peak_memory(),
     )
 
 
@@ -279,15 +275,3 @@ def _write(path: Path, content: Any) -> None:
         raise ExportError(f"{path} cannot be written: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _reset_peak_memory() -> None:
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory() -> int:
-    with suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(found[1]) * 1024
-    return 0

@@ -1,4 +1,4 @@
-"""The command `m2f doctor`."""
+"""`m2f doctor`: report what is wrong with a file or a repository."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ from m2f_export.export_errors import ExportError
 _COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 
 
-@click.command(epilog="Exit codes: 0 nothing wrong, warnings allowed; 1 at least one error; 2 wrong usage.")
+@click.command(epilog="Exit codes: 0 no error (warnings are allowed); 1 at least one error; 2 wrong usage.")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--deploy-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Hold the ONNX or the repository against this deploy config.",
+    help="Compare the ONNX or the repository with this deploy config.",
 )  # fmt: skip
-@click.option("--tensorrt-version", metavar="X.Y", help="TensorRT of the server. Default: the installed one.")
-@click.option("--server-version", metavar="X.Y", help="Triton or its container. Default: the server found here.")
+@click.option(
+    "--tensorrt-version", metavar="X.Y", help="TensorRT version of the server. Default: the installed version."
+)
+@click.option(
+    "--server-version", metavar="X.Y", help="Version of Triton or its container. Default: the server found here."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(
     *, path: Path, deploy_config: Path | None, tensorrt_version: str | None, server_version: str | None, as_json: bool
 ) -> None:
-    """Say what is wrong with PATH before a server does.
+    """Report what is wrong with PATH before a server does.
 
     PATH is a deploy config (.py, .json), an ONNX (.onnx), a TensorRT plan (.plan, .engine) or the folder of a model
-    repository. Each finding says what it is, why it matters and what mends it. A .py config is run, as MMDeploy runs
-    it: give only those you trust.
+    repository. Each finding says what is wrong, why it matters and how to fix it. A .py config is executed, as MMDeploy
+    does: check only files you trust.
     """
     try:
         diagnosis = diagnose(
@@ -42,7 +46,7 @@ def doctor(
         )
     except ExportError as error:
         raise click.UsageError(str(error)) from error
-    except OSError as error:  # a file or folder that may not be read
+    except OSError as error:  # no permission to read
         raise click.ClickException(str(error)) from error
     click.echo(_as_json(diagnosis) if as_json else _as_text(diagnosis))
     sys.exit(1 if diagnosis.count("error") else 0)

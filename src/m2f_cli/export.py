@@ -1,4 +1,4 @@
-"""`m2f export`: a checkpoint in, a repository that Triton serves out."""
+"""`m2f export`: turn a checkpoint into a repository that Triton serves."""
 
 from __future__ import annotations
 
@@ -22,47 +22,51 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("weights", type=PATH, required=False)
-@click.option("--repository", type=PATH, help="Folder to make: a model repository. An earlier export is replaced.")
-@click.option("--onnx", type=PATH, help="Write the ONNX graph alone to this file, in place of a repository.")
 @click.option(
-    "--deploy-config", type=PATH, help="MMDeploy's deploy config, .py or .json: its post_processing keys hold."
+    "--repository", type=PATH, help="Write a model repository to this folder. An earlier export there is replaced."
 )
-@click.option("--size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="Fix the input's size.  [default: free]")
+@click.option("--onnx", type=PATH, help="Write only the ONNX graph, to this file.")
+@click.option(
+    "--deploy-config", type=PATH, help="Serve with the post_processing of this MMDeploy deploy config (.py, .json)."
+)
+@click.option("--size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="Fix the size of the input.  [default: free]")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True,
-              help="The input: pixels, normalised in the graph; or floats, normalised before it.")  # fmt: skip
+              help="Input: pixels, normalised in the graph, or floats, normalised before it.")  # fmt: skip
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Of the graph.  [default: the deploy config's, or fp32]"
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Precision of the graph.  [default: the deploy config's, or fp32]",
 )
 @click.option(
-    "--head", type=click.Choice(MASKS), help="Also serve a graph with its head, masks at full size or stride 4."
+    "--head",
+    type=click.Choice(MASKS),
+    help="Also serve a graph that includes its head, with masks at full size or at stride 4.",
 )
 @click.option("--engine", is_flag=True, help="Also build a TensorRT engine.")
+@click.option("--target", help="Triton container (26.07-py3) or TensorRT version (10.14.1) that will load the engine.")
 @click.option(
-    "--target", help="What the engine is for: a Triton container (26.07-py3) or a TensorRT version (10.14.1)."
-)
-@click.option(
-    "--timing-cache", type=PATH, help="File of TensorRT's kernel times: the next build on the same GPU is quicker."
+    "--timing-cache", type=PATH, help="Keep TensorRT's kernel times in this file: later builds on this GPU are faster."
 )
 @click.option(
     "--image",
     "images",
     type=PATH,
     multiple=True,
-    help="Compare on this picture; may be repeated.  [default: random ones]",
+    help="Compare the steps on this picture; may be repeated.  [default: random pictures]",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
-    help="Mean difference of a logit allowed between float32 steps.",
+    help="Largest mean difference of a logit between float32 steps.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **options: Any) -> None:
     """Turn a trained Mask2Former into a model repository.
 
-    MODEL is an mmdetection configuration and WEIGHTS its checkpoint, or an ONNX file that MMDeploy made of it; or
-    MODEL is a folder of Hugging Face (Mask2Former, MaskFormer, EoMT) and stands alone.
+    MODEL is an mmdetection configuration and WEIGHTS its checkpoint, or an ONNX file that MMDeploy made from it. Or
+    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS.
 
-    Every step is compared with the one before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. Where one
+    Every step is compared with the step before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. If a step
     drifts, nothing is written.
     """
     if (repository is None) == (onnx is None):
@@ -86,7 +90,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
 
 
 def ladder_table(comparison: dict[str, Any]) -> Table:
-    """Lay out the comparison of each step with the one before."""
+    """Return the comparison of each step with the step before, as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     headings = ("", "cls_logits\nmax, mean", "mask_logits\nmax, mean", "instances\nmatched", "mask\nIoU", "score\nmax")
     for heading in headings:

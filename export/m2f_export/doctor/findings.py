@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 LEVELS = ("error", "warning", "note")
 
@@ -46,19 +47,7 @@ class Entry:
         return Finding(level=self.level, code=self.code, where=str(where), what=what, why=why, fix=fix)
 
 
-def error(code: str, what: str, why: str, fix: str) -> Entry:
-    """Return a kind of fault that keeps the path from working."""
-    return Entry("error", code, what, why, fix)
-
-
-def warning(code: str, what: str, why: str, fix: str) -> Entry:
-    """Return a kind of fault that shows only when something happens."""
-    return Entry("warning", code, what, why, fix)
-
-
-def note(code: str, what: str, why: str, fix: str) -> Entry:
-    """Return a kind of fact."""
-    return Entry("note", code, what, why, fix)
+error, warning, note = (partial(Entry, level) for level in LEVELS)
 
 
 def listed(names: Iterable[object]) -> str:
