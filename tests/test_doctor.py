@@ -1,6 +1,7 @@
 """`m2f doctor`: every planted fault is found, and named; what is right is left alone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from m2f_cli.doctor import doctor
 from m2f_export.doctor import diagnose
+from m2f_export.doctor.catalogue import ENTRIES
 from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.server_version import is_safe
 
@@ -134,6 +136,18 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+# ---------------------------------------------------------------- the catalogue
+
+
+def test_every_code_is_described_with_its_levels():
+    rows = re.findall(r"^\| (`.+`) \| ([a-z, ]+) \|", (ROOT / "docs/doctor.md").read_text(), flags=re.MULTILINE)
+    described = {code: set(levels.split(", ")) for codes, levels in rows for code in re.findall(r"`([^`]+)`", codes)}
+    levels = {}
+    for entry in ENTRIES:
+        levels.setdefault(entry.code, set()).add(entry.level)
+    assert described == levels
 
 
 # ---------------------------------------------------------------- what is right
