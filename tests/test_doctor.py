@@ -443,6 +443,7 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (PRE, MAX_PIXELS, parameter("layout", "float32_chw"), "layout", ["float32_chw", "uint8_hwc"]),
     (PRE, UINT8, FLOAT, "ensemble-types", ["_input", "FP32"]),
     (CPU, "dims: [ 256, 256, 3 ]", "dims: [ 512, 512, 3 ]", "warmup", ["512", "256", "zeros"]),
+    (CPU, 'key: "input" value { data_type', 'key: "img" value { data_type', "warmup", ["'img'", "input"]),
     (CPU, 'name: "mask_logits"', 'name: "masks"', "engine-tensor", ["'masks'", "mask_logits"]),
     (CPU, UINT8, FLOAT, "engine-dtype", ["TYPE_FP32", "TYPE_UINT8"]),
     (CPU, UINT8, "TYPE_UINT8 dims: [ -1, -1, 4 ]", "engine-dims", ["[-1, -1, 4]", "[256, 256, 3]"]),
