@@ -196,8 +196,6 @@ QUEUE_OF_ONE = warning("queue-policy", _QUEUE[0] + ", and one instance", _QUEUE[
 PARAMETER_INVALID = error("parameter-invalid", "{reason}", _REFUSES, _IN_PARAMETERS)
 PREPROCESSING_FAILS = error("parameter-invalid", "the parameters do not work on an image of 8 x 6: {reason}", _REFUSES,
     "sizes are [height, width], colours [r, g, b]; m2f.preprocess.Preprocessing explains each key")
-CLASS_NAMES_INVALID = error("parameter-invalid", "class_names must be a JSON list of strings; got {value!r}", _REFUSES,
-    'for example ["person", "car"]')
 PARAMETER_UNKNOWN = warning("parameter-unknown", "parameter '{key}' is read by nothing",
     "a misspelt key leaves the default in force", "keys: {keys}")
 CLASS_NAMES_TWICE = warning("class-names-twice", "class_names has twice: {names}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import cv2
 import numpy as np
 
 from m2f.errors import InputError
+from m2f.model_facts import NO_FACTS, ModelFacts
+from m2f.parameters import whole_number
 from m2f.preprocess import Preprocessing
-from m2f.settings import KEYS, PANOPTIC_KEYS, Settings, thing_classes, whole_number
+from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export.deploy_config import DeployConfig
 from m2f_export.doctor import catalogue
 from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
@@ -161,45 +162,19 @@ def _disagreements(steps: list[Model]) -> Iterator[Finding]:
 
 def _step(model: Model) -> Iterator[Finding]:
     where, parameters = model.folder / DEFAULT, model.parameters()
+    facts = NO_FACTS
     try:
+        facts = ModelFacts.from_repository(parameters)
         Settings.from_repository(parameters)
-        thing_classes(parameters)
-        whole_number(parameters, "mask_stride", 4)
         whole_number(parameters, "threads", 1)
     except InputError as failure:
         yield catalogue.PARAMETER_INVALID(where, reason=failure)
     for key in parameters:
         if key not in _KEYS[model.name] and not key.isupper():  # Triton's own are in capitals
             yield catalogue.PARAMETER_UNKNOWN(where, key=key, keys=listed(_KEYS[model.name]))
-    names = class_names(model)
-    if names is None:
-        yield catalogue.CLASS_NAMES_INVALID(where, value=parameters["class_names"][:80])
-    elif twice := sorted({name for name in names if names.count(name) > 1}):
+    names = facts.class_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         yield catalogue.CLASS_NAMES_TWICE(where, names=listed(twice))
-
-
-def class_names(model: Model) -> list[str] | None:
-    """Return the class names of a step; None if they cannot be read."""
-    try:
-        names = json.loads(model.parameters().get("class_names", "[]"))
-    except json.JSONDecodeError:
-        return None
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def mask_stride(model: Model) -> int | None:
-    """Return the mask stride of a step; None if it cannot be read."""
-    try:
-        return whole_number(model.parameters(), "mask_stride", 4)
-    except InputError:
-        return None  # reported by _step
-
-
-def _background_label_id(model: Model) -> int | None:
-    try:
-        return Settings.from_repository(model.parameters()).background_label_id
-    except InputError:
-        return None  # reported by _step
 
 
 def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | None) -> Iterator[Finding]:
@@ -207,9 +182,15 @@ def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | 
     if preprocessing is not None:
         yield from _preprocessing_fits(models[PREPROCESS].folder / DEFAULT, preprocessing, graph)
     post = models.get(POSTPROCESS)
-    if post is not None and post.config is not None:
-        yield from _class_names_fit(post, graph)
-        yield from _mask_stride_fits(post, graph)
+    if post is None or post.config is None:
+        return
+    where, parameters = post.folder / DEFAULT, post.parameters()
+    try:
+        facts, settings = ModelFacts.from_repository(parameters), Settings.from_repository(parameters)
+    except InputError:
+        return  # reported by _step
+    yield from _class_names_fit(where, facts, graph, column="first" if settings.background_label_id == 0 else "last")
+    yield from _mask_stride_fits(where, facts, graph)
 
 
 def _preprocessing_fits(where: Path, preprocessing: Preprocessing, graph: Graph) -> Iterator[Finding]:
@@ -222,22 +203,20 @@ def _preprocessing_fits(where: Path, preprocessing: Preprocessing, graph: Graph)
         yield catalogue.INPUT_SIZE(where, stated=stated, model=model, size=size, size_list=list(size))
 
 
-def _class_names_fit(model: Model, graph: Graph) -> Iterator[Finding]:
-    logits, names = graph.output_shape("cls_logits"), class_names(model)
+def _class_names_fit(where: Path, facts: ModelFacts, graph: Graph, *, column: str) -> Iterator[Finding]:
+    logits, names = graph.output_shape("cls_logits"), len(facts.class_names)
     columns = logits[2] if logits is not None and len(logits) == 3 else None
-    if names and columns is not None and len(names) != columns - 1:
-        counts = {"names": len(names), "columns": columns, "classes": columns - 1}
-        column = "first" if _background_label_id(model) == 0 else "last"
-        yield catalogue.CLASS_NAMES(model.folder / DEFAULT, **counts, column=column)
+    if names and columns is not None and names != columns - 1:
+        yield catalogue.CLASS_NAMES(where, names=names, columns=columns, classes=columns - 1, column=column)
 
 
-def _mask_stride_fits(model: Model, graph: Graph) -> Iterator[Finding]:
-    masks, stride = graph.output_shape("mask_logits"), mask_stride(model)
+def _mask_stride_fits(where: Path, facts: ModelFacts, graph: Graph) -> Iterator[Finding]:
+    masks, stride = graph.output_shape("mask_logits"), facts.mask_stride
     size = graph.trial.size if graph.trial is not None else graph.input_size
-    if stride is None or masks is None or len(masks) != 4:
+    if masks is None or len(masks) != 4:
         return
     for side, cells in zip(size, masks[2:], strict=True):
         if side is not None and cells is not None and side != cells * stride:
             wanted = max(1, round(side / cells))
-            yield catalogue.MASK_STRIDE(model.folder / DEFAULT, stride=stride, side=side, cells=cells, wanted=wanted)
+            yield catalogue.MASK_STRIDE(where, stride=stride, side=side, cells=cells, wanted=wanted)
             return
