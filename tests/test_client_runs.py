@@ -1,6 +1,6 @@
 """Long runs of `m2f predict` against the real server: killed, a server lost and found again, memory.
 
-The short forms are in `make test`; `make chaos` has the long ones.
+The short forms are in `make test-more`, the long ones in `make chaos`.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def check(lines, folder, url):
 @pytest.mark.parametrize(
     ("count", "options"),
     [
-        (60, ("--jsonl", "run.jsonl")),
+        pytest.param(60, ("--jsonl", "run.jsonl"), marks=pytest.mark.more),
         pytest.param(500, ("--jsonl", "run.jsonl"), marks=LONG),
         pytest.param(500, ("--out", "out"), marks=LONG),
     ],
@@ -127,7 +127,11 @@ def test_kill_9_and_again(server, tmp_path, count, options):
 
 @pytest.mark.parametrize(
     ("scheme", "count"),
-    [("grpc", 80), pytest.param("grpc", 500, marks=LONG), pytest.param("http", 500, marks=LONG)],
+    [
+        pytest.param("grpc", 80, marks=pytest.mark.more),
+        pytest.param("grpc", 500, marks=LONG),
+        pytest.param("http", 500, marks=LONG),
+    ],
 )
 def test_a_server_that_stops_and_starts(server, tmp_path, scheme, count):
     """With two addresses no image is lost, though one server goes in the middle and comes back."""
