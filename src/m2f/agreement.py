@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from m2f.postprocess import Instances
 from m2f.rle import decode_edges
 
 CONFIDENT = 0.3
@@ -22,8 +23,8 @@ SAME = 0.5
 """Smallest mask IoU of a pair."""
 
 
-class Found(Protocol):
-    """The instances of one image; `m2f.postprocess.Instances` is one.
+class Found(NamedTuple):
+    """The instances of one image, as far as they are compared.
 
     Attributes:
         scores: K scores.
@@ -32,14 +33,14 @@ class Found(Protocol):
         size_hw: height and width of the masks.
     """
 
-    @property
-    def scores(self) -> Sequence[float] | npt.NDArray[Any]: ...  # noqa: D102 (see the class)
-    @property
-    def labels(self) -> Sequence[int] | npt.NDArray[Any]: ...  # noqa: D102
-    @property
-    def rle(self) -> Sequence[bytes]: ...  # noqa: D102
-    @property
-    def size_hw(self) -> tuple[int, int]: ...  # noqa: D102
+    scores: Sequence[float]
+    labels: Sequence[int]
+    rle: Sequence[bytes]
+    size_hw: tuple[int, int]
+
+
+Answer = Found | Instances
+"""An answer about one image: the parts that are compared, or all of the core's result."""
 
 
 class Pair(NamedTuple):
@@ -93,7 +94,7 @@ class Agreement:
         return asdict(self)
 
 
-def compare(first: Mapping[int, Found], second: Mapping[int, Found]) -> Agreement:
+def compare(first: Mapping[int, Answer], second: Mapping[int, Answer]) -> Agreement:
     """Compare two answers, by image id. Images that only one of them has are ignored.
 
     Raises:
@@ -120,7 +121,7 @@ def compare(first: Mapping[int, Found], second: Mapping[int, Found]) -> Agreemen
     )  # fmt: skip
 
 
-def match(first: Found, second: Found) -> list[Pair]:
+def match(first: Answer, second: Answer) -> list[Pair]:
     """Pair the instances of one image, each used at most once.
 
     A pair has equal labels, a mask IoU of at least `SAME`, and at least one score of at least `CONFIDENT`: an instance
@@ -179,5 +180,5 @@ def _iou(one: _Runs, other: _Runs) -> float:
     return float(shared / (smaller + larger - shared))
 
 
-def _confident(found: Found) -> npt.NDArray[np.bool_]:
+def _confident(found: Answer) -> npt.NDArray[np.bool_]:
     return np.asarray(found.scores) >= CONFIDENT

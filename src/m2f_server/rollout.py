@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from m2f.agreement import Agreement, compare
+from m2f.agreement import Agreement, Found, compare
 from m2f.contract import PUBLIC_MODEL
 from m2f_backend.calls import CallError
 from m2f_server.control import Control
@@ -55,19 +55,6 @@ class Rollout:
     agreement: Agreement
 
 
-@dataclass(frozen=True)
-class _Instances:
-    """The instances of one image, as `agreement.compare` takes them."""
-
-    scores: Sequence[float]
-    labels: Sequence[int]
-    rle: Sequence[bytes]
-    size_hw: tuple[int, int]
-
-
-_Found = Mapping[int, _Instances]
-
-
 class _Steps:
     """Calls the models of a running server one by one."""
 
@@ -85,12 +72,12 @@ class _Steps:
         except CallError as error:
             raise RolloutError(f"{model}: {error}") from error
 
-    def instances(self, model: str, inputs: Arrays) -> _Instances:
+    def instances(self, model: str, inputs: Arrays) -> Found:
         """Return the instances that a model finds: an ensemble in an image, or post-processing in logits."""
         found = self.infer(model, inputs, _INSTANCES, **_PARAMETERS)
         height, width = found["size"][0].tolist()
         scores, labels, rle = (found[name][0].tolist() for name in ("scores", "labels", "rle"))
-        return _Instances(scores, labels, rle, (height, width))
+        return Found(scores, labels, rle, (height, width))
 
 
 def roll_out(
@@ -224,10 +211,10 @@ def _warm_up(steps: _Steps, config: Mapping[str, Any]) -> None:
         steps.infer(CANDIDATE, inputs, _LOGITS)
 
 
-def _judge(steps: _Steps, images: Mapping[str, bytes]) -> tuple[Agreement, _Found]:
+def _judge(steps: _Steps, images: Mapping[str, bytes]) -> tuple[Agreement, Mapping[int, Found]]:
     """Return the agreement of both engines on all images, and the candidate's instances by image."""
-    old: dict[int, _Instances] = {}
-    new: dict[int, _Instances] = {}
+    old: dict[int, Found] = {}
+    new: dict[int, Found] = {}
     for image_id, (name, encoded) in enumerate(images.items()):
         try:
             given = steps.infer("mask2former_preprocess", _image(encoded), ("input", *_SHAPES))
@@ -297,7 +284,7 @@ def _take_back(control: Control, before: int) -> str:
     return ""
 
 
-def _check_service(steps: _Steps, images: Mapping[str, bytes], wanted: _Found, same_engine: float) -> None:
+def _check_service(steps: _Steps, images: Mapping[str, bytes], wanted: Mapping[int, Found], same_engine: float) -> None:
     """Send the images as clients do, and compare the instances with the candidate's."""
     got = {number: steps.instances(PUBLIC_MODEL, _image(data)) for number, data in enumerate(images.values())}
     if (share := compare(wanted, got).share) < same_engine:

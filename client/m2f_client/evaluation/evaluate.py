@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from faster_coco_eval import mask as coco_mask
 
-from m2f.agreement import compare
+from m2f.agreement import Found, compare
 from m2f.rle import decode_edges
 from m2f_client.client import Client
 from m2f_client.converters.coco import CocoDict
@@ -132,16 +132,9 @@ def _score(dataset: Dataset, rows: Rows, kind: Literal["segm", "bbox"]) -> Preci
     return average_precision(dataset, [row for image_id in rows for row in rows[image_id]], list(rows), kind)
 
 
-class _Found(NamedTuple):
-    scores: list[float]
-    labels: list[int]
-    rle: list[bytes]
-    size_hw: tuple[int, int]
-
-
-def _found(rows: Sequence[CocoDict], size: tuple[int, int]) -> _Found:
+def _found(rows: Sequence[CocoDict], size: tuple[int, int]) -> Found:
     """Return the COCO results of one image as `m2f.agreement` compares them."""
-    return _Found(
+    return Found(
         [row["score"] for row in rows],
         [row["category_id"] for row in rows],
         [row["segmentation"]["counts"].encode() for row in rows],
