@@ -1,4 +1,4 @@
-"""What `predict` takes as an image, and the bytes that are sent for it."""
+"""The images that `predict` accepts, and the bytes sent for them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     import PIL.Image
 
 ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, npt.NDArray[np.uint8], "PIL.Image.Image"]
-"""Path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; an image of Pillow."""
+"""Path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image."""
 
-_DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits start so; what is white in them, nobody says
+_DEEP_MODES = ("I", "F")  # starts of Pillow's modes of more than 8 bits, which define no value for white
 
-_END_OF_SIDES = 24  # signature, head of the first chunk, and width and height
+_END_OF_SIDES = 24  # bytes of signature, head of the first chunk, width and height
 
 
 def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
     """Return the `image` input of one request: encoded images as `bytes`, object [N, 1].
 
     Raises:
-        InvalidRequest: not 1 to 8 images, or one that is not an `ImageSource`.
+        InvalidRequest: there are not 1 to 8 images, or an image is not an `ImageSource`.
         UnreadableImage: a file cannot be read.
     """
     if not isinstance(images, Sequence) or isinstance(images, str | bytes):
@@ -43,12 +43,12 @@ def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
 
 
 def encoded(image: ImageSource) -> bytes:
-    """Return an image as a file's bytes: files as they are, pixels as PNG, without loss.
+    """Return the bytes of an image file: files unchanged, pixels as PNG, without loss.
 
-    An image of Pillow is sent as Pillow shows it: palettes looked up, alpha dropped, an EXIF orientation not applied.
+    Of a Pillow image, palettes are looked up and alpha is dropped; an EXIF orientation is not applied.
 
     Raises:
-        InvalidRequest: of another type; an array of another dtype or shape; a Pillow image of more than 8 bits.
+        InvalidRequest: the image has another type, an array another dtype or shape, a Pillow image more than 8 bits.
         UnreadableImage: the file cannot be read.
     """
     if isinstance(image, bytes):
@@ -66,7 +66,7 @@ def encoded(image: ImageSource) -> bytes:
 
 
 def pixels_of_png(data: bytes) -> int | None:
-    """Return how many pixels a PNG says it has; None where it is something else."""
+    """Return the number of pixels that a PNG states; None for other files."""
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < _END_OF_SIDES:
         return None
     width, height = struct.unpack_from(">II", data, _END_OF_SIDES - 8)
@@ -89,15 +89,15 @@ def _png(pixels: npt.NDArray[Any]) -> bytes:
         raise InvalidRequest(f"pixels are uint8 [H, W, 3] (RGB) or [H, W] (grey); got {given}")
     if not all(1 <= side <= MAX_SIDE for side in pixels.shape[:2]):
         raise InvalidRequest(f"the sides of an image are 1 to {MAX_SIDE}; got {list(pixels.shape)}")
-    import cv2  # noqa: PLC0415 (slow: only where pixels are sent)
+    import cv2  # noqa: PLC0415 (slow, and only needed to send pixels)
 
-    # OpenCV's own settings (filter "sub", run lengths): twice as fast as zlib's level 1 in OpenCV or Pillow
+    # OpenCV's defaults (filter "sub", run lengths) are twice as fast as zlib level 1 in OpenCV or Pillow
     _, png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if colour else pixels)
     return png.tobytes()
 
 
 def _is_pillow(image: object) -> bool:
-    module = sys.modules.get("PIL.Image")  # whoever has such an image has imported it
+    module = sys.modules.get("PIL.Image")  # a Pillow image exists only if Pillow is imported
     return module is not None and isinstance(image, module.Image)
 
 
@@ -107,5 +107,5 @@ def _pillow_pixels(image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     try:
         return np.asarray(image if image.mode == mode else image.convert(mode))
-    except (OSError, ValueError) as error:  # a file that Pillow reads only now
+    except (OSError, ValueError) as error:  # Pillow may read the file only here
         raise UnreadableImage(f"Pillow cannot read the image: {error}") from error

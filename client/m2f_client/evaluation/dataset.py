@@ -169,12 +169,7 @@ def load(path: Path, annotation: dict[str, type]) -> dict[str, Any]:
     Raises:
         InvalidDataset: the file is not a COCO annotation file; the message names the place.
     """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InvalidDataset(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidDataset(f"{path} is not JSON: {error}") from error
+    document = read_json(path)
     if isinstance(document, list):
         raise InvalidDataset(f"{path} is a list, as COCO results are; the data set is the file with the true objects")
     fields = {
@@ -189,6 +184,20 @@ def load(path: Path, annotation: dict[str, type]) -> dict[str, Any]:
     if not document["images"]:
         raise InvalidDataset(f"{path} has no images")
     return document
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        InvalidDataset: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidDataset(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidDataset(f"{path} is not JSON: {error}") from error
 
 
 def check_rows(where: str, rows: Sequence[Any], wanted: dict[str, Any]) -> None:

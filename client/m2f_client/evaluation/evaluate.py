@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from m2f.rle import decode_edges
 from m2f_client.client import Client
 from m2f_client.converters.coco import CocoDict
 from m2f_client.evaluation.collect import Document, Evaluation, instances
-from m2f_client.evaluation.dataset import Dataset, InvalidDataset, check_rows
+from m2f_client.evaluation.dataset import Dataset, InvalidDataset, check_rows, read_json
 from m2f_client.evaluation.precision import FIGURES, Precision, average_precision
 
 Rows = Mapping[int, Sequence[CocoDict]]
@@ -103,12 +102,7 @@ def read_results(path: Path, dataset: Dataset) -> dict[int, list[CocoDict]]:
     Raises:
         InvalidDataset: the file cannot be read, or its results belong to another data set.
     """
-    try:
-        rows = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InvalidDataset(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidDataset(f"{path} is not JSON: {error}") from error
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise InvalidDataset(f"{path} is not a list of COCO results, such as the results.json of --out DIR")
     check_rows(str(path), rows, {"image_id": int, "category_id": int, "score": (int, float), "segmentation": dict})
