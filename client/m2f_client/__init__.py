@@ -1,8 +1,7 @@
 """Client of m2f: `Client(url).predict(image) -> Result`."""
 
 from m2f.errors import M2FError
-from m2f_client.async_client import AsyncClient
-from m2f_client.client import Client
+from m2f_client.client import AsyncClient, Client
 from m2f_client.client_errors import (
     InvalidAddress,
     InvalidRequest,

@@ -1,8 +1,8 @@
-"""The client: images in, `Result`s out."""
+"""The clients: images in, `Result`s out. `Client` blocks, `AsyncClient` is awaited."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import cached_property
 
 from m2f.contract import PUBLIC_MODEL, STRUCTURED_OUTPUTS
@@ -20,31 +20,16 @@ from m2f_client.request import (
 )
 from m2f_client.result import Result
 from m2f_client.tls import Tls
-from m2f_client.transports.address import DEFAULT_URL, Endpoint, open_transport
+from m2f_client.transports.address import DEFAULT_URL, Endpoint
+from m2f_client.transports.connect import connect
 from m2f_client.transports.protocol import Parameter, Transport
+from m2f_client.transports.waiting import AWAITING, BLOCKING, Waiting, run_blocking
 
 
-class Client:
-    """A connection to a Mask2Former server. A context manager; safe to share between threads.
+class _AnyClient:
+    """What `Client` and `AsyncClient` have in common: everything but how they wait."""
 
-    Args:
-        url: `grpc://host:port` or `http://host:port/base-path`; `grpcs://` and `https://` for TLS. Several servers
-            that hold the same models: `grpc://a:8001,b:8001`. gRPC takes them in turn; HTTP stays with one and
-            goes on to the next when it does not answer. A server that is unavailable is asked again, or the next
-            one is, within the timeout: no other error is retried.
-        timeout: seconds from the call to the answer, everything included; None waits for ever.
-        model: the public ensemble.
-        headers: sent with every request, e.g. `{"authorization": "Bearer ..."}`; gRPC calls them metadata.
-        tls: certificates, where the defaults do not do.
-        shared_memory: large outputs (dense masks, label maps, logits) come through memory that this process shares
-            with the server, which must run on the same host. For one server, not several.
-        transport: what carries the requests instead of `url`; for tests and special connections.
-
-    Raises:
-        InvalidAddress: `url`, `headers`, `tls` or `shared_memory` cannot be used. Nothing is sent before the first
-            request.
-        ServerUnavailable: none of several gRPC host names is known; they are looked up once, here.
-    """
+    _waiting: Waiting
 
     def __init__(
         self,
@@ -58,10 +43,69 @@ class Client:
         transport: Transport | None = None,
     ) -> None:
         self._timeout = checked_timeout(timeout)
-        if transport is None:
-            transport = open_transport(Endpoint.parse(url, headers, tls), shared_memory=shared_memory)
-        self._transport = transport
         self._model = model
+        self._transport = transport or _open(Endpoint.parse(url, headers, tls), shared_memory, self._waiting)
+
+    @property
+    def url(self) -> str:
+        """The address of the server."""
+        return self._transport.url
+
+    async def _predict(
+        self,
+        images: Sequence[ImageSource],
+        outputs: Sequence[str],
+        timeout: float | Default | None,
+        parameters: Mapping[str, Parameter | None],
+    ) -> list[Result]:
+        seconds = effective_timeout(timeout, self._timeout)
+        request = await self._waiting.aside(  # it reads files and compresses pixels
+            build_request, images, model=self._model, outputs=outputs, timeout=seconds, parameters=parameters
+        )
+        with identified(request):
+            return read_answer(await self._transport.infer(request), request)
+
+    async def _read_class_names(self) -> tuple[str, ...] | None:
+        try:
+            return class_names_of(await self._transport.model_config(NAMES_MODEL, self._timeout))
+        except ModelNotFound:
+            return None  # a repository that m2f has not made
+
+
+def _open(endpoint: Endpoint, shared_memory: bool, waiting: Waiting) -> Transport:
+    connection = connect(endpoint, waiting)
+    if not shared_memory:
+        return connection
+    from m2f_client.transports.shared_memory import SharedMemoryTransport  # noqa: PLC0415 (slow to import)
+
+    return SharedMemoryTransport(connection, endpoint, waiting)
+
+
+class Client(_AnyClient):
+    """A connection to a Mask2Former server. A context manager; safe to share between threads.
+
+    A process made by `os.fork` (or by `multiprocessing` with the start method `fork`) needs a `Client` of its own.
+
+    Args:
+        url: `grpc://host:port` or `http://host:port/base-path`; `grpcs://` and `https://` for TLS. Several servers
+            that hold the same models: `grpc://a:8001,b:8001`. gRPC takes the servers in turn. HTTP stays with one
+            server and goes on to the next when that one is unavailable. Requests are retried, within the timeout, only
+            when a server is unavailable or closes the connection.
+        timeout: seconds from the call to the answer, everything included; None waits for ever.
+        model: name of the public ensemble.
+        headers: sent with every request, e.g. `{"authorization": "Bearer ..."}`; gRPC calls them metadata.
+        tls: certificates, if the system's authorities are not the ones to trust.
+        shared_memory: large outputs (dense masks, label maps, logits) come through memory that this process shares
+            with the server, which must run on the same host. For one server, not several.
+        transport: carries the requests instead of a connection to `url`; for tests and special connections.
+
+    Raises:
+        InvalidAddress: `url`, `headers`, `tls` or `shared_memory` cannot be used. Nothing is sent before the first
+            request.
+        ServerUnavailable: none of several gRPC host names can be resolved; they are looked up once, here.
+    """
+
+    _waiting = BLOCKING
 
     def __enter__(self) -> Client:
         return self
@@ -69,14 +113,9 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def url(self) -> str:
-        """The address of the server."""
-        return self._transport.url
-
     def close(self) -> None:
         """Close the connection."""
-        self._transport.close()
+        run_blocking(self._transport.close())
 
     def predict(
         self,
@@ -90,17 +129,17 @@ class Client:
 
         Args:
             image: path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image.
-                Pixels are sent as PNG: nothing is lost. A list is refused: `predict_batch` takes one.
-            outputs: names of `m2f.contract.OUTPUTS`; the server computes only what is asked for.
+                Pixels are sent as PNG, so nothing is lost. A list is refused: pass it to `predict_batch`.
+            outputs: names of `m2f.contract.OUTPUTS`; the server computes only these.
             timeout: seconds for this request, in place of the client's.
             **parameters: request parameters (`score_threshold=0.5`, `classes="0,2"`, ...); None is not sent.
 
         Raises:
             UnreadableImage: the file cannot be read.
-            InvalidRequest: the server (or the client, for it) refuses image, outputs or parameters, and says why.
+            InvalidRequest: the image, an output or a parameter is refused; the message says why.
             ServerUnavailable, ModelNotFound, Timeout, ServerError, NoSharedMemory: see `m2f_client.client_errors`.
         """
-        return self.predict_batch([image], outputs=outputs, timeout=timeout, **parameters)[0]
+        return run_blocking(self._predict([image], outputs, timeout, parameters))[0]
 
     def predict_batch(
         self,
@@ -110,25 +149,72 @@ class Client:
         timeout: float | Default | None = Default.CLIENT,
         **parameters: Parameter | None,
     ) -> list[Result]:
-        """Find the instances of 1 to 8 images in one request: they succeed or fail together.
+        """Find the instances of 1 to 8 images in one request: all of them succeed, or all fail.
 
         For more images call `predict` from several threads: that keeps the server as busy, and each image has an
         answer of its own. Arguments and errors as for `predict`.
         """
-        seconds = effective_timeout(timeout, self._timeout)
-        request = build_request(images, model=self._model, outputs=outputs, timeout=seconds, parameters=parameters)
-        with identified(request):
-            return read_answer(self._transport.infer(request), request)
+        return run_blocking(self._predict(images, outputs, timeout, parameters))
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """The model's class names, read from the server once; None where it states none.
+        """The model's class names, read from the server once; None if the model states none.
 
         Raises:
             ServerUnavailable, Timeout, ServerError: see `m2f_client.client_errors`.
         """
-        try:
-            config = self._transport.model_config(NAMES_MODEL, self._timeout)
-        except ModelNotFound:
-            return None  # somebody else's repository
-        return class_names_of(config)
+        return run_blocking(self._read_class_names())
+
+
+class AsyncClient(_AnyClient):
+    """A connection to a Mask2Former server for one event loop; any number of its tasks may share the client.
+
+    An asynchronous context manager. Arguments and errors are those of `Client`. The client connects at the first
+    request and belongs to the event loop of that request. Cancelling a task drops its request here; a server that has
+    begun to work on the request finishes it.
+    """
+
+    _waiting = AWAITING
+    _names: tuple[tuple[str, ...] | None] | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._transport.close()
+
+    async def predict(
+        self,
+        image: ImageSource,
+        *,
+        outputs: Sequence[str] = STRUCTURED_OUTPUTS,
+        timeout: float | Default | None = Default.CLIENT,
+        **parameters: Parameter | None,
+    ) -> Result:
+        """Find the instances of one image; see `Client.predict`."""
+        return (await self._predict([image], outputs, timeout, parameters))[0]
+
+    async def predict_batch(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        outputs: Sequence[str] = STRUCTURED_OUTPUTS,
+        timeout: float | Default | None = Default.CLIENT,
+        **parameters: Parameter | None,
+    ) -> list[Result]:
+        """Find the instances of 1 to 8 images in one request; see `Client.predict_batch`."""
+        return await self._predict(images, outputs, timeout, parameters)
+
+    @property
+    def class_names(self) -> Awaitable[tuple[str, ...] | None]:
+        """The model's class names, to be awaited; see `Client.class_names`."""
+        return self._class_names()
+
+    async def _class_names(self) -> tuple[str, ...] | None:
+        if self._names is None:
+            self._names = (await self._read_class_names(),)
+        return self._names[0]

@@ -1,4 +1,4 @@
-"""A transport without a server, for tests of whatever uses `Client`.
+"""A transport without a server, to test code that uses `Client` or `AsyncClient`.
 
 client = Client(transport=FakeTransport(lambda request: stacked([result_of(masks)])))
 """
@@ -19,12 +19,17 @@ _PADDING: dict[str, Any] = {"labels": -1, "rle": b"", "semantic": -1}  # and 0 f
 
 
 class FakeTransport:
-    """Answers with what a function makes of the request, and keeps the requests.
+    """A transport for `Client` and `AsyncClient` that gets its answers from a function.
 
     Args:
-        handler: Request -> arrays by output name, batch dimension first; or it raises an M2FError. Only the
-            outputs that the request names go back.
-        config: the model configuration that every model has.
+        handler: Request -> arrays by output name, batch dimension first. It may raise an M2FError. Outputs that the
+            request does not name are dropped.
+        config: the configuration of every model.
+
+    Attributes:
+        requests: the requests so far.
+        config_calls: how often a configuration was read.
+        closed: whether the client was closed.
     """
 
     def __init__(
@@ -37,40 +42,20 @@ class FakeTransport:
         self._handler = handler
         self._config = dict(config or {})
 
-    def infer(self, request: Request) -> dict[str, Array]:
-        """Answer with the handler's arrays."""
+    async def infer(self, request: Request) -> dict[str, Array]:
+        """Return the handler's arrays."""
         self.requests.append(request)
         answer = self._handler(request)
         return {name: answer[name] for name in request.outputs}
 
-    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:  # noqa: ARG002 (part of the protocol)
-        """Return the configuration given."""
+    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:  # noqa: ARG002 (part of the protocol)
+        """Return the configuration."""
         self.config_calls += 1
         return self._config
 
-    def close(self) -> None:
-        """Remember it."""
-        self.closed = True
-
-
-class AsyncFakeTransport:
-    """A `FakeTransport` for `AsyncClient`."""
-
-    def __init__(self, fake: FakeTransport) -> None:
-        self.url = fake.url
-        self._fake = fake
-
-    async def infer(self, request: Request) -> dict[str, Array]:
-        """Answer with the handler's arrays."""
-        return self._fake.infer(request)
-
-    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration given."""
-        return self._fake.model_config(model, timeout)
-
     async def close(self) -> None:
-        """Remember it."""
-        self._fake.close()
+        """Set `closed`."""
+        self.closed = True
 
 
 def result_of(
@@ -102,7 +87,7 @@ def _box(mask: npt.NDArray[Any]) -> tuple[int, int, int, int]:
 
 
 def stacked(results: Sequence[Result]) -> dict[str, Array]:
-    """Return a server's answer for several images: rows and dense masks padded to the largest."""
+    """Return a server's answer for several images: rows and dense masks are padded to the largest."""
     answer = {}
     for name, first in results[0].outputs.items():
         arrays = [result.outputs[name] for result in results]

@@ -15,7 +15,8 @@ from m2f.errors import M2FError
 from m2f_cli.options import timeout_option, url_option
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.printable import complain
-from m2f_client.transports.address import Endpoint, connect
+from m2f_client.transports.address import Endpoint
+from m2f_client.transports.connect import connect
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -16,6 +16,7 @@ from m2f_client.client_errors import ModelNotFound
 from m2f_client.request import NAMES_MODEL, class_names_of
 from m2f_client.result import Result
 from m2f_client.transports.protocol import Connection, Deadline
+from m2f_client.transports.waiting import run_blocking
 
 _COUNTED_S = 1.0  # longest wait until the server's statistics count a request
 _COMPUTE = ("compute_input", "compute_infer", "compute_output")  # of Triton's `inference_stats`
@@ -75,10 +76,10 @@ class TimedClient:
         self._timeout = timeout
         self._client = Client(transport=transport, timeout=timeout)
         self.url = transport.url
-        ensemble = transport.model_config(PUBLIC_MODEL, timeout).get("ensemble_scheduling", {})
+        ensemble = run_blocking(transport.model_config(PUBLIC_MODEL, timeout)).get("ensemble_scheduling", {})
         self._steps = tuple(step["model_name"] for step in ensemble.get("step", ()))
         try:
-            config = transport.model_config(NAMES_MODEL, timeout)
+            config = run_blocking(transport.model_config(NAMES_MODEL, timeout))
         except ModelNotFound:
             config = {}  # not a repository of m2f
         self.class_names = class_names_of(config)
@@ -119,7 +120,7 @@ class TimedClient:
 
     def _spent(self) -> Spent:
         try:
-            return spent(self._transport.statistics(self._timeout))
+            return spent(run_blocking(self._transport.statistics(self._timeout)))
         except M2FError:
             return {}  # a proxy may block statistics; the instances are shown all the same
 

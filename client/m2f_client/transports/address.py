@@ -1,4 +1,4 @@
-"""From an address to a connection. tritonclient is imported here, and only the flavour that is needed: it is slow."""
+"""Addresses of servers, and what is sent along with each request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.tls import Tls
-from m2f_client.transports.protocol import AsyncSharingTransport, AsyncTransport, Connection, Transport
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 _DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
@@ -96,43 +95,3 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise InvalidAddress(f"the value of header {name!r} must be text of printable ASCII")  # may be a secret
         checked[name.lower()] = value
     return checked
-
-
-def open_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> Transport:
-    """Return the transport of `Client` for an endpoint; `shared_memory` as for `Client`."""
-    if not shared_memory:
-        return connect(endpoint)
-    from m2f_client.transports.shared_memory import SharedMemoryTransport  # noqa: PLC0415
-
-    return SharedMemoryTransport(connect(endpoint), endpoint)
-
-
-def open_async_transport(endpoint: Endpoint, *, shared_memory: bool = False) -> AsyncTransport:
-    """Return the transport of `AsyncClient` for an endpoint; `shared_memory` as for `Client`."""
-    if not shared_memory:
-        return connect_async(endpoint)
-    from m2f_client.transports.shared_memory import AsyncSharedMemoryTransport  # noqa: PLC0415
-
-    return AsyncSharedMemoryTransport(connect_async(endpoint), endpoint)
-
-
-def connect(endpoint: Endpoint) -> Connection:
-    """Return the connection of an endpoint's protocol."""
-    if endpoint.scheme in ("grpc", "grpcs"):
-        from m2f_client.transports.grpc import GrpcTransport  # noqa: PLC0415
-
-        return GrpcTransport(endpoint)
-    from m2f_client.transports.http import HttpTransport  # noqa: PLC0415
-
-    return HttpTransport(endpoint)
-
-
-def connect_async(endpoint: Endpoint) -> AsyncSharingTransport:
-    """`connect` for an event loop."""
-    if endpoint.scheme in ("grpc", "grpcs"):
-        from m2f_client.transports.grpc import AsyncGrpcTransport  # noqa: PLC0415
-
-        return AsyncGrpcTransport(endpoint)
-    from m2f_client.transports.http_aio import AsyncHttpTransport  # noqa: PLC0415
-
-    return AsyncHttpTransport(endpoint)

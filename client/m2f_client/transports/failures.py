@@ -1,9 +1,7 @@
-"""From whatever a transport raises to the client's own exceptions: the one place that maps them."""
+"""The client's exception for what a transport raises: the only place that maps errors."""
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import os
 import re
 import ssl
@@ -23,18 +21,21 @@ from m2f_client.client_errors import (
 )
 
 _BY_STATUS: dict[str | None, type[M2FError]] = {
-    None: InvalidRequest,  # tritonclient refused it before sending
+    None: InvalidRequest,  # tritonclient refused to send it
     "400": InvalidRequest,
     "StatusCode.INVALID_ARGUMENT": InvalidRequest,
     "404": ModelNotFound,
     "StatusCode.NOT_FOUND": ModelNotFound,
-    "429": ServerUnavailable,  # a front has too many
+    "413": InvalidRequest,  # by a front
+    "429": ServerUnavailable,  # by a front
+    "502": ServerUnavailable,  # by a front
     "503": ServerUnavailable,
     "StatusCode.UNAVAILABLE": ServerUnavailable,
-    "StatusCode.CANCELLED": ServerUnavailable,  # by a server that ends just then: a caller's own cancel is no status
+    "StatusCode.CANCELLED": ServerUnavailable,  # by a server that shuts down: a caller's own cancel has no status
     "504": Timeout,
     "StatusCode.DEADLINE_EXCEEDED": Timeout,
 }
+_BY_FRONT = {"413": "the body is too large", "429": "too many requests", "502": "bad gateway", "503": "unavailable"}
 # gRPC says UNAVAILABLE both for "no connection" and for a server that refuses work: only the words differ
 _NO_CONNECTION = re.compile(
     r"failed to connect|all backends failing|resolving|resolution failed|socket closed|"
@@ -42,15 +43,11 @@ _NO_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 _TLS_FAILED = re.compile(r"handshake failed|certificate|verification check", re.IGNORECASE)
-_TLS_ERROR = re.compile(r"SSL|Certificate")  # names of exceptions
 _LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
-_HUNG_UP = re.compile(r"closed|disconnected|not completed|reset|broken pipe", re.IGNORECASE)
-_TIMEOUTS = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)  # one from Python 3.11 on
-_RESTRICTED = re.compile(r"restricted, expecting header '([^']+)'")  # UNAVAILABLE to gRPC
+_HUNG_UP = re.compile(r"closed|disconnected|reset|broken pipe", re.IGNORECASE)
+_RESTRICTED = re.compile(r"restricted, expecting header '([^']+)'")  # UNAVAILABLE over gRPC
 _SHARED_MEMORY = re.compile(r"shared memory size specified|shared memory region:? '/?m2f-client-")  # a client's region
-_UNLOADED = "no available versions"  # of a model that the server had: it is stopping, or drained
-# tritonclient of JSON that is none, in an error, and of JSON that is not UTF-8, in an answer
-_NO_JSON = ("an exception occurred in the client while decoding", "Failed to encode using UTF-8")
+_UNLOADED = "no available versions"  # of a model that the server had: it shuts down, or is drained
 _PREFIXES = re.compile(r"^(?:\[(?:StatusCode\.\w+|\d{3}|request id: [^\]]*)\]\s*|in ensemble '[^']*',\s*)+")
 _FAILED_STEP = re.compile(r"Failed to process the request\(s\) for model '(\w+?)(?:_\d+)*', message: ")
 _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
@@ -76,41 +73,53 @@ def clean(message: str) -> str:
 
 
 def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
-    """Return the client's exception for what a tritonclient call raised.
+    """Return the client's exception for what a library raised.
 
     Args:
-        error: an InferenceServerException, OSError, or an error of the HTTP library.
+        error: an InferenceServerException (its message is None if the answer is not Triton's), an OSError, or an error
+            of the HTTP library.
         url: the address as the user wrote it, for the message.
-        timeout: seconds the call was given, for the message.
+        timeout: seconds that the call was given, for the message.
     """
     if isinstance(error, InferenceServerException):
-        return _from_server(error, url, timeout)
-    if isinstance(error, _TIMEOUTS):
-        return timed_out(url, timeout)
-    if isinstance(error, ssl.SSLError | ssl.CertificateError) or _TLS_ERROR.search(type(error).__name__):
-        return _no_tls(url, str(error))
-    if _HUNG_UP.search(str(error)):
+        return _from_server(error.status(), error.message(), url, timeout)
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, TimeoutError):
+            return timed_out(url, timeout)
+        if isinstance(cause, ssl.SSLError | ssl.CertificateError):
+            return _no_tls(url, str(cause))
+    if any(_HUNG_UP.search(str(cause)) for cause in causes):
         return ServerUnavailable(f"the server at {url} closed the connection")
-    if isinstance(error, OSError):
-        system = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        return _nobody_there(url, system or str(error))
+    for cause in reversed(causes):
+        if isinstance(cause, OSError):
+            system = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+            return _nobody_there(url, system or str(cause))
     return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
 
 
-def _from_server(error: InferenceServerException, url: str, timeout: float | None) -> M2FError:
-    status, raw = error.status(), error.message() or ""
-    if restricted := _RESTRICTED.search(raw):
-        return InvalidRequest(f"the server wants a secret for this: headers={{{restricted[1]!r}: ...}}")
-    if _SHARED_MEMORY.search(raw):
-        return NoSharedMemory(clean(raw))
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what lies below it: libraries wrap the system's errors, more than once."""
+    while error is not None:
+        yield error
+        group = getattr(error, "exceptions", ())  # each address of a name has failed: the first one's error will do
+        error = error.__cause__ or error.__context__ or next(iter(group), None)
+
+
+def _from_server(status: str | None, raw: str | None, url: str, timeout: float | None) -> M2FError:
     kind = _BY_STATUS.get(status, ServerError)
-    foreign = kind is ModelNotFound and "model" not in raw  # some other server's 404
-    if foreign or raw.startswith(_NO_JSON):
-        return ServerError(f"what answers at {url} is not a Triton server ({status or 'no UTF-8'})")
-    if kind is ModelNotFound and _UNLOADED in raw:
-        kind = ServerUnavailable
+    if raw is None and status in _BY_FRONT:
+        raw = f"{_BY_FRONT[status]} ({status})"
     if kind is Timeout:
         return timed_out(url, timeout)
+    if raw is not None and (restricted := _RESTRICTED.search(raw)):
+        return InvalidRequest(f"the server wants a secret for this: headers={{{restricted[1]!r}: ...}}")
+    if raw is not None and _SHARED_MEMORY.search(raw):
+        return NoSharedMemory(clean(raw))
+    if raw is None or (kind is ModelNotFound and "model" not in raw):  # another server's 404
+        return ServerError(f"what answers at {url} is not a Triton server ({status})")
+    if kind is ModelNotFound and _UNLOADED in raw:
+        kind = ServerUnavailable
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
         reason = raw.rsplit(": ", 1)[-1].rstrip("]")
         return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tritonclient.grpc as triton
@@ -16,16 +16,8 @@ from m2f_client.answer import readable
 from m2f_client.client_errors import ServerUnavailable
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
-from m2f_client.transports.protocol import (
-    Array,
-    Deadline,
-    Request,
-    T,
-    arrays,
-    first_available,
-    first_available_async,
-    infer_arguments,
-)
+from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
+from m2f_client.transports.waiting import BLOCKING, Waiting
 
 _MAX_BYTES = 2**31 - 1  # of a message, protobuf's limit: enough for raw logits and dense masks
 _NO_COMPRESSION = 1  # "identity" alone: a few kilobytes could be gigabytes when they are unpacked
@@ -51,134 +43,69 @@ SERVICE_CONFIG = {
 
 
 class GrpcTransport:
-    """gRPC channels. Safe to share between threads. A timeout bounds a whole call, its retries included."""
+    """gRPC channels. Safe to share between threads. A timeout bounds a whole call, its retries included.
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    With asyncio the channels belong to the event loop of the first call.
+    """
+
+    def __init__(self, endpoint: Endpoint, waiting: Waiting = BLOCKING) -> None:
         self.url = endpoint.url
         self._headers = endpoint.headers
-        self._clients = [triton.InferenceServerClient(**arguments) for arguments in _channels(endpoint)]
-
-    def infer(self, request: Request) -> dict[str, Array]:
-        """Run the model; see `Transport.infer`."""
-
-        def call(client: Any, seconds: float | None) -> dict[str, Array]:
-            arguments = infer_arguments(triton, request, self._headers)
-            return arrays(client.infer(**arguments, client_timeout=seconds), request)
-
-        return self._call(call, request.timeout)
-
-    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration of `model`; see `Transport.model_config`."""
-
-        def call(client: Any, seconds: float | None) -> dict[str, Any]:
-            answer = client.get_model_config(model, as_json=True, headers=dict(self._headers), client_timeout=seconds)
-            with readable():
-                config: dict[str, Any] = answer["config"]
-            return config
-
-        return self._call(call, timeout)
-
-    def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
-        """Let the server map memory; see `SharingTransport.register_memory`."""
-
-        def call(client: Any, seconds: float | None) -> None:
-            headers = dict(self._headers)
-            client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers, client_timeout=seconds)
-
-        self._call(call, timeout)
-
-    def unregister_memory(self, name: str, timeout: float | None) -> None:
-        """Let the server unmap memory; see `SharingTransport.unregister_memory`."""
-
-        def call(client: Any, seconds: float | None) -> None:
-            client.unregister_system_shared_memory(name, headers=dict(self._headers), client_timeout=seconds)
-
-        self._call(call, timeout)
-
-    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
-        """Return the server's statistics; see `Connection.statistics`."""
-
-        def call(client: Any, seconds: float | None) -> Any:
-            headers = dict(self._headers)
-            return client.get_inference_statistics(headers=headers, client_timeout=seconds, as_json=True)
-
-        stats: Sequence[Mapping[str, Any]] = self._call(call, timeout)["model_stats"]
-        return stats
-
-    def close(self) -> None:
-        """Close the channels."""
-        for client in self._clients:
-            client.close()
-
-    def _call(self, function: Callable[[Any, float | None], T], timeout: float | None) -> T:
-        deadline = Deadline(timeout)
-
-        def ask(client: Any) -> T:
-            with _translated(self.url, timeout):
-                return function(client, deadline.left())
-
-        return first_available(self._clients, ask)
-
-
-class AsyncGrpcTransport:
-    """`GrpcTransport` for an event loop. The channels are made in the loop that uses them."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.url = endpoint.url
-        self._headers = endpoint.headers
+        self._waiting = waiting
         self._channels = _channels(endpoint)
         self._clients: list[Any] = []
+        if not waiting.asynchronous:
+            self._open()
+
+    def _open(self) -> None:
+        flavour = triton_aio if self._waiting.asynchronous else triton
+        self._clients = [flavour.InferenceServerClient(**arguments) for arguments in self._channels]
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
-
-        async def call(client: Any, seconds: float | None) -> dict[str, Array]:
-            arguments = infer_arguments(triton, request, self._headers)
-            return arrays(await client.infer(**arguments, client_timeout=seconds), request)
-
-        return await self._call(call, request.timeout)
+        arguments = infer_arguments(triton, request)
+        return arrays(await self._call("infer", request.timeout, model_name=request.model, **arguments), request)
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-
-        async def call(client: Any, seconds: float | None) -> dict[str, Any]:
-            headers = dict(self._headers)
-            answer = await client.get_model_config(model, as_json=True, headers=headers, client_timeout=seconds)
-            with readable():
-                config: dict[str, Any] = answer["config"]
-            return config
-
-        return await self._call(call, timeout)
+        answer = await self._call("get_model_config", timeout, model_name=model, as_json=True)
+        with readable():
+            config: dict[str, Any] = answer["config"]
+        return config
 
     async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
-        """Let the server map memory; see `SharingTransport.register_memory`."""
+        """Let the server map memory; see `Connection.register_memory`."""
+        arguments = {"name": name, "key": f"/{name}", "byte_size": byte_size}
+        await self._call("register_system_shared_memory", timeout, **arguments)
 
-        async def call(client: Any, seconds: float | None) -> None:
-            headers = dict(self._headers)
-            key = f"/{name}"
-            await client.register_system_shared_memory(name, key, byte_size, headers=headers, client_timeout=seconds)
+    async def unregister_memory(self, name: str, timeout: float | None) -> None:
+        """Let the server unmap memory; see `Connection.unregister_memory`."""
+        await self._call("unregister_system_shared_memory", timeout, name=name)
 
-        await self._call(call, timeout)
+    async def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
+        """Return the server's statistics; see `Connection.statistics`."""
+        answer = await self._call("get_inference_statistics", timeout, as_json=True)
+        with readable():
+            stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
+        return stats
 
     async def close(self) -> None:
         """Close the channels."""
         for client in self._clients:
-            await client.close()
+            await self._waiting.call(client.close)
 
-    async def _call(self, function: Callable[[Any, float | None], Awaitable[T]], timeout: float | None) -> T:
+    async def _call(self, method: str, timeout: float | None, **arguments: Any) -> Any:
+        """Return what a method of tritonclient's client returns, from the first server that is available."""
         if not self._clients:
-            self._clients = [triton_aio.InferenceServerClient(**arguments) for arguments in self._channels]
+            self._open()
         deadline = Deadline(timeout)
 
-        async def ask(client: Any) -> T:
-            with _translated(self.url, timeout):
-                return await function(client, deadline.left())
+        async def ask(client: Any) -> Any:
+            common = {"headers": dict(self._headers), "client_timeout": deadline.left()}  # tritonclient changes headers
+            with translated((InferenceServerException,), self.url, timeout):
+                return await self._waiting.call(getattr(client, method), **arguments, **common)
 
-        return await first_available_async(self._clients, ask)
-
-
-def _translated(url: str, timeout: float | None) -> Any:
-    return translated((InferenceServerException,), url, timeout)
+        return await first_available(self._clients, ask)
 
 
 def _channels(endpoint: Endpoint) -> list[dict[str, Any]]:

@@ -1,181 +1,258 @@
-"""KServe v2 over HTTP, by tritonclient."""
+"""KServe v2 over HTTP/1.1: tritonclient encodes and decodes, httpcore (the connections of httpx) carries."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import threading
+import json
+import os
+import ssl
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
+from urllib.parse import quote
 
-import gevent
-import gevent.ssl
+import httpcore
 import tritonclient.http as triton
-from gevent.resolver.blocking import Resolver
-from geventhttpclient.response import HTTPParseError
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import PLAIN, readable, refuse_encoded
 from m2f_client.client_errors import ServerError, ServerUnavailable, Timeout
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
-from m2f_client.transports.protocol import (
-    Array,
-    Deadline,
-    Request,
-    T,
-    Targets,
-    arrays,
-    first_available,
-    infer_arguments,
-)
+from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
+from m2f_client.transports.waiting import BLOCKING, Waiting
 
-_ERRORS = (InferenceServerException, HTTPParseError, OSError, concurrent.futures.TimeoutError)
+T = TypeVar("T")
 
-MAX_THREADS = 32
-"""Requests in flight at most, over one transport, from threads other than the main one."""
+_HEADER_SIZE = "inference-header-content-length"
+_ERRORS = (InferenceServerException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
+_HUNG_UP = (httpcore.ReadError, httpcore.RemoteProtocolError)
+_PIECE = 1 << 20  # bytes written at once: httpcore copies what is left of a buffer after each write
 
 
-class _Client(triton.InferenceServerClient):  # type: ignore[misc]
-    """tritonclient's, which unpacks whatever comes: the one place where headers are seen before it does."""
+class Targets:
+    """Servers that can stand in for each other. The server that answered last is asked first. Safe between threads."""
 
-    def _post(self, request_uri: str, request_body: Any, headers: Mapping[str, str], query_params: Any) -> Any:
-        response = super()._post(request_uri, request_body, headers, query_params)
-        if response.status_code == HTTPStatus.OK:  # it reads errors as they are
-            refuse_encoded(response.get("Content-Encoding"), headers["accept-encoding"])
-        return response
+    def __init__(self, targets: Sequence[str]) -> None:
+        self._targets = tuple(targets)
+        self._first = 0
 
+    def in_turn(self) -> tuple[str, ...]:
+        """Return every target once, in the order to ask them in."""
+        first = self._first
+        return self._targets[first:] + self._targets[:first]
 
-class _Connections:
-    """The clients of one thread, one a server: gevent ties them to the thread that made them."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._clients: dict[str, Any] = {}
-        self._hub = None if threading.current_thread() is threading.main_thread() else gevent.get_hub()
-        if self._hub is not None:
-            self._hub.resolver = Resolver(self._hub)  # the usual one has threads of its own, which cannot end with ours
-
-    def client(self, target: str) -> Any:
-        """Return the client of a server; it connects at its first request."""
-        if target not in self._clients:
-            tls = self._endpoint.tls
-            self._clients[target] = _Client(
-                target + self._endpoint.path,
-                connection_timeout=None,  # each call has a timeout as a whole
-                network_timeout=None,
-                ssl=tls is not None,
-                ssl_context_factory=tls and (lambda cafile: tls.context(gevent.ssl)),  # noqa: ARG005 (its default CA)
-            )
-        return self._clients[target]
-
-    def drop(self, target: str) -> None:
-        """Close the client of a server: a call that was cut off leaves half an answer in its socket."""
-        client = self._clients.pop(target, None)
-        if client is not None:
-            client.close()
-
-    def __del__(self) -> None:
-        """Close the connections, and in a worker, which ends now, the file descriptors of gevent's hubs too."""
-        for target in list(self._clients):
-            self.drop(target)
-        if self._hub is not None:
-            self._hub.destroy(destroy_loop=True)
-            gevent.get_hub().destroy(destroy_loop=True)  # closing made another: the first had left the thread
+    def pass_over(self, target: str) -> None:
+        """Begin with the next target from now on, if `target` is still the first."""
+        if self._targets[self._first] == target:
+            self._first = (self._first + 1) % len(self._targets)
 
 
 class HttpTransport:
-    """HTTP connections. Safe to share between threads. A timeout bounds a whole call.
+    """HTTP connections, kept open between calls. Safe to share between threads. A timeout bounds a whole call.
 
-    tritonclient's HTTP client (gevent) belongs to one thread. The main thread has its own; calls from other
-    threads are handed to workers, each with its own, so that threads may come and go without leaking.
+    Proxies named in the environment are not used. With asyncio the connections belong to the event loop of the first
+    call.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, waiting: Waiting = BLOCKING) -> None:
         self.url = endpoint.url
         self._endpoint = endpoint
-        self._headers = {**PLAIN, **endpoint.headers}
+        self._waiting = waiting
         self._targets = Targets(endpoint.targets)
-        self._main: _Connections | None = None
-        self._workers = concurrent.futures.ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="m2f-http")
-        self._worker = threading.local()
+        self._pools: dict[int, Any] = {}
 
-    def infer(self, request: Request) -> dict[str, Array]:
+    async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
+        with translated((InferenceServerException,), self.url, request.timeout):
+            body, size = triton.InferenceServerClient.generate_request_body(**infer_arguments(triton, request))
+        headers = {} if size is None else {_HEADER_SIZE: str(size)}
 
-        def call(client: Any) -> dict[str, Array]:
-            return arrays(client.infer(**infer_arguments(triton, request, self._headers)), request)
+        def read(headers: Mapping[str, str], content: bytes) -> dict[str, Array]:
+            size = int(headers[_HEADER_SIZE]) if _HEADER_SIZE in headers else None
+            encoding = headers.get("content-encoding")
+            try:
+                answer = triton.InferenceServerClient.parse_response_body(content, False, size, encoding)
+            except InferenceServerException as error:  # it holds text that is not UTF-8
+                raise ServerError(f"the server's answer cannot be read ({error})") from error
+            return arrays(answer, request)
 
-        return self._call(call, request.timeout)
+        return await self._call(read, request.timeout, f"models/{quote(request.model)}/infer", body, headers)
 
-    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
+    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        headers = dict(self._headers)
-        return self._call(lambda client: client.get_model_config(model, headers=headers), timeout)
+        config: dict[str, Any] = await self._call(_read_json, timeout, f"models/{quote(model)}/config")
+        return config
 
-    def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
-        """Let the server map memory; see `SharingTransport.register_memory`."""
-        headers = dict(self._headers)
-        self._call(
-            lambda client: client.register_system_shared_memory(name, f"/{name}", byte_size, headers=headers), timeout
-        )
+    async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
+        """Let the server map memory; see `Connection.register_memory`."""
+        body = json.dumps({"key": f"/{name}", "offset": 0, "byte_size": byte_size}).encode()
+        await self._call(_read_nothing, timeout, f"systemsharedmemory/region/{name}/register", body)
 
-    def unregister_memory(self, name: str, timeout: float | None) -> None:
-        """Let the server unmap memory; see `SharingTransport.unregister_memory`."""
-        headers = dict(self._headers)
-        self._call(lambda client: client.unregister_system_shared_memory(name, headers=headers), timeout)
+    async def unregister_memory(self, name: str, timeout: float | None) -> None:
+        """Let the server unmap memory; see `Connection.unregister_memory`."""
+        await self._call(_read_nothing, timeout, f"systemsharedmemory/region/{name}/unregister", b"")
 
-    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
+    async def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
         """Return the server's statistics; see `Connection.statistics`."""
-        headers = dict(self._headers)
-        answer = self._call(lambda client: client.get_inference_statistics(headers=headers), timeout)
-        stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
+        answer = await self._call(_read_json, timeout, "models/stats")
+        with readable():
+            stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
         return stats
 
-    def close(self) -> None:
-        """Close the connections; calls that other threads are still in finish first, in the background."""
-        self._main = None
-        self._workers.shutdown(wait=False)
+    async def close(self) -> None:
+        """Close the connections. Calls that other threads or tasks are still in finish first."""
+        if pool := self._pools.pop(os.getpid(), None):
+            for connection in pool.connections:
+                if connection.is_idle():
+                    await self._waiting.call(connection.aclose if self._waiting.asynchronous else connection.close)
 
-    def _call(self, function: Callable[[Any], T], timeout: float | None) -> T:
-        deadline = Deadline(timeout)
-        if threading.current_thread() is threading.main_thread():
-            if self._main is None:
-                self._main = _Connections(self._endpoint)
-            return self._ask(self._main, function, deadline, timeout)
-        future = self._workers.submit(self._in_worker, function, deadline, timeout)
-        try:
-            with translated(_ERRORS, self.url, timeout):
-                return future.result(deadline.left())
-        finally:
-            future.cancel()  # it may still wait for a worker
-
-    def _in_worker(self, function: Callable[[Any], T], deadline: Deadline, timeout: float | None) -> T:
-        if not hasattr(self._worker, "connections"):
-            self._worker.connections = _Connections(self._endpoint)
-        return self._ask(self._worker.connections, function, deadline, timeout)
-
-    def _ask(
-        self, connections: _Connections, function: Callable[[Any], T], deadline: Deadline, timeout: float | None
+    async def _call(
+        self,
+        read: Callable[[Mapping[str, str], bytes], T],
+        timeout: float | None,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> T:
-        def ask(target: str) -> T:
+        """Return what `read` makes of the headers and the body of the first server that is available."""
+        deadline = Deadline(timeout)
+        sent = {"content-type": "application/octet-stream", **PLAIN, **self._endpoint.headers, **(headers or {})}
+
+        async def ask(target: str) -> T:
             try:
-                with readable(), translated(_ERRORS, self.url, timeout):
-                    return _bounded(deadline.left(), function, connections.client(target))
-            except ServerError:
-                connections.drop(target)  # the rest of the answer may be in its socket
-                raise
+                with translated(_ERRORS, self.url, timeout):
+                    response = await self._send(target, f"/v2/{path}", sent, body, deadline)
+                    got = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+                    if response.status != HTTPStatus.OK:
+                        raise _refusal(response.status, response.content)
+                    with readable():
+                        refuse_encoded(got.get("content-encoding"), sent["accept-encoding"])
+                        return read(got, response.content)
             except (ServerUnavailable, Timeout):
-                connections.drop(target)
                 self._targets.pass_over(target)
                 raise
 
-        return first_available(self._targets.in_turn(), ask)
+        return await first_available(self._targets.in_turn(), ask)
+
+    async def _send(
+        self, target: str, path: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
+    ) -> Any:
+        """Return the response, from a second try if the connection breaks: the server may have closed an idle one."""
+        host, _, port = target.rpartition(":")
+        call = {
+            "method": "GET" if body is None else "POST",
+            "url": httpcore.URL(
+                scheme=self._endpoint.scheme,
+                host=host.strip("[]").encode("idna"),
+                port=int(port),
+                target=(self._endpoint.path + path).encode(),
+            ),
+            "headers": {"host": target.encode("idna"), **headers},
+            "content": body,
+            "extensions": {} if self._waiting.asynchronous else {"timeout": _timeouts(deadline)},
+        }
+        with self._waiting.limit(deadline.left()):
+            with suppress(*_HUNG_UP):
+                return await self._waiting.call(self._pool().request, **call)
+            return await self._waiting.call(self._pool().request, **call)
+
+    def _pool(self) -> Any:
+        """Return the connections of this process: those of a parent process stay the parent's."""
+        pool = self._pools.get(os.getpid())
+        if pool is None:
+            tls = self._endpoint.tls
+            options: dict[str, Any] = {"ssl_context": tls and tls.context(), "max_connections": None}
+            pool = (
+                httpcore.AsyncConnectionPool(**options)
+                if self._waiting.asynchronous
+                else httpcore.ConnectionPool(**options, network_backend=_Network())
+            )
+            pool = self._pools.setdefault(os.getpid(), pool)
+        return pool
 
 
-def _bounded(seconds: float | None, function: Callable[[Any], T], client: Any) -> T:
+def _read_json(_: Mapping[str, str], content: bytes) -> Any:
+    return json.loads(content)
+
+
+def _read_nothing(_: Mapping[str, str], content: bytes) -> None:
+    """Triton answers a registration with an empty body."""
+
+
+def _refusal(status: int, content: bytes) -> InferenceServerException:
+    """Return the error in an answer; its message is None where the body is not one of Triton's."""
+    message: str | None = ""
+    if content:
+        try:
+            message = json.loads(content)["error"]
+        except (LookupError, RecursionError, TypeError, ValueError):
+            message = None
+    return InferenceServerException(message, str(status))
+
+
+def _timeouts(deadline: Deadline) -> dict[str, Any]:
+    return dict.fromkeys(("connect", "read", "write"), deadline)
+
+
+class _Network(httpcore.SyncBackend):
+    """Sockets whose timeouts are `Deadline`s: httpcore's timeouts bound one read or write each, ours the whole call."""
+
+    def connect_tcp(self, host: str, port: int, timeout: Any = None, *args: Any, **kwargs: Any) -> _Stream:
+        """Connect, in a thread: looking up a name keeps to no timeout, and each of several addresses has its own."""
+        return _Stream(_in_thread(super().connect_tcp, timeout, host, port, _left(timeout), *args, **kwargs))
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def read(self, max_bytes: int, timeout: Any = None) -> bytes:
+        return self._stream.read(max_bytes, _left(timeout))
+
+    def write(self, buffer: bytes, timeout: Any = None) -> None:
+        for start in range(0, len(buffer), _PIECE):
+            self._stream.write(buffer[start : start + _PIECE], _left(timeout))
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
+    ) -> _Stream:
+        arguments = ssl_context, server_hostname, _left(timeout)
+        return _Stream(_in_thread(self._stream.start_tls, timeout, *arguments))
+
+
+def _left(deadline: Deadline) -> float | None:
+    left = deadline.left()
+    if left == 0:  # which a socket takes for "do not wait"
+        raise TimeoutError
+    return left
+
+
+def _in_thread(function: Callable[..., T], deadline: Deadline, *args: Any, **kwargs: Any) -> T:
+    """Return what a function returns in a thread of its own.
+
+    Raises:
+        TimeoutError: the function is not done when the deadline ends. It goes on; what it returns is dropped.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:  # raised where the result is waited for
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True, name="m2f-connect").start()
     try:
-        result: T = gevent.with_timeout(seconds, function, client)
-    except gevent.Timeout as error:  # no Exception: nothing in between takes it for one of the network's
+        return future.result(deadline.left())
+    except FutureTimeout as error:  # TimeoutError itself from Python 3.11 on
         raise TimeoutError from error
-    return result

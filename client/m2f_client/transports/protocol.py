@@ -1,6 +1,6 @@
-"""How requests travel: one small protocol, with tritonclient's HTTP and gRPC clients behind it.
+"""What a client asks of a connection, and what the connections of both protocols share.
 
-A test gives `Client` an object of its own with the same four members; `fake` has one.
+A test gives `Client` or `AsyncClient` an object of its own with the members of `Transport`; `m2f_client.fake` has one.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Parameter = str | int | float | bool
 
 @dataclass(frozen=True)
 class Place:
-    """Where an output goes, in place of the wire.
+    """Shared memory that the server writes an output to.
 
     Attributes:
-        region: the name that the server knows the shared memory by.
-        memory: the same memory on this side.
-        offset: where the output begins.
-        byte_size: how much there is for it.
+        region: name that the server knows the shared memory by.
+        memory: the same memory in this process.
+        offset: byte at which the output begins.
+        byte_size: bytes reserved for the output.
     """
 
     region: str
@@ -54,11 +54,11 @@ class Request:
     Attributes:
         model: name of the model.
         inputs: arrays by input name; BYTES tensors are object arrays of `bytes`.
-        outputs: the outputs wanted.
-        parameters: request parameters, sent as they are.
+        outputs: names of the wanted outputs.
+        parameters: request parameters, sent unchanged.
         timeout: seconds from the call to the answer; None waits for ever.
-        places: outputs that go to shared memory, by name.
-        id: what the server's log and traces call the request.
+        places: shared memory by the name of the output that goes there.
+        id: name of the request in the server's log and traces.
     """
 
     model: str
@@ -71,117 +71,77 @@ class Request:
 
 
 class Transport(Protocol):
-    """What `Client` needs from a connection. Every call raises only `M2FError`s."""
+    """What a client needs from a connection. Every call raises only `M2FError`s.
 
-    url: str
-
-    def infer(self, request: Request) -> dict[str, Array]:
-        """Run the model and return the outputs wanted, batch dimension first."""
-
-    def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration of `model` as Triton's JSON has it."""
-
-    def close(self) -> None:
-        """Close the connection."""
-
-
-class AsyncTransport(Protocol):
-    """What `AsyncClient` needs: the same as `Transport`, awaited."""
+    The methods are coroutines for both clients. `Client` needs ones that never suspend: they may block.
+    """
 
     url: str
 
     async def infer(self, request: Request) -> dict[str, Array]:
-        """As `Transport.infer`."""
+        """Run the model and return the wanted outputs, batch dimension first."""
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """As `Transport.model_config`."""
+        """Return the configuration of `model` as Triton's JSON has it."""
 
     async def close(self) -> None:
         """Close the connection."""
 
 
-class SharingTransport(Transport, Protocol):
-    """A `Transport` to a server that may write outputs to shared memory; see `Request.places`."""
-
-    def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
-        """Let the server map the file of this name in /dev/shm.
-
-        Raises:
-            NoSharedMemory: it cannot open the file.
-        """
-
-    def unregister_memory(self, name: str, timeout: float | None) -> None:
-        """Let the server unmap it; nothing happens if it does not know the name.
-
-        Raises:
-            NoSharedMemory: a request uses it.
-        """
-
-
-class Connection(SharingTransport, Protocol):
-    """All that the connections of both protocols can."""
-
-    def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
-        """Return Triton's `model_stats`, an entry for each version of each model.
-
-        Over gRPC the numbers in it are text, and zeros are left out.
-        """
-
-
-class AsyncSharingTransport(AsyncTransport, Protocol):
-    """A `SharingTransport`, awaited; letting go is for `shared_memory_guard`."""
+class Connection(Transport, Protocol):
+    """A `Transport` to a real server, with the rest of what m2f asks a server for."""
 
     async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
-        """As `SharingTransport.register_memory`."""
+        """Let the server map the file /dev/shm/`name`.
+
+        Raises:
+            NoSharedMemory: the server cannot open the file.
+        """
+
+    async def unregister_memory(self, name: str, timeout: float | None) -> None:
+        """Let the server unmap the file. Nothing happens if the server does not know the name.
+
+        Raises:
+            NoSharedMemory: a request uses the memory.
+        """
+
+    async def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
+        """Return Triton's `model_stats`, an entry for each version of each model.
+
+        Over gRPC the numbers are text, and zeros are left out.
+        """
 
 
 class Deadline:
-    """A moment that several waits share."""
+    """The end of a call's timeout. All waits of the call share it."""
 
     def __init__(self, timeout: float | None) -> None:
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def left(self) -> float | None:
-        """Return the seconds that are left, at least 0; None: for ever."""
+        """Return the seconds left, at least 0; None without a timeout."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
 
-class Targets:
-    """Servers that can stand in for each other: the one that answered last is asked first. Safe between threads."""
+async def first_available(servers: Sequence[S], ask: Callable[[S], Awaitable[T]]) -> T:
+    """Return the answer of the first server that does not raise ServerUnavailable.
 
-    def __init__(self, targets: Sequence[str]) -> None:
-        self._targets = tuple(targets)
-        self._first = 0
-
-    def in_turn(self) -> tuple[str, ...]:
-        """Return every target once, in the order to ask them in."""
-        first = self._first
-        return self._targets[first:] + self._targets[:first]
-
-    def pass_over(self, target: str) -> None:
-        """Begin with the next one from now on, if `target` is still the first."""
-        if self._targets[self._first] == target:
-            self._first = (self._first + 1) % len(self._targets)
-
-
-def first_available(servers: Sequence[S], ask: Callable[[S], T]) -> T:
-    """Return the answer of the first server that does not raise ServerUnavailable, or raise the last one's."""
-    for server in servers[:-1]:
-        with suppress(ServerUnavailable):
-            return ask(server)
-    return ask(servers[-1])
-
-
-async def first_available_async(servers: Sequence[S], ask: Callable[[S], Awaitable[T]]) -> T:
-    """`first_available`, awaited."""
+    Raises:
+        ServerUnavailable: no server is available; the error is the last server's.
+    """
     for server in servers[:-1]:
         with suppress(ServerUnavailable):
             return await ask(server)
     return await ask(servers[-1])
 
 
-def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -> dict[str, Any]:
-    """Return the arguments of `infer` for a client of tritonclient's `http` or `grpc` module, or of their `aio`."""
+def infer_arguments(triton: Any, request: Request) -> dict[str, Any]:
+    """Return what tritonclient needs to encode a request.
+
+    Args:
+        triton: the module `tritonclient.http` or `tritonclient.grpc`.
+        request: the inference.
+    """
     from tritonclient.utils import np_to_triton_dtype  # noqa: PLC0415 (slow: only where a connection is open)
 
     tensors = []
@@ -192,20 +152,18 @@ def infer_arguments(triton: Any, request: Request, headers: Mapping[str, str]) -
     for name, place in request.places.items():
         outputs[name].set_shared_memory(place.region, place.byte_size, place.offset)
     return {
-        "model_name": request.model,
         "request_id": request.id,
         "inputs": tensors,
         "outputs": list(outputs.values()),
         "parameters": dict(request.parameters),
-        "headers": dict(headers),  # tritonclient writes into it
     }
 
 
 def arrays(answer: Any, request: Request) -> dict[str, Array]:
-    """Return the outputs that `request` asked for out of tritonclient's `InferResult`.
+    """Return the wanted outputs of `request` from tritonclient's `InferResult`.
 
     Raises:
-        ServerError: one is missing or cannot be read.
+        ServerError: an output is missing or cannot be read.
     """
     with readable():
         missing = [name for name in request.outputs if answer.get_output(name) is None]
@@ -220,11 +178,11 @@ def arrays(answer: Any, request: Request) -> dict[str, Array]:
 
 
 def _placed(output: Any, place: Place) -> Array:
-    """Read an output out of shared memory.
+    """Read an output from shared memory.
 
     Args:
-        output: what the answer says of it: JSON over HTTP, a message over gRPC.
-        place: where it was to go.
+        output: the answer's description of the output: JSON over HTTP, a message over gRPC.
+        place: the memory it was written to.
     """
     from tritonclient.utils import triton_to_np_dtype  # noqa: PLC0415
 

@@ -1,9 +1,10 @@
-"""Let go of a client's shared memory, however the client ends.
+"""Release a client's shared memory, however the client ends.
 
-A process of its own, in a session of its own, so that what kills the client does not reach it. It reads the names of
-regions from its standard input, which the kernel closes when the client dies of whatever cause. A region is let go in
-one order: its name first, so that a registration still under way finds nothing; then the server's hold on it, asked for
-again while a request uses it (Triton refuses up to 2.51, and waits from 2.52 on).
+The guard is a process in a session of its own, so a signal to the client's process group does not reach the guard. It
+reads the names of regions from its standard input, which the kernel closes when the client dies. A region is released
+in this order: first the file's name, so that a registration still under way finds no file; then the server's mapping.
+While a request uses the region, Triton up to 2.51 refuses to unmap it, so the guard asks again. Triton from 2.52 on
+waits.
 """
 
 from __future__ import annotations
@@ -21,23 +22,25 @@ from threading import Lock
 from m2f.errors import M2FError
 from m2f_client.client_errors import NoSharedMemory, Timeout
 from m2f_client.tls import Tls
-from m2f_client.transports.address import Endpoint, connect
-from m2f_client.transports.protocol import SharingTransport
+from m2f_client.transports.address import Endpoint
+from m2f_client.transports.connect import connect
+from m2f_client.transports.protocol import Connection
+from m2f_client.transports.waiting import run_blocking
 
 FOLDER = Path("/dev/shm")
 PREFIX = "m2f-client-"
-"""What the names of a client's regions start with; the server's own start with another word."""
+"""Start of the names of clients' regions. The server's own regions have other names."""
 
-_CLOSE_S = 5.0  # that `close` waits; the process goes on by itself if a request still uses a region
-_IN_USE_S = 600.0  # that a request may use a region after its client has gone
+_CLOSE_S = 5.0  # longest wait of `close`; the process goes on without the client if a request still uses a region
+_IN_USE_S = 600.0  # longest time that a request may use a region after its client has ended
 _CALL_S = 10.0
 
 
 class RegionGuard:
-    """The client's end. Safe to share between threads.
+    """The client's handle of the process. Safe to share between threads.
 
     Args:
-        endpoint: the server, and what to send along.
+        endpoint: the server, with its headers and certificates.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -54,23 +57,23 @@ class RegionGuard:
             self._tell(_as_json(endpoint))
 
     def keep(self, name: str) -> None:
-        """Look after a region; to be told before it is made.
+        """Have a region released when the client ends. Call this before the region is made.
 
         Raises:
-            NoSharedMemory: the process has ended.
+            NoSharedMemory: the guard process has ended.
         """
         try:
             self._tell(f"keep {name}")
         except BrokenPipeError as error:
-            raise NoSharedMemory("the process that lets go of shared memory has ended; open another client") from error
+            raise NoSharedMemory("the process that releases shared memory has ended; open another client") from error
 
     def drop(self, name: str) -> None:
-        """Let go of a region as soon as the server does not use it any more."""
+        """Release a region as soon as no request uses it."""
         with suppress(BrokenPipeError):
             self._tell(f"drop {name}")
 
     def close(self) -> None:
-        """Let go of all regions; wait for that, but not long."""
+        """Release all regions. Waits for that at most 5 s."""
         with suppress(BrokenPipeError, subprocess.TimeoutExpired):
             self._process.communicate(timeout=_CLOSE_S)
 
@@ -91,14 +94,14 @@ def _from_json(text: str) -> Endpoint:
     return Endpoint.parse(values["url"], values["headers"], values["tls"] and Tls(**values["tls"]))
 
 
-def release(transport: SharingTransport, name: str) -> None:
-    """Remove a region's name and let the server let go of it; where the server has gone, so has its hold."""
+def release(connection: Connection, name: str) -> None:
+    """Remove a region's file and the server's mapping of it. A server that has ended has no mapping."""
     (FOLDER / name).unlink(missing_ok=True)
     end, pause = time.monotonic() + _IN_USE_S, 0.02
     while time.monotonic() < end:
         try:
-            transport.unregister_memory(name, _CALL_S)
-        except (NoSharedMemory, Timeout):  # in use
+            run_blocking(connection.unregister_memory(name, _CALL_S))
+        except (NoSharedMemory, Timeout):  # a request uses it
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
         except M2FError:
@@ -108,8 +111,8 @@ def release(transport: SharingTransport, name: str) -> None:
 
 
 def main() -> None:
-    """Let go of regions as the client says, and of all that are left when it ends."""
-    transport = connect(_from_json(sys.stdin.readline()))
+    """Release the regions that the client drops, and all others when the client ends."""
+    connection = connect(_from_json(sys.stdin.readline()))
     kept: set[str] = set()
     with ThreadPoolExecutor(thread_name_prefix="release") as pool:
         for line in sys.stdin:
@@ -118,10 +121,10 @@ def main() -> None:
                 kept.add(name)
             else:
                 kept.discard(name)
-                pool.submit(release, transport, name)
+                pool.submit(release, connection, name)
         for name in kept:
-            pool.submit(release, transport, name)
-    transport.close()
+            pool.submit(release, connection, name)
+    run_blocking(connection.close())
 
 
 if __name__ == "__main__":
