@@ -1,29 +1,19 @@
 """Several servers: which is asked, and that nothing is lost while one of them is away."""
 
-import asyncio
 import contextlib
-import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler
 
-import grpc
 import numpy as np
 import pytest
 from conftest import ROOT
-from listen import listen_grpc, listen_http
+from fake_triton import KINDS, SCHEMES, ask, ask_once, fakes, names, predict
 from pictures import picture
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-from m2f_client import AsyncClient, Client, InvalidAddress, ModelNotFound, ServerUnavailable
-from m2f_client.request import class_names_of
+from m2f_client import Client, InvalidAddress, InvalidRequest, ModelNotFound, ServerUnavailable
 from m2f_client.transports.address import Endpoint
-from m2f_client.transports.protocol import Targets
-from m2f_server import serve
-
-KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
-SCHEMES = pytest.mark.parametrize("scheme", ["grpc", "http"])
+from m2f_client.transports.http import Targets
 
 
 @pytest.mark.parametrize(
@@ -71,92 +61,25 @@ def test_the_one_that_answered_is_asked_first():
     assert targets.in_turn() == ("a", "b", "c")
 
 
-NAMES = {"parameters": {"class_names": {"string_value": '["cat"]'}}}
-STATUS = {"ok": 200, "busy": 503, "unloaded": 404, "refused": 400}
-CODES = {"busy": grpc.StatusCode.UNAVAILABLE, "unloaded": grpc.StatusCode.NOT_FOUND,
-         "ending": grpc.StatusCode.CANCELLED, "refused": grpc.StatusCode.INVALID_ARGUMENT}  # fmt: skip
-WORDS = {"busy": "Exceeds maximum queue size", "unloaded": "unknown model: 'x' has no available versions",
-         "ending": "CANCELLED", "refused": "wrong"}  # fmt: skip
-
-
-class Fake:
-    """A server of either protocol that knows one model configuration, and answers as it is told."""
-
-    def __init__(self, scheme, answers="ok"):
-        self.calls, self.answers = 0, answers
-        self.stop, self.port = self._serve_grpc() if scheme == "grpc" else self._serve_http()
-
-    def next(self):
-        self.calls += 1
-        return self.answers if isinstance(self.answers, str) else self.answers[min(self.calls, len(self.answers)) - 1]
-
-    def _serve_http(self):
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                answer = fake.next()
-                body = json.dumps(NAMES if answer == "ok" else {"error": WORDS[answer]}).encode()
-                self.send_response(STATUS[answer])
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        return listen_http(Handler)
-
-    def _serve_grpc(self):
-        fake = self
-
-        class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
-            def ModelConfig(self, request, context):  # noqa: ARG002, N802
-                answer = fake.next()
-                if answer != "ok":
-                    context.abort(CODES[answer], WORDS[answer])
-                config = model_config_pb2.ModelConfig()
-                config.parameters["class_names"].string_value = '["cat"]'
-                return service_pb2.ModelConfigResponse(config=config)
-
-        return listen_grpc(Service())
-
-
-@contextlib.contextmanager
-def fakes(scheme, *answers):
-    servers = [Fake(scheme, answer) for answer in answers]
-    try:
-        yield f"{scheme}://" + ",".join(f"127.0.0.1:{server.port}" for server in servers), servers
-    finally:
-        for server in servers:
-            server.stop()
-
-
-def config(kind, url, times=1, **options):
-    """What `times` calls, one after the other, get from a client's transport."""
-    if kind is Client:
-        with Client(url, **options) as client:
-            return [class_names_of(client._transport.model_config("m", 20)) for _ in range(times)]
-
-    async def run():
-        async with AsyncClient(url, **options) as client:
-            return [class_names_of(await client._transport.model_config("m", 20)) for _ in range(times)]
-
-    return asyncio.run(run())
-
-
 @KINDS
 def test_grpc_takes_servers_in_turn(kind):
     with fakes("grpc", "ok", "ok") as (url, servers):
-        time.sleep(0.1)
-        config(kind, url, times=40)
-        assert min(server.calls for server in servers) >= 15
+        before = []
+
+        def calls():
+            while not all(server.calls for server in servers):  # until both are connected
+                yield predict
+            before.extend(server.calls for server in servers)
+            yield from [predict] * 40
+
+        ask(kind, calls(), url)
+        assert [server.calls - count for server, count in zip(servers, before, strict=True)] == [20, 20]
 
 
 @KINDS
 def test_http_stays_with_the_one_that_answers(kind):
     with fakes("http", "busy", "ok", "ok") as (url, servers):
-        assert config(kind, url, times=5) == [("cat",)] * 5
+        assert all(len(result) == 1 for result in ask(kind, [predict] * 5, url))
         assert [server.calls for server in servers] == [1, 5, 0]
 
 
@@ -165,7 +88,8 @@ def test_http_stays_with_the_one_that_answers(kind):
 @pytest.mark.parametrize("first", ["busy", "unloaded"])
 def test_another_server_is_asked(kind, scheme, first):
     with fakes(scheme, first, "ok") as (url, _):
-        assert config(kind, url, times=4) == [("cat",)] * 4
+        assert all(len(result) == 1 for result in ask(kind, [predict] * 4, url))
+        assert ask_once(kind, names, url) == ("cat",)
 
 
 @KINDS
@@ -173,15 +97,15 @@ def test_another_server_is_asked(kind, scheme, first):
 def test_a_server_that_is_away(kind, scheme):
     with fakes(scheme, "ok", "ok") as (url, servers):
         servers[0].stop()
-        assert config(kind, url, times=4) == [("cat",)] * 4
+        assert all(len(result) == 1 for result in ask(kind, [predict] * 4, url))
 
 
 @KINDS
 @SCHEMES
 def test_a_refusal_is_an_answer(kind, scheme):
     with fakes(scheme, "refused", "refused") as (url, servers):
-        with pytest.raises(Exception, match="wrong"):
-            config(kind, url)
+        with pytest.raises(InvalidRequest, match="wrong"):
+            ask_once(kind, predict, url)
         assert sum(server.calls for server in servers) == 1
 
 
@@ -189,7 +113,7 @@ def test_a_refusal_is_an_answer(kind, scheme):
 @pytest.mark.parametrize("answer", ["busy", "ending"])
 def test_one_grpc_server_that_is_busy_for_a_moment_is_asked_again(kind, answer):
     with fakes("grpc", [answer, answer, "ok"]) as (url, servers):
-        assert config(kind, url) == [("cat",)]
+        assert len(ask_once(kind, predict, url)) == 1
         assert servers[0].calls == 3
 
 
@@ -200,7 +124,7 @@ def test_all_are_away(kind, scheme):
         for server in servers:
             server.stop()
         with pytest.raises(ServerUnavailable, match=f"at {url}"):
-            config(kind, url)
+            ask_once(kind, predict, url)
 
 
 def test_none_of_several_names_is_known():
@@ -209,38 +133,46 @@ def test_none_of_several_names_is_known():
 
 
 @pytest.mark.server
-@SCHEMES
-def test_no_image_is_lost_while_a_server_is_restarted(server, scheme):
+@pytest.mark.more
+def test_no_image_is_lost_while_a_server_is_restarted(server):
+    """Over both protocols at once, two threads each."""
+    from m2f_server import serve
+
     images = [picture(60 + i, 70, seed=i) for i in range(4)]
-    own = {"http": server.http_url, "grpc": server.grpc_url}[scheme]
-    stop = threading.Event()
+    with Client(f"http://{server.http_url}") as client:
+        expected = [client.predict(image, score_threshold=0.0) for image in images]
+    counts, stop = [0] * len(images), threading.Event()
 
     def start(**ports):
         return serve(model_repository=ROOT / "model_repository", config_name="cpu", metrics_port=0, **ports)
 
     def work(client, number):
-        image, count = images[number], 0
         while not stop.is_set():
-            result = client.predict(image, score_threshold=0.0)
+            result = client.predict(images[number], score_threshold=0.0)
             assert np.array_equal(result.scores, expected[number].scores)
-            count += 1
-        return count
+            counts[number] += 1
 
-    with Client(f"{scheme}://{own}") as client:
-        expected = [client.predict(image, score_threshold=0.0) for image in images]
+    def wait_for_more(workers):
+        seen = list(counts)
+        while not all(now >= before + 2 for now, before in zip(counts, seen, strict=True)):
+            for worker in workers:
+                assert not worker.done(), worker.result()
+            time.sleep(0.01)
+
     with contextlib.ExitStack() as running, ThreadPoolExecutor(4) as pool:
         running.callback(stop.set)
         with start(http_port=0, grpc_port=0) as other:
-            address = {"http": other.http_url, "grpc": other.grpc_url}[scheme]
-            ports = {f"{name}_port": int(url.rpartition(":")[2])
-                     for name, url in (("http", other.http_url), ("grpc", other.grpc_url))}  # fmt: skip
-            client = running.enter_context(Client(f"{scheme}://{address},{own}", timeout=30))
-            counts = [pool.submit(work, client, number) for number in range(4)]
-            time.sleep(0.5)
+            pairs = {"http": (other.http_url, server.http_url), "grpc": (other.grpc_url, server.grpc_url)}
+            ports = {f"{scheme}_port": int(pair[0].rpartition(":")[2]) for scheme, pair in pairs.items()}
+            clients = [running.enter_context(Client(f"{scheme}://{','.join(pairs[scheme])}")) for scheme in pairs]
+            workers = [pool.submit(work, clients[number % 2], number) for number in range(4)]
+            wait_for_more(workers)
+        wait_for_more(workers)
         with start(**ports):
-            time.sleep(0.5)
+            wait_for_more(workers)
             stop.set()
-            assert all(count.result() > 0 for count in counts)
+            for worker in workers:
+                worker.result()
 
 
 @pytest.mark.server

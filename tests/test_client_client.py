@@ -1,12 +1,15 @@
-"""`Client` on a fake transport: what it sends, and what it makes of the answer."""
+"""Both clients on a fake transport: what they send, and what they make of the answer."""
+
+import asyncio
+import inspect
 
 import numpy as np
 import pytest
+from fake_triton import KINDS, ask, ask_once
 
 from m2f.contract import STRUCTURED_OUTPUTS
-from m2f_client import Client, InvalidRequest, M2FError, ModelNotFound, ServerError, UnreadableImage
+from m2f_client import AsyncClient, Client, InvalidRequest, M2FError, ModelNotFound, ServerError, UnreadableImage
 from m2f_client.fake import FakeTransport, result_of, stacked
-from m2f_client.transports.address import Endpoint, open_transport
 
 
 def masks_of(count, height, width, seed=0):
@@ -133,11 +136,34 @@ def config_with(text):
         (config_with("[]"), None),
     ],
 )
-def test_class_names_are_read_once(config, names):
-    client, transport = answering(result_of(masks_of(1, 4, 4)), config=config)
+def test_class_names(config, names):
+    client, _ = answering(result_of(masks_of(1, 4, 4)), config=config)
     assert client.class_names == names
-    assert client.class_names == names
-    assert transport.config_calls == 1
+
+
+class Bare(FakeTransport):
+    """Has no model that knows class names."""
+
+    async def model_config(self, model, timeout):
+        await super().model_config(model, timeout)
+        raise ModelNotFound(model)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("transport", "names"), [(FakeTransport, ("cat",)), (Bare, None)], ids=["names", "a repository of somebody else"]
+)
+def test_class_names_are_read_once(kind, transport, names):
+    fake = transport(lambda _: {}, config=config_with('["cat"]'))
+
+    def twice(client):
+        return client.class_names, client.class_names
+
+    async def twice_awaited(client):
+        return await client.class_names, await client.class_names
+
+    assert ask_once(kind, twice if kind is Client else twice_awaited, transport=fake) == (names, names)
+    assert fake.config_calls == 1
 
 
 @pytest.mark.parametrize("text", ["cat,dog", '{"0": "cat"}', "[1, 2]"])
@@ -145,14 +171,6 @@ def test_class_names_of_the_wrong_form(text):
     client, _ = answering(result_of(masks_of(1, 4, 4)), config=config_with(text))
     with pytest.raises(ServerError, match="JSON list of strings"):
         _ = client.class_names
-
-
-def test_somebody_elses_repository_has_no_names():
-    class Bare(FakeTransport):
-        def model_config(self, model, timeout):  # noqa: ARG002 (part of the protocol)
-            raise ModelNotFound(model)
-
-    assert Client(transport=Bare(lambda _: {})).class_names is None
 
 
 def test_the_transports_error_arrives_and_the_client_closes():
@@ -171,8 +189,44 @@ def test_bad_addresses(url):
         Client(url)
 
 
+@KINDS
 @pytest.mark.parametrize("url", ["grpc://host", "http://host", "http://host:80/base", "grpc://[::1]:8001"])
-def test_good_addresses_open_without_a_server(url):
-    transport = open_transport(Endpoint.parse(url))
-    assert transport.url == url
-    transport.close()
+def test_good_addresses_open_without_a_server(kind, url):
+    assert kind(url).url == url
+    assert ask(kind, [], url) == []  # closes without having been used
+
+
+def test_both_clients_have_the_same_members_with_the_same_arguments():
+    for name in [name for name in vars(Client) if not name.startswith("_")]:
+        mine, other = (inspect.getattr_static(kind, name) for kind in (AsyncClient, Client))
+        if inspect.isfunction(other):
+            arguments = [
+                [(p.name, p.default, p.kind) for p in inspect.signature(f).parameters.values()] for f in (mine, other)
+            ]
+            assert arguments[0] == arguments[1], name
+    assert inspect.signature(AsyncClient) == inspect.signature(Client)
+
+
+def test_both_clients_send_the_same_request():
+    call = {"outputs": ("rle", "scores"), "timeout": 3, "score_threshold": np.float32(0.5), "classes": None}
+    sent, got = [], []
+    for kind in (Client, AsyncClient):
+        transport = FakeTransport(lambda _: stacked([result_of(masks_of(1, 4, 4))] * 2))
+        got.append(ask_once(kind, lambda client: client.predict_batch([b"a", b"b"], **call), transport=transport))
+        assert transport.closed
+        (request,) = transport.requests
+        sent.append((request.model, request.outputs, request.parameters, request.timeout))
+        assert request.inputs["image"].tolist() == [[b"a"], [b"b"]]
+    assert sent[0] == sent[1]
+    first, second = ([result.outputs["rle"].tolist() for result in results] for results in got)
+    assert first == second
+
+
+def test_a_client_refuses_a_transport_that_needs_an_event_loop():
+    class Waits(FakeTransport):
+        async def infer(self, request):
+            await asyncio.sleep(0)
+            return await super().infer(request)
+
+    with pytest.raises(RuntimeError, match="needs an event loop"):
+        Client(transport=Waits(lambda _: {})).predict(b"x")

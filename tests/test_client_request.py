@@ -5,8 +5,9 @@ import asyncio
 import pytest
 from pictures import encode, photo
 
-from m2f_client import AsyncClient, Client, InvalidRequest, M2FError, ServerError, ServerUnavailable, Timeout
-from m2f_client.fake import AsyncFakeTransport, FakeTransport
+from m2f_client import AsyncClient, Client, InvalidRequest, ServerError, ServerUnavailable, Timeout
+from m2f_client.client_errors import ClientError
+from m2f_client.fake import FakeTransport
 
 IMAGE = encode(photo())
 
@@ -25,7 +26,7 @@ def predict(fake):
 
 def predict_async(fake):
     async def run():
-        async with AsyncClient(transport=AsyncFakeTransport(fake)) as client:
+        async with AsyncClient(transport=fake) as client:
             await client.predict(IMAGE)
 
     asyncio.run(run())
@@ -50,7 +51,7 @@ def test_no_two_requests_have_the_same_id():
     assert len({request.id for request in fake.requests}) == 100
 
 
-@pytest.mark.parametrize("kind", [M2FError, ServerError, Timeout])
+@pytest.mark.parametrize("kind", [ClientError, ServerError, Timeout])
 def test_an_error_without_a_request_has_no_id(kind):
     assert kind("nothing was sent").request_id is None
     assert str(kind("nothing was sent")) == "nothing was sent"

@@ -162,9 +162,9 @@ def test_every_way_gives_the_same_bytes(server, image_files):
         for options in ({}, {"shared_memory": True, "headers": server.access.headers})
     }
     names = [tensor.name for tensor in OUTPUTS]
-    answers = {way: [bytes_of(one) for one in everything(*ways[way], image_files[:3], names)] for way in ways}
+    answers = {way: [bytes_of(one) for one in everything(*ways[way], image_files[:2], names)] for way in ways}
     first = answers.pop("Client http {}")
-    assert len(first) == 6
+    assert len(first) == 4
     for way, answer in answers.items():
         assert answer == first, way
 

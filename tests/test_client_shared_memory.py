@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http
 from conftest import IMAGES, ROOT
@@ -29,11 +30,13 @@ from m2f_client import (
     ServerUnavailable,
     Timeout,
 )
+from m2f_client.transports import region_guard
 from m2f_client.transports.address import Endpoint
+from m2f_client.transports.connect import connect
 from m2f_client.transports.protocol import Request
 from m2f_client.transports.region_guard import FOLDER, PREFIX, release
-from m2f_client.transports.shared_memory import AsyncSharedMemoryTransport, SharedMemoryTransport
-from m2f_server import serve
+from m2f_client.transports.shared_memory import SharedMemoryTransport
+from m2f_client.transports.waiting import AWAITING, run_blocking
 
 NOBODY = Endpoint.parse("http://127.0.0.1:1")  # the guard finds no server, and has nothing to do
 LARGE = 2 << 20  # bytes of an output
@@ -48,21 +51,23 @@ class FakeServer:
     url = "fake://server"
 
     def __init__(self):
-        self.regions, self.log, self.size, self.failures = {}, [], LARGE, []
+        self.regions, self.log, self.size, self.failures, self.answer = {}, [], LARGE, [], None
 
-    def register_memory(self, name, byte_size, timeout):  # noqa: ARG002
+    async def register_memory(self, name, byte_size, timeout):  # noqa: ARG002
         if self.failures:
             raise self.failures.pop()
         with (FOLDER / name).open("r+b") as file:
             self.regions[name] = mmap.mmap(file.fileno(), byte_size)
         self.log.append(("register", byte_size))
 
-    def infer(self, request):
+    async def infer(self, request):
         self.log.append(("infer", {name: place.byte_size for name, place in request.places.items()}))
         if self.failures:
             raise self.failures.pop()
         seed = int(request.parameters["seed"])
         answer = {name: np.full((1, self.size // 4), seed, np.int32) for name in request.outputs}
+        if self.answer is not None:
+            return dict.fromkeys(request.outputs, self.answer)
         for name, place in request.places.items():
             if place.region not in self.regions:
                 raise NoSharedMemory(f"Unable to find shared memory region: '{place.region}'")
@@ -73,7 +78,7 @@ class FakeServer:
             answer[name] = place.read(np.int32, answer[name].shape)
         return answer
 
-    def close(self):
+    async def close(self):
         pass
 
     @property
@@ -82,20 +87,13 @@ class FakeServer:
         return self.log.count(("infer", {}))
 
 
-class AsyncFakeServer:
-    def __init__(self, server):
-        self.url, self._server = server.url, server
-
-    async def register_memory(self, *arguments):
-        self._server.register_memory(*arguments)
+class Suspending(FakeServer):
+    """For an event loop: an inference lets other tasks run."""
 
     async def infer(self, request):
-        answer = self._server.infer(request)
-        await asyncio.sleep(0.05)
+        answer = await super().infer(request)
+        await asyncio.sleep(0.01)
         return answer
-
-    async def close(self):
-        pass
 
 
 @pytest.fixture
@@ -107,7 +105,11 @@ def fake():
 def transport(fake):
     transport = SharedMemoryTransport(fake, NOBODY)
     yield transport
-    transport.close()
+    run_blocking(transport.close())
+
+
+def infer(transport, *arguments, **options):
+    return run_blocking(transport.infer(request(*arguments, **options)))
 
 
 def request(seed=1, *outputs, timeout=60.0):
@@ -127,7 +129,7 @@ def left_over():
 
 def test_the_first_answer_comes_by_wire_and_the_next_through_memory(fake, transport):
     for seed in range(4):
-        assert values(transport.infer(request(seed, "masks", "panoptic"))) == {"masks": {seed}, "panoptic": {seed}}
+        assert values(infer(transport, seed, "masks", "panoptic")) == {"masks": {seed}, "panoptic": {seed}}
     room = LARGE * 3 // 2
     assert fake.log == [
         ("register", mmap.PAGESIZE),
@@ -138,8 +140,8 @@ def test_the_first_answer_comes_by_wire_and_the_next_through_memory(fake, transp
 
 
 def test_answers_are_copies(transport):
-    transport.infer(request())
-    first, second = transport.infer(request(5)), transport.infer(request(6))
+    infer(transport)
+    first, second = infer(transport, 5), infer(transport, 6)
     assert values(first) == {"masks": {5}}
     assert values(second) == {"masks": {6}}
     first["masks"][:] = 7
@@ -149,27 +151,27 @@ def test_answers_are_copies(transport):
 def test_small_outputs_stay_on_the_wire(fake, transport):
     fake.size = 1 << 20
     for seed in range(3):
-        transport.infer(request(seed))
+        infer(transport, seed)
     assert fake.wired == 3
 
 
 def test_what_does_not_fit_comes_by_wire_and_fits_the_next_time(fake, transport):
-    transport.infer(request())
+    infer(transport)
     fake.size = 2 * LARGE
-    assert values(transport.infer(request(8))) == {"masks": {8}}
+    assert values(infer(transport, 8)) == {"masks": {8}}
     assert fake.wired == 2
-    assert values(transport.infer(request(9))) == {"masks": {9}}
+    assert values(infer(transport, 9)) == {"masks": {9}}
     fake.size = LARGE  # a smaller one fits where a larger one did
-    assert transport.infer(request(10))["masks"].nbytes == LARGE
+    assert infer(transport, 10)["masks"].nbytes == LARGE
     assert fake.wired == 2
 
 
 def test_a_server_that_was_started_anew(fake, transport):
     for _ in range(2):
-        transport.infer(request())
+        infer(transport)
     fake.regions.clear()
-    assert values(transport.infer(request(3))) == {"masks": {3}}
-    assert values(transport.infer(request(4))) == {"masks": {4}}
+    assert values(infer(transport, 3)) == {"masks": {3}}
+    assert values(infer(transport, 4)) == {"masks": {4}}
     assert fake.wired == 2
     assert len(fake.regions) == 1
 
@@ -178,25 +180,26 @@ def test_a_server_that_was_started_anew(fake, transport):
 def test_a_region_is_used_again_only_after_a_whole_answer(fake, transport, error):
     """After anything else the server may still write to it."""
     for _ in range(2):
-        transport.infer(request())
+        infer(transport)
     before = set(fake.regions)
     fake.failures.append(error("no"))
     with pytest.raises(error):
-        transport.infer(request())
-    assert values(transport.infer(request(3))) == {"masks": {3}}
+        infer(transport)
+    assert values(infer(transport, 3)) == {"masks": {3}}
     assert len(set(fake.regions) - before) == 1
 
 
 def test_a_timeout_says_how_much_the_request_had(fake, transport):
-    transport.infer(request())
+    infer(transport)
     fake.failures.append(Timeout("no answer within 0.4997 s"))
     with pytest.raises(Timeout, match=r"within 0\.5 s"):
-        transport.infer(request(timeout=0.5))
+        infer(transport, timeout=0.5)
 
 
-def test_each_request_in_flight_has_a_region_of_its_own(fake):
+def test_each_request_in_flight_has_a_region_of_its_own():
     async def run():
-        transport = AsyncSharedMemoryTransport(AsyncFakeServer(fake), NOBODY)
+        fake = Suspending()
+        transport = SharedMemoryTransport(fake, NOBODY, AWAITING)
         await transport.infer(request())
         answers = await asyncio.gather(*(transport.infer(request(seed)) for seed in range(5)))
         assert [values(answer) for answer in answers] == [{"masks": {seed}} for seed in range(5)]
@@ -208,14 +211,16 @@ def test_each_request_in_flight_has_a_region_of_its_own(fake):
     asyncio.run(run())
 
 
-def test_the_region_of_a_cancelled_request_is_not_used_again(fake):
+def test_the_region_of_a_cancelled_request_is_not_used_again():
     async def run():
-        transport = AsyncSharedMemoryTransport(AsyncFakeServer(fake), NOBODY)
+        fake = Suspending()
+        transport = SharedMemoryTransport(fake, NOBODY, AWAITING)
         for _ in range(2):
             await transport.infer(request())
         before = set(fake.regions)
         task = asyncio.create_task(transport.infer(request()))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -226,12 +231,12 @@ def test_the_region_of_a_cancelled_request_is_not_used_again(fake):
     asyncio.run(run())
 
 
-def test_no_room(transport):
+def test_no_room(fake, transport):
     """Pages are reserved when a region is made: a full /dev/shm would end the server at its first write."""
-    transport.infer(request())
-    transport._memory._room["masks"] = 1 << 50
-    with pytest.raises(NoSharedMemory, match=r"/dev/shm gives no 1073741824 MiB \(.*\); a container's is set by"):
-        transport.infer(request())
+    fake.answer = np.broadcast_to(np.int32(0), (1 << 48,))
+    infer(transport)
+    with pytest.raises(NoSharedMemory, match=r"/dev/shm gives no 1610612736 MiB \(.*\); a container's is set by"):
+        infer(transport)
     assert not left_over()
 
 
@@ -245,7 +250,7 @@ def test_no_room(transport):
 def test_a_refusal_comes_with_the_first_request(fake, transport, error):
     fake.failures.append(error)
     with pytest.raises(NoSharedMemory, match=f"shares no memory: {re.escape(str(error))}"):
-        transport.infer(request())
+        infer(transport)
     assert not left_over()
 
 
@@ -258,7 +263,7 @@ def test_a_region_in_use_is_asked_for_again():
     class Busy:
         calls = 0
 
-        def unregister_memory(self, *_):
+        async def unregister_memory(self, *_):
             self.calls += 1
             if self.calls < 4:
                 raise NoSharedMemory("it is currently in use")
@@ -268,20 +273,30 @@ def test_a_region_in_use_is_asked_for_again():
     assert busy.calls == 4
 
 
-def test_a_guard_that_somebody_killed(transport):
-    transport.infer(request())
-    transport._memory._guard._process.kill()
-    transport._memory._guard._process.wait()
+def test_a_guard_that_was_killed(transport):
+    before = guards()
+    infer(transport)
+    for guard in guards() - before:
+        guard.kill()
+        guard.wait()
     with pytest.raises(NoSharedMemory, match="open another client"):
-        transport.infer(request())
+        infer(transport)
+
+
+def guards():
+    """The processes that release regions for this one."""
+    return {child for child in psutil.Process().children() if region_guard.__name__ in child.cmdline()}
 
 
 # Against the real server
 
 
+def url_of(server, scheme):
+    return f"{scheme}://{ {'http': server.http_url, 'grpc': server.grpc_url}[scheme] }"
+
+
 def client_of(server, scheme, kind=Client, **options):
-    address = {"http": server.http_url, "grpc": server.grpc_url}[scheme]
-    return kind(f"{scheme}://{address}", shared_memory=True, **{"headers": server.access.headers, **options})
+    return kind(url_of(server, scheme), shared_memory=True, **{"headers": server.access.headers, **options})
 
 
 def regions(server):
@@ -354,10 +369,11 @@ def test_without_the_secret(server, scheme):
 
 @pytest.mark.server
 @SCHEMES
-def test_a_server_that_cannot_see_the_memory(server, scheme, monkeypatch, tmp_path):
-    """As on another host: what the client makes is not where the server looks."""
-    monkeypatch.setattr("m2f_client.transports.shared_memory.FOLDER", tmp_path)
-    with client_of(server, scheme) as client, pytest.raises(NoSharedMemory, match="Unable to open shared memory"):
+def test_a_server_that_cannot_see_the_memory(server, scheme, tmp_path):
+    """As on another host: the server does not look where the client makes files."""
+    endpoint = Endpoint.parse(url_of(server, scheme), server.access.headers)
+    transport = SharedMemoryTransport(connect(endpoint), endpoint, folder=tmp_path)
+    with Client(transport=transport) as client, pytest.raises(NoSharedMemory, match="Unable to open shared memory"):
         client.predict(IMAGES[0])
 
 
@@ -382,7 +398,7 @@ ENDLESS = textwrap.dedent("""
 @SCHEMES
 def test_kill_9_leaves_nothing(server, scheme):
     """The client is killed, with its process group, while requests are in flight; the server lives on."""
-    url = f"{scheme}://{ {'http': server.http_url, 'grpc': server.grpc_url}[scheme] }"
+    url = url_of(server, scheme)
     command = [sys.executable, "-c", ENDLESS, url, json.dumps(server.access.headers), str(LARGEST)]
     with subprocess.Popen(command, start_new_session=True) as running:
         wait_until(lambda: sum(size > mmap.PAGESIZE for size in regions(server).values()) >= 3)
@@ -394,7 +410,10 @@ def test_kill_9_leaves_nothing(server, scheme):
 
 
 @pytest.mark.server
+@pytest.mark.more
 def test_a_real_server_that_is_started_anew(tmp_path):
+    from m2f_server import serve
+
     (tmp_path / "token").write_text("a-secret-for-both-servers")
     options = {"config_name": "cpu", "admin_token_file": tmp_path / "token"}
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}

@@ -1,20 +1,16 @@
-"""TLS and headers, against a proxy with a certificate in front of the real server."""
+"""TLS and headers, against a proxy with a certificate in front of a server."""
 
-import asyncio
 import contextlib
 import socket
 import ssl
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from certificates import openssl
-from pictures import picture
+from fake_triton import KINDS, ask, ask_once, fake_triton, names, predict
 
-from m2f_client import AsyncClient, Client, InvalidAddress, ServerUnavailable, Tls
-
-pytestmark = pytest.mark.server
+from m2f_client import Client, InvalidAddress, ServerUnavailable, Tls
 
 
 def pump(source, sink):
@@ -70,41 +66,24 @@ def scheme(request):
 
 
 @pytest.fixture
-def proxy(request, scheme, server, certificates):
-    """The real server behind TLS; with `mutual` only for those with a certificate."""
+def proxy(request, scheme, certificates):
+    """A server behind TLS; with `mutual` only for those with a certificate."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
     context.set_alpn_protocols(["h2"] if scheme == "grpcs" else ["http/1.1"])
     if getattr(request, "param", None) == "mutual":
         context.load_verify_locations(certificates / "ca.pem")
         context.verify_mode = ssl.CERT_REQUIRED
-    with tls_proxy(context, server.grpc_url if scheme == "grpcs" else server.http_url) as (address, seen):
+    with fake_triton(scheme[:-1]) as server, tls_proxy(context, server.address) as (address, seen):
         yield f"{scheme}://{address}", seen
 
 
-def ask(kind, url, **options):
-    if kind is Client:
-        with Client(url, timeout=10, **options) as client:
-            return client.predict(picture(90, 80)), client.class_names
-
-    async def run():
-        async with AsyncClient(url, timeout=10, **options) as client:
-            return await client.predict(picture(90, 80)), await client.class_names
-
-    return asyncio.run(run())
-
-
-KINDS = pytest.mark.parametrize("kind", [Client, AsyncClient])
-
-
 @KINDS
-def test_a_server_with_a_certificate(kind, proxy, certificates, server):
+def test_a_server_with_a_certificate(kind, proxy, certificates):
     url, _ = proxy
-    with Client(f"http://{server.http_url}") as plain:
-        expected = plain.predict(picture(90, 80)).scores
-    result, names = ask(kind, url, tls=Tls(ca=certificates / "ca.pem"))
-    assert np.array_equal(result.scores, expected)
-    assert names
+    result, found = ask(kind, [predict, names], url, tls=Tls(ca=certificates / "ca.pem"))
+    assert len(result) == 1
+    assert found == ("cat",)
 
 
 @KINDS
@@ -113,7 +92,7 @@ def test_a_certificate_that_is_not_trusted(kind, proxy, certificates, authority)
     url, seen = proxy
     tls = None if authority is None else Tls(ca=certificates / authority)
     with pytest.raises(ServerUnavailable, match=f"no TLS connection to {url} .*; see tls=Tls"):
-        ask(kind, url, tls=tls)
+        ask_once(kind, predict, url, tls=tls)
     assert not seen
 
 
@@ -121,7 +100,7 @@ def test_a_certificate_that_is_not_trusted(kind, proxy, certificates, authority)
 def test_a_certificate_for_another_name(kind, proxy, certificates):
     url, seen = proxy
     with pytest.raises(ServerUnavailable):
-        ask(kind, url.replace("127.0.0.1", "localhost"), tls=Tls(ca=certificates / "ca.pem"))
+        ask_once(kind, predict, url.replace("127.0.0.1", "localhost"), tls=Tls(ca=certificates / "ca.pem"))
     assert not seen
 
 
@@ -130,10 +109,10 @@ def test_a_certificate_for_another_name(kind, proxy, certificates):
 def test_a_client_with_a_certificate(kind, proxy, certificates):
     url, seen = proxy
     own = {"cert": certificates / "client.pem", "key": certificates / "client.key"}
-    assert ask(kind, url, tls=Tls(ca=certificates / "ca.pem", **own))[1]
+    assert ask_once(kind, names, url, tls=Tls(ca=certificates / "ca.pem", **own)) == ("cat",)
     seen.clear()
     with pytest.raises(ServerUnavailable):
-        ask(kind, url, tls=Tls(ca=certificates / "ca.pem"))
+        ask_once(kind, predict, url, tls=Tls(ca=certificates / "ca.pem"))
     assert not seen
 
 
@@ -141,7 +120,7 @@ def test_a_client_with_a_certificate(kind, proxy, certificates):
 def test_headers_go_with_every_request(kind, scheme, proxy, certificates):
     url, seen = proxy
     headers = {"Authorization": "Bearer secret", "x-tenant": "shapes"}
-    ask(kind, url, tls=Tls(ca=certificates / "ca.pem"), headers=headers)
+    ask(kind, [predict, names], url, tls=Tls(ca=certificates / "ca.pem"), headers=headers)
     sent = b"".join(seen)
     assert headers == {"Authorization": "Bearer secret", "x-tenant": "shapes"}  # tritonclient writes into its own
     if scheme == "https":  # HTTP/2 compresses them: the names are all that is sure to be seen, and only once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from m2f_client.client_errors import InvalidAddress
@@ -95,3 +96,12 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
             raise InvalidAddress(f"the value of header {name!r} must be text of printable ASCII")  # may be a secret
         checked[name.lower()] = value
     return checked
+
+
+def is_loopback(target: str) -> bool:
+    """Return whether `host:port` is on this machine."""
+    host = target.rpartition(":")[0].strip("[]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -54,12 +54,14 @@ _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
 
 
 @contextmanager
-def translated(kinds: tuple[type[Exception], ...], url: str, timeout: float | None) -> Iterator[None]:
+def translated(
+    kinds: tuple[type[Exception], ...], url: str, timeout: float | None, proxy: str | None = None
+) -> Iterator[None]:
     """Raise the client's exception in place of any of `kinds` in the block; see `translate`."""
     try:
         yield
     except kinds as error:
-        raise translate(error, url, timeout) from error
+        raise translate(error, url, timeout, proxy) from error
 
 
 def clean(message: str) -> str:
@@ -72,7 +74,7 @@ def clean(message: str) -> str:
     return _FAILED_STEP.sub(r"\1 failed: ", message).strip()
 
 
-def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
+def translate(error: Exception, url: str, timeout: float | None, proxy: str | None = None) -> M2FError:
     """Return the client's exception for what a library raised.
 
     Args:
@@ -80,9 +82,10 @@ def translate(error: Exception, url: str, timeout: float | None) -> M2FError:
             of the HTTP library.
         url: the address as the user wrote it, for the message.
         timeout: seconds that the call was given, for the message.
+        proxy: environment variable that names the proxy in use, for the message.
     """
     if isinstance(error, InferenceServerException):
-        return _from_server(error.status(), error.message(), url, timeout)
+        return _from_server(error.status(), error.message(), url, timeout, proxy)
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, TimeoutError):
@@ -106,7 +109,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__ or next(iter(group), None)
 
 
-def _from_server(status: str | None, raw: str | None, url: str, timeout: float | None) -> M2FError:
+def _from_server(status: str | None, raw: str | None, url: str, timeout: float | None, proxy: str | None) -> M2FError:
     kind = _BY_STATUS.get(status, ServerError)
     if raw is None and status in _BY_FRONT:
         raw = f"{_BY_FRONT[status]} ({status})"
@@ -122,7 +125,7 @@ def _from_server(status: str | None, raw: str | None, url: str, timeout: float |
         kind = ServerUnavailable
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
         reason = raw.rsplit(": ", 1)[-1].rstrip("]")
-        return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason)
+        return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason, proxy)
     message = clean(raw)
     if kind is ServerUnavailable:
         message = f"the server at {url} takes no work now: {message}"
@@ -137,8 +140,10 @@ def timed_out(url: str, timeout: float | None) -> Timeout:
     return Timeout(f"no answer from {url}{given}; a longer timeout may help")
 
 
-def _nobody_there(url: str, reason: str) -> ServerUnavailable:
+def _nobody_there(url: str, reason: str, proxy: str | None = None) -> ServerUnavailable:
     protocol = "gRPC" if url.startswith("grpc") else "HTTP"
+    if proxy:
+        reason += f", by the proxy in {proxy}"
     return ServerUnavailable(f"no {protocol} server at {url} ({reason}); start one with: m2f serve")
 
 

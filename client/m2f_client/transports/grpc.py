@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.request import proxy_bypass_environment
 
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
@@ -14,13 +15,14 @@ from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import readable
 from m2f_client.client_errors import ServerUnavailable
-from m2f_client.transports.address import Endpoint
+from m2f_client.transports.address import Endpoint, is_loopback
 from m2f_client.transports.failures import translated
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
 from m2f_client.transports.waiting import BLOCKING, Waiting
 
 _MAX_BYTES = 2**31 - 1  # of a message, protobuf's limit: enough for raw logits and dense masks
 _NO_COMPRESSION = 1  # "identity" alone: a few kilobytes could be gigabytes when they are unpacked
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first that is set, except for `no_proxy`
 _MAX_RECONNECT_MS = 5_000  # gRPC's own is two minutes: a server that is back would be left alone for so long
 
 
@@ -53,6 +55,8 @@ class GrpcTransport:
         self._headers = endpoint.headers
         self._waiting = waiting
         self._channels = _channels(endpoint)
+        direct = all(is_loopback(target) or proxy_bypass_environment(target) for target in endpoint.targets)
+        self._proxy = None if direct else next((name for name in _PROXIES if os.environ.get(name)), None)
         self._clients: list[Any] = []
         if not waiting.asynchronous:
             self._open()
@@ -102,7 +106,7 @@ class GrpcTransport:
 
         async def ask(client: Any) -> Any:
             common = {"headers": dict(self._headers), "client_timeout": deadline.left()}  # tritonclient changes headers
-            with translated((InferenceServerException,), self.url, timeout):
+            with translated((InferenceServerException,), self.url, timeout, self._proxy):
                 return await self._waiting.call(getattr(client, method), **arguments, **common)
 
         return await first_available(self._clients, ask)
@@ -126,6 +130,7 @@ def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) ->
     arguments: dict[str, Any] = {
         "url": target,
         "channel_args": [
+            ("grpc.enable_http_proxy", int(not is_loopback(target))),  # http_proxy of the environment
             ("grpc.max_send_message_length", _MAX_BYTES),
             ("grpc.max_receive_message_length", _MAX_BYTES),
             ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # 256 KiB by default: a larger request is not retried

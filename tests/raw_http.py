@@ -1,0 +1,95 @@
+"""An HTTP server of which each answer's bytes are given, for answers that no server library would send."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+RESET = object()
+"""In an answer: the connection ends with a reset."""
+
+NAMES = b'{"parameters": {"class_names": {"string_value": "[\\"cat\\"]"}}}'
+"""A model configuration; as an answer: `whole(NAMES)`."""
+
+
+def whole(body, status="200 OK", *headers):
+    """An answer with a body."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n" + body
+
+
+class RawServer:
+    """Answers each request on a connection with the next of `answers`, and closes the connection after the last.
+
+    Args:
+        answer: number of the connection, from 0 -> the answers on it; called in a thread of the connection's own. An
+            answer has bytes, RESET, and seconds to wait after each byte of the rest.
+
+    Attributes:
+        connections, requests: so far.
+        gone: set when a client has hung up in the middle of an answer.
+    """
+
+    def __init__(self, answer):
+        self.connections = self.requests = 0
+        self.gone = threading.Event()
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http://{self.address}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection, self.connections), daemon=True).start()
+                self.connections += 1
+
+    def _serve(self, connection, number):
+        with contextlib.suppress(OSError), connection, connection.makefile("rb") as file:
+            for answer in self._answer(number):
+                length = 0
+                while (line := file.readline()) != b"\r\n":
+                    if not line:
+                        return
+                    if line.lower().startswith(b"content-length:"):
+                        length = int(line.split(b":")[1])
+                file.read(length)
+                self.requests += 1
+                self._send(connection, answer)
+
+    def _send(self, connection, answer):
+        pause = 0
+        for part in answer:
+            if part is RESET:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif not isinstance(part, bytes):
+                pause = part
+            elif not pause:
+                connection.sendall(part)
+            else:
+                self._drip(connection, part, pause)
+
+    def _drip(self, connection, part, pause):
+        try:
+            for byte in part:
+                connection.sendall(bytes([byte]))
+                time.sleep(pause)
+        except OSError:
+            self.gone.set()
+
+    def stop(self):
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def raw_server(answer):
+    server = RawServer(answer)
+    try:
+        yield server
+    finally:
+        server.stop()
