@@ -24,7 +24,8 @@ from m2f_client.page.page import answer, served
 from m2f_client.page.picture import draw, scaled
 from m2f_client.page.tables import instances_table, latency_table, notice
 from m2f_client.page.timed_client import StepTime, TimedAnswer, TimedClient, spent, steps_between
-from m2f_client.transports.address import Endpoint, connect
+from m2f_client.transports.address import Endpoint
+from m2f_client.transports.connect import connect
 
 IMAGES = Path(__file__).parents[1] / "examples/images"
 SCENE = IMAGES / "scene_1.jpg"
@@ -90,7 +91,7 @@ class Told(FakeTransport):
         masks = np.ones((1, 4, 4), bool)
         super().__init__(lambda _request: stacked([result_of(masks)]))
 
-    def statistics(self, _timeout):
+    async def statistics(self, _timeout):
         raise ServerUnavailable("not for you")
 
 
@@ -275,7 +276,7 @@ def test_an_upload_that_has_expired_gives_a_notice():
 
 def test_a_server_that_has_gone_gives_a_notice():
     class Gone(Told):
-        def infer(self, _request):
+        async def infer(self, _request):
             raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
 
     problem, *_ = answer(TimedClient(Gone(), timeout=1), SCENE, 0.5, [])

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
@@ -55,7 +55,7 @@ class GrpcTransport:
         self._headers = endpoint.headers
         self._waiting = waiting
         self._channels = _channels(endpoint)
-        direct = all(is_loopback(target) or proxy_bypass_environment(target) for target in endpoint.targets)
+        direct = all(is_loopback(target) or proxy_bypass(target) for target in endpoint.targets)
         self._proxy = None if direct else next((name for name in _PROXIES if os.environ.get(name)), None)
         self._clients: list[Any] = []
         if not waiting.asynchronous:
