@@ -1,13 +1,10 @@
-import subprocess
-import sys
-
 import cv2
 import numpy as np
 import pytest
+from memory import peak_of
 from pictures import encode, photo
 from PIL import Image
 
-from m2f import image
 from m2f.errors import InputError
 from m2f.preprocess import Preprocessing
 
@@ -84,41 +81,15 @@ def test_the_order_of_the_channels_does_not_change_how_they_are_resized():
         np.testing.assert_array_equal(resized[0], resized[1][:, :, ::-1])
 
 
-_PEAK = """
-import sys
-from pathlib import Path
-sys.path.insert(0, "tests")
-import cv2
-from pictures import encode, photo
-from m2f.preprocess import Preprocessing
-
-def resident(name):
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if name in line)
-
-cv2.setNumThreads(1)
-preprocessing = Preprocessing(scale=(640, 640))
-preprocessing([encode(photo(), extension) for extension in ("jpg", "png", "webp")])
-files = [encode(photo(2000, 3000), sys.argv[1], **eval(sys.argv[2]))] * 4
-Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-before = resident("VmRSS")
-preprocessing(files)
-print((resident("VmHWM") - before) * 1024)
-"""
-
-
 @pytest.mark.parametrize(
-    ("extension", "options", "bytes_a_pixel"),
-    [
-        ("jpg", {}, 3 if image.decode_jpeg else 7),
-        ("png", {"compress_level": 1}, 7),  # Pillow's 4, and 3
-        ("webp", {"method": 0}, 6),  # OpenCV's own and Python's copy
-    ],
+    ("extension", "options"), [("jpg", {}), ("png", {"compress_level": 1}), ("webp", {"method": 0})]
 )
-def test_memory_is_that_of_one_image_however_many_come(extension, options, bytes_a_pixel):
-    command = [sys.executable, "-c", _PEAK, extension, repr(options)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    rows = 2 * 4 * 640 * 640 * 3  # each image's, and the input they are stacked to
-    assert int(done.stdout) < 1.15 * bytes_a_pixel * 2000 * 3000 + rows
+def test_the_pixels_of_one_image_are_held_however_many_come(extension, options):
+    preprocessing = Preprocessing(scale=(320, 320))
+    files = [encode(photo(1000, 1500), extension, **options)] * 4
+    _, peak = peak_of(lambda: preprocessing(files))
+    rows = 2 * 4 * 320 * 320 * 3  # each image's, and the input they are stacked to
+    assert peak < 2 * 3 * 1000 * 1500 + rows
 
 
 def test_float_layout_is_exactly_the_arithmetic_it_stands_for():
@@ -277,7 +248,7 @@ def random_files(count, seed):
 def test_pixels_and_padding_are_those_of_mmdetections_pipeline(mmdetection, scale, divisor):
     preprocessing = Preprocessing(scale=scale, pad_divisor=divisor)
     checked = 0
-    for data in random_files(20 if scale[0] > 1000 else 120, seed=scale[0]):
+    for data in random_files(8 if scale[0] > 1000 else 40, seed=scale[0]):
         batch, img_shape, ori_shape = preprocessing([data])
         if (ori_shape.min() * min(scale) / ori_shape.max() < 1) or img_shape.min() <= 1:
             continue  # mmcv would make an empty image of a thread
@@ -285,12 +256,12 @@ def test_pixels_and_padding_are_those_of_mmdetections_pipeline(mmdetection, scal
         assert tuple(img_shape[0]) == their_shapes[0]
         np.testing.assert_array_equal(batch.transpose(0, 3, 1, 2), theirs)
         checked += 1
-    assert checked >= (15 if scale[0] > 1000 else 95)
+    assert checked >= (5 if scale[0] > 1000 else 30)
 
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_batch_is_normalised_and_padded_as_by_mmdetection(mmdetection, seed):
     normalisation = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
     preprocessing = Preprocessing(scale=(333, 200), layout="float32_chw", **normalisation)

@@ -1,4 +1,4 @@
-"""m2f: what a Mask2Former's logits mean, without Triton and without torch.
+"""The core of m2f: turn images into an engine's input and its logits into instances, without Triton and torch.
 
 Data flows one way: bytes -> preprocess -> engine -> postprocess -> result.
 """

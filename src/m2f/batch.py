@@ -13,7 +13,7 @@ from m2f.errors import EngineError, InputError, of_image
 from m2f.geometry import Floats
 from m2f.kernels import BEST, Kernel
 from m2f.limits import MAX_INSTANCES, MAX_MASK_BYTES, MAX_PIXELS, MAX_SIDE, MAX_WORK
-from m2f.logits import ImageLogits, check_logits
+from m2f.logits import ImageLogits
 from m2f.postprocess import Instances
 from m2f.rle import check_bytes, decode_into, packed_width
 
@@ -125,22 +125,20 @@ def of_each_image(
     for name in ("img_shape", "ori_shape"):
         if arrays[name].ndim != 2 or arrays[name].shape[1] != 2:
             raise InputError(f"{name} must have shape [N, 2] (height, width); got {list(arrays[name].shape)}")
-    cls_logits, mask_logits = arrays["cls_logits"], arrays["mask_logits"]
-    check_logits(cls_logits.shape[1:], mask_logits.shape[1:])
-    valid, original = ([(h, w) for h, w in arrays[name].tolist()] for name in ("img_shape", "ori_shape"))
-    for index, sides in enumerate(original):
-        with of_image(index, len(original)):
-            if math.prod(sides) > max_pixels and min(sides) > 0:
-                raise InputError(f"ori_shape {sides} is too large; allowed are {max_pixels} pixels")
-    pixels = sum(math.prod(sides) for sides in original if min(sides) > 0)
+    cls_logits, images = arrays["cls_logits"], []
+    names = ("cls_logits", "mask_logits", "img_shape", "ori_shape")
+    for index, (cls, mask, valid, original) in enumerate(zip(*(arrays[name] for name in names), strict=True)):
+        with of_image(index, len(cls_logits)):
+            sizes = {"img_shape": tuple(valid.tolist()), "ori_shape": tuple(original.tolist())}
+            images.append(ImageLogits(cls, mask, **sizes, mask_stride=mask_stride))
+            if math.prod(sizes["ori_shape"]) > max_pixels:
+                raise InputError(f"ori_shape {sizes['ori_shape']} is too large; allowed are {max_pixels} pixels")
+    pixels = sum(math.prod(image.geometry.original) for image in images)
     _check_work(pixels, values(cls_logits.shape[1], cls_logits.shape[2] - 1))
     _check_scores(cls_logits)
     results = []
-    for index, (cls, mask, img_shape, ori_shape) in enumerate(
-        zip(cls_logits, mask_logits, valid, original, strict=True)
-    ):
-        with of_image(index, len(original)):
-            image = ImageLogits(cls, mask, img_shape=img_shape, ori_shape=ori_shape, mask_stride=mask_stride)
+    for index, image in enumerate(images):
+        with of_image(index, len(images)):
             results.append(work(image))
     return results
 

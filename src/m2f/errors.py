@@ -1,4 +1,4 @@
-"""What m2f raises at its users: one base, and the two errors of the core."""
+"""The base of every error that m2f raises, and the two errors of the core."""
 
 import reprlib
 from collections.abc import Iterator
@@ -7,25 +7,25 @@ from typing import Literal, get_args
 
 
 class M2FError(Exception):
-    """Base of every error that m2f raises at its users. The message says what was wrong and what is allowed."""
+    """Base of every error that m2f raises. The message says what was wrong and what is allowed."""
 
 
 ErrorKind = Literal[
-    "image_format",  # not an image, or of a format that is not read
+    "image_format",  # not an image, or of another format
     "image_damaged",
     "image_too_large",
     "parameter",
-    "tensor",  # shapes or values of tensors that do not fit together
+    "tensor",  # shapes or values of tensors
     "output_too_large",
 ]
 ERROR_KINDS: tuple[ErrorKind, ...] = get_args(ErrorKind)
 
 
 class InputError(M2FError, ValueError):
-    """What a client sent cannot be used; the message names it and says what is allowed.
+    """An input of the client is invalid; the message names the input and says what is allowed.
 
     Attributes:
-        kind: what was wrong, in a word; errors are counted by it.
+        kind: what was wrong, in a word; the metrics count errors by kind.
     """
 
     def __init__(self, message: str, *, kind: ErrorKind = "tensor") -> None:
@@ -35,7 +35,7 @@ class InputError(M2FError, ValueError):
 
 @contextmanager
 def of_image(index: int, count: int) -> Iterator[None]:
-    """Let an `InputError` say which image of a request it is about, where there are several."""
+    """Prefix an `InputError` with the image that it is about, if the request has several."""
     try:
         yield
     except InputError as error:
@@ -45,7 +45,7 @@ def of_image(index: int, count: int) -> Iterator[None]:
 
 
 class EngineError(M2FError, RuntimeError):
-    """What the engine made of a good input cannot be used."""
+    """The engine's answer to a valid input is unusable."""
 
 
 _SHORT = reprlib.Repr()
@@ -53,5 +53,5 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def shown(value: object) -> str:
-    """Return a value for an error message, its middle left out where it is long: gRPC carries 8 kB of them."""
+    """Return a value for an error message; a long one loses its middle, because gRPC carries 8 kB of message."""
     return _SHORT.repr(value)

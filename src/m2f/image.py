@@ -1,16 +1,16 @@
-"""Encoded bytes -> RGB pixels, as mmdetection reads images (`cv2.imread` in colour mode).
+"""Turn encoded bytes into RGB pixels, as mmdetection reads images (`cv2.imread` in colour mode).
 
-Grey is repeated over the three channels, a palette is looked up, alpha is dropped (not blended), 16 bits keep
-their high byte, CMYK is converted, and the EXIF orientation is applied.
+Grey is repeated over the three channels, a palette is looked up, alpha is dropped (not blended), 16 bits keep their
+high byte, CMYK is converted, and the EXIF orientation is applied.
 
-Pillow reads every header, before any pixel is decoded. The pixels come from the fastest decoder that gives the
-same ones (`benchmarks/preprocess.py`): JPEG from simplejpeg, still WebP from OpenCV, the rest from Pillow, which
-also gets what those two refuse and says what is wrong with it; but a JPEG with too few pixels, which Pillow would
-fill up with grey, is refused. PNG never goes to OpenCV: the last release for NumPy 1, 4.11, crashes on damaged
-animations (as opencv/opencv#27744).
+Pillow reads every header before any pixel is decoded. The pixels come from the fastest decoder that gives the same
+pixels (`benchmarks/preprocess.py`): JPEG from simplejpeg, still WebP from OpenCV, the rest from Pillow. Pillow also
+gets the files that the other two refuse, and says what is wrong with them. One exception: a JPEG with too few pixels
+is refused, because Pillow would fill it up with grey. PNG never goes to OpenCV: its last release for NumPy 1, 4.11,
+crashes on damaged animations (as opencv/opencv#27744).
 
-EXIF is kept from Pillow, and so is the index of a JPEG of several pictures: Pillow unpacks every value in them, and
-thousands of values may be the same bytes, so that a file of 30 kB took a minute and 2.6 GB.
+Two parts of a file are hidden from Pillow, because it would unpack every value in them: EXIF (see `exif`), and the
+index of a JPEG of several pictures.
 """
 
 from __future__ import annotations
@@ -24,40 +24,35 @@ from contextlib import contextmanager
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from m2f.errors import InputError
+from m2f.exif import EXIF, orientation
 from m2f.limits import MAX_SIDE
 from m2f.record import image_decoded
 
 try:
     from simplejpeg import decode_jpeg
-except ImportError:  # no wheel for this machine: Pillow decodes JPEG as well, at half the speed
+except ImportError:  # no wheel for this machine: Pillow decodes JPEG, too, at half the speed
     decode_jpeg = None
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _STRIP_ROWS = 64
-_MAX_READS = 1 << 16  # Pillow reads a part of a PNG in four; libpng's are 8 KiB, so those of 64 MiB are 1 << 13
-_MAX_SCANS = 64  # of a JPEG: encoders make about ten, and each is a pass over all its pixels
+_MAX_READS = 1 << 16  # Pillow reads a chunk of a PNG in 4 reads; libpng's chunks are 8 KiB: 1 << 13 in 64 MiB
+_MAX_SCANS = 64  # of a JPEG: encoders make about 10, and each is a pass over all pixels
 _MAX_PASSES = 20  # over `max_pixels`: libjpeg makes 10 scans of colour, 18 of CMYK, mozjpeg up to 16
-_MAX_TABLES = 1 << 16  # bytes of a JPEG's tables before its first scan: encoders write some 1,000
-_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")  # of a JPEG: what has a length, or EOI
+_MAX_TABLES = 1 << 16  # bytes of a JPEG's tables before its first scan: encoders write about 1,000
+_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")  # of a JPEG: markers with a length, and EOI
 _EOI, _SOS, _APP0, _APP1 = 0xD9, 0xDA, 0xE0, 0xE1
-_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # of a JPEG's headers, those that are not progressive
-_EXIF = b"Exif\0\0"
-_INDEX = b"MPF\0"  # of the pictures in a JPEG of several
-_FORMATS = {  # EXIF's types, as struct calls them; what is no number is bytes
-    **{1: "s", 2: "s", 3: "H", 4: "I", 5: "8s", 6: "b", 7: "s"},
-    **{8: "h", 9: "i", 10: "8s", 11: "f", 12: "d", 13: "I", 16: "Q"},
-}
-
+_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # headers of a JPEG that is not progressive
+_INDEX = b"MPF\0"  # index of the pictures in a JPEG of several
 Pixels = npt.NDArray[np.uint8]
 
 
 class _File(io.BytesIO):
-    """A file in memory that ends a search through millions of tiny parts, which would take minutes.
+    """A file in memory that refuses to be read in millions of tiny parts, which would take minutes.
 
-    What begins with one of `hidden` is read with another first byte, so that nobody knows it.
+    A part that begins with one of `hidden` is read with another first byte, so that Pillow does not recognise it.
     """
 
     _reads = 0
@@ -78,24 +73,26 @@ def _too_slow(why: str) -> InputError:
     return InputError(f"the image takes too long to decode: {why}", kind="image_too_large")
 
 
-def decode_image(data: bytes, *, max_pixels: int) -> Pixels:
+def decode_image(data: bytes, *, max_pixels: int, jpeg_decoder: Callable[..., Pixels] | None = decode_jpeg) -> Pixels:
     """Decode one JPEG, PNG or WebP image to RGB uint8 [H, W, 3].
 
-    Peak memory, in bytes a pixel: 3 for a JPEG (6 where EXIF turns it, up to 9 where it is progressive), 6 for a
-    WebP, 7 for a PNG.
+    Peak memory, in bytes a pixel: 3 for a JPEG (6 if EXIF turns it, up to 9 if it is progressive), 6 for a WebP, 7 for
+    a PNG.
 
     Args:
         data: the encoded file.
-        max_pixels: larger images are refused by their header, before any pixel is decoded.
+        max_pixels: largest allowed width x height; checked in the header, before any pixel is decoded.
+        jpeg_decoder: simplejpeg's `decode_jpeg`; None: Pillow decodes JPEG.
 
     Raises:
-        InputError: not an image, another format, damaged or truncated, too large or made to take long.
+        InputError: the file is not an image, has another format, is damaged or truncated, too large, or built to take
+            long.
     """
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
     with _reported(max_pixels):
-        pixels, orientation = _decode(data, _open(data, max_pixels))
-        turn = _TURNS.get(orientation)
+        pixels, turned = _decode(data, _open(data, max_pixels), jpeg_decoder)
+        turn = _TURNS.get(turned)
         return turn(pixels) if turn else pixels
 
 
@@ -103,7 +100,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read and check the header."""
     if data.startswith(b"\xff\xd8"):
         scans, exif = _survey_jpeg(data)
-        image = Image.open(_File(data, (_EXIF, _INDEX)), formats=FORMATS)
+        image = Image.open(_File(data, (EXIF, _INDEX)), formats=FORMATS)
         image.info["exif"] = exif
     else:
         scans, image = 0, Image.open(_File(data), formats=FORMATS)
@@ -121,18 +118,18 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _survey_jpeg(data: bytes) -> tuple[int, bytes]:
-    """Return the number of scans, and EXIF from all the segments before them."""
+    """Return the number of scans, and the EXIF of all segments before the first scan."""
     scans, tables = 0, 0
     components, exif = b"", []
     for marker, content in _segments(data):
         if marker == _SOS:
             scans += 1
             if scans == 1 and content[:1] == components:
-                break  # it has all of them, and libjpeg reads no scan behind it
+                break  # this scan has all components, and libjpeg reads no scan behind it
         elif scans:
             continue
-        elif marker == _APP1 and content.startswith(_EXIF):
-            exif.append(content[len(_EXIF) :])
+        elif marker == _APP1 and content.startswith(EXIF):
+            exif.append(content[len(EXIF) :])
         elif marker < _APP0:
             tables += len(content)
             if tables > _MAX_TABLES:
@@ -143,7 +140,7 @@ def _survey_jpeg(data: bytes) -> tuple[int, bytes]:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the marker and the content of each segment of a JPEG, to the end of its first picture."""
+    """Yield the marker and the content of each segment of a JPEG, up to the end of its first picture."""
     at, scanned = 2, False
     for _ in range(_MAX_READS):
         found = _MARKER.search(data, at)
@@ -154,34 +151,35 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             end = at + max(2, int.from_bytes(data[at : at + 2], "big"))
             yield marker, data[at + 2 : end]
             at, scanned = end, scanned or marker == _SOS
-        elif scanned:  # in front of a scan Pillow reads on
+        elif scanned:  # before a scan, Pillow reads on
             return
     raise _too_slow(f"more than {_MAX_READS} parts")
 
 
-def _decode(data: bytes, image: Image.Image) -> tuple[Pixels, object]:
-    """Return the pixels as they are stored, and EXIF's orientation; what Pillow holds of them is freed after it."""
-    pixels = _decode_fast(data, image)
+def _decode(data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None) -> tuple[Pixels, object]:
+    """Return the pixels as they are stored, and the orientation; Pillow's own memory is freed on return."""
+    pixels = _decode_fast(data, image, jpeg_decoder)
     if pixels is None:
         pixels = _decode_with_pillow(image)
     image_decoded(image.format or "")
-    return pixels, _orientation(image)  # of a PNG it may stand behind the pixels
+    return pixels, orientation(image)  # in a PNG, it may stand behind the pixels
 
 
-def _decode_fast(data: bytes, image: Image.Image) -> Pixels | None:
-    """Return the pixels of a format that Pillow is not the fastest for; None where Pillow must say."""
-    decode = {"JPEG": _decode_jpeg, "WEBP": _decode_webp}.get(image.format or "")
-    pixels = decode(data, image) if decode else None
+def _decode_fast(data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None) -> Pixels | None:
+    """Return the pixels if another decoder is faster than Pillow; None if Pillow must decode."""
+    pixels = None
+    if image.format == "JPEG" and jpeg_decoder is not None:
+        pixels = _decode_jpeg(data, image, jpeg_decoder)
+    elif image.format == "WEBP":
+        pixels = _decode_webp(data, image)
     return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
 
 
-def _decode_jpeg(data: bytes, image: Image.Image) -> Pixels | None:
-    if decode_jpeg is None:
-        return None
-    try:  # into memory of the size that the header was checked for; a warning is an error here, but not to Pillow
-        return decode_jpeg(data, "RGB", buffer=np.empty((image.height, image.width, 3), np.uint8))
+def _decode_jpeg(data: bytes, image: Image.Image, decoder: Callable[..., Pixels]) -> Pixels | None:
+    try:  # the buffer has the size that was checked in the header; what is an error here may be a warning to Pillow
+        return decoder(data, "RGB", buffer=np.empty((image.height, image.width, 3), np.uint8))
     except ValueError as error:
-        if "premature end of data segment" in str(error):  # Pillow would make the rest of the picture grey
+        if "premature end of data segment" in str(error):  # Pillow would fill up the picture with grey
             raise InputError("the image is damaged: truncated, it has too few pixels", kind="image_damaged") from None
         return None
 
@@ -197,7 +195,7 @@ def _decode_webp(data: bytes, image: Image.Image) -> Pixels | None:
 
 
 def _decode_with_pillow(image: Image.Image) -> Pixels:
-    """Decode in strips: Pillow holds 4 bytes a pixel, and would hold 6 more to hand all out at once."""
+    """Decode in strips: Pillow holds 4 bytes a pixel, and would take 6 more to hand out the whole image."""
     image.load()
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):
@@ -216,42 +214,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> object:
-    """Return the orientation of EXIF, or else of XMP, which Pillow reads once there is no EXIF."""
-    text = image.info.pop("Raw profile type exif", "")  # EXIF in hexadecimal behind three lines
-    exif = image.info.pop("exif", None)
-    if exif is None:
-        exif = bytes.fromhex("".join(text.split("\n", 3)[3:]).replace("\n", ""))
-    found = _exif_orientation(exif)
-    return image.getexif().get(ExifTags.Base.Orientation) if found is None else found
-
-
-def _exif_orientation(exif: bytes) -> object:
-    """Return the one value of EXIF that matters, as Pillow finds it, without a copy of the others."""
-    begin = 0
-    while exif.startswith(_EXIF, begin):  # some programs write it twice
-        begin += len(_EXIF)
-    tiff = exif[begin:]
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or sorted(tiff[2:4]) != [0, 42] or len(tiff) < 8:
-        return None
-    (at,) = struct.unpack_from(order + "I", tiff, 4)
-    count = int.from_bytes(tiff[at : at + 2], "little" if order == "<" else "big")
-    orientation = None
-    for entry in range(at + 2, min(at + 2 + 12 * count, len(tiff) - 11), 12):
-        tag, kind, number, value_at = struct.unpack_from(order + "HHII", tiff, entry)
-        form = order + _FORMATS.get(kind, "")
-        size = struct.calcsize(form) * number
-        if size <= 4:
-            value_at = entry + 8
-        elif value_at + size > len(tiff):
-            break  # damaged: nothing behind it counts
-        if tag == ExifTags.Base.Orientation and size:
-            (orientation,) = struct.unpack_from(form, tiff, value_at)
-    return orientation
-
-
-_TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by the value of EXIF's orientation; 1 is upright
+_TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by EXIF's orientation; 1 is upright
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_180),
     4: lambda pixels: cv2.flip(pixels, 0),
@@ -264,7 +227,7 @@ _TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by the value of EXI
 
 @contextmanager
 def _reported(max_pixels: int) -> Iterator[None]:
-    """Turn Pillow's errors into one that says what is wrong with the file."""
+    """Turn Pillow's errors into an InputError that says what is wrong with the file."""
     try:
         yield
     except InputError:
@@ -273,7 +236,7 @@ def _reported(max_pixels: int) -> Iterator[None]:
         raise InputError(
             "not an image this server reads; allowed formats: JPEG, PNG, WebP", kind="image_format"
         ) from None
-    except Image.DecompressionBombError:  # Pillow's own limit, some 179 megapixels
+    except Image.DecompressionBombError:  # Pillow's own limit, about 179 megapixels
         raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error) as error:
         # Pillow's decoders raise any of these on damaged files

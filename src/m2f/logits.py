@@ -10,36 +10,26 @@ from m2f.limits import MAX_CLASSES, MAX_QUERIES, MAX_SIDE
 
 
 class ImageLogits:
-    """The logits of one image and its sizes.
+    """The logits of one image and its sizes, which fit together.
 
-    Attributes:
+    Args:
         cls_logits: float32 [Q, C+1].
         mask_logits: float32 [Q, h, w], not upsampled.
+        img_shape: (height, width) of the image inside the padded network input.
+        ori_shape: (height, width) of the original image.
+        mask_stride: network-input pixels per mask cell along each axis.
+
+    Attributes:
         geometry: the sizes that the mask logits pass through.
+
+    Raises:
+        InputError: the shapes do not fit together, or exceed a limit.
     """
 
     def __init__(
-        self,
-        cls_logits: Floats,
-        mask_logits: Floats,
-        *,
-        img_shape: SizeHW,
-        ori_shape: SizeHW,
-        mask_stride: int = 4,
+        self, cls_logits: Floats, mask_logits: Floats, *, img_shape: SizeHW, ori_shape: SizeHW, mask_stride: int = 4
     ) -> None:
-        """Check that logits and sizes fit together.
-
-        Args:
-            cls_logits: float32 [Q, C+1].
-            mask_logits: float32 [Q, h, w], not upsampled.
-            img_shape: (height, width) of the image inside the padded network input.
-            ori_shape: (height, width) of the original image.
-            mask_stride: network-input pixels per mask cell along each axis.
-
-        Raises:
-            InputError: the shapes do not fit together, or exceed a limit.
-        """
-        check_logits(cls_logits.shape, mask_logits.shape)
+        _check(cls_logits.shape, mask_logits.shape)
         self.cls_logits, self.mask_logits = cls_logits, mask_logits
         height, width = mask_logits.shape[1:]
         self.geometry = ImageGeometry.of(
@@ -68,16 +58,7 @@ def softmax(logits: Floats) -> Floats:
     return scores
 
 
-def check_logits(cls_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
-    """Check the shapes of one image's logits: any client may send logits to a step.
-
-    Args:
-        cls_shape: (Q, C+1).
-        mask_shape: (Q, h, w).
-
-    Raises:
-        InputError: the shapes do not fit together, or have more queries, classes or cells than allowed.
-    """
+def _check(cls_shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> None:
     if len(cls_shape) != 2 or len(mask_shape) != 3 or cls_shape[0] != mask_shape[0]:
         raise InputError(
             f"logits do not fit together: cls_logits {cls_shape}, mask_logits {mask_shape}; "

@@ -28,16 +28,10 @@ class _Axis(ctypes.Structure):
     """`Axis` of kernel.h: the operator from mask cells to pixels along one axis."""
 
     _fields_ = (
-        ("size_in", _int),
-        ("size_out", _int),
-        ("taps", _int),
-        ("source", _pointer),
-        ("weight", _pointer),
-        ("begin", _pointer),
-        ("end", _pointer),
-        ("padded", _int),
-        ("valid", _int),
-    )
+        ("size_in", _int), ("size_out", _int), ("taps", _int),
+        ("source", _pointer), ("weight", _pointer), ("begin", _pointer), ("end", _pointer),
+        ("padded", _int), ("valid", _int),
+    )  # fmt: skip
 
 
 def load(path: Path = LIBRARY) -> tuple[NativeKernel, ...]:
@@ -101,15 +95,8 @@ class NativeKernel:
     def compete(self, probabilities: Floats, scores: Floats, areas: Ints) -> npt.NDArray[np.int32]:
         """Find the query with the largest score x probability at each pixel of a block."""
         winners = np.empty(probabilities.shape[1:], np.int32)
-        self.library.m2f_compete(
-            self.level,
-            probabilities.ctypes.data,
-            len(probabilities),
-            winners.size,
-            scores.ctypes.data,
-            winners.ctypes.data,
-            areas.ctypes.data,
-        )
+        pointers = scores.ctypes.data, winners.ctypes.data, areas.ctypes.data
+        self.library.m2f_compete(self.level, probabilities.ctypes.data, len(probabilities), winners.size, *pointers)
         return winners
 
     def intersection(self, edges: Edges, others: Edges) -> int:
@@ -171,17 +158,10 @@ class NativeOperator:
             enough = budget.edges + self.rows.size_out + _COLUMN_MORE  # a mask that needs more exceeds the budget
             edges, doubts = np.empty(min(capacity, enough), np.uint32), _int(before := budget.doubts)
             step = self.kernel.library.m2f_sample(
-                self.kernel.level,
-                mask_logits.ctypes.data,
-                queries[done:].ctypes.data,
-                len(queries) - done,
-                ctypes.byref(self.rows),
-                ctypes.byref(self.columns),
-                masks[done:].ctypes.data,
-                edges.ctypes.data,
-                len(edges),
-                ctypes.byref(doubts),
-            )
+                self.kernel.level, mask_logits.ctypes.data, queries[done:].ctypes.data, len(queries) - done,
+                ctypes.byref(self.rows), ctypes.byref(self.columns), masks[done:].ctypes.data, edges.ctypes.data,
+                len(edges), ctypes.byref(doubts),
+            )  # fmt: skip
             if step < 0:
                 raise MemoryError("no memory to sample a mask")
             found = int(masks["num_edges"][done : done + step].sum())
@@ -196,16 +176,9 @@ class NativeOperator:
         """Return sigmoid(logit) of some queries in a block of the image's rows: float32 [N, rows, W]."""
         out = np.empty((len(queries), block.stop - block.start, self.columns.size_out), np.float32)
         done = self.kernel.library.m2f_probabilities(
-            self.kernel.level,
-            mask_logits.ctypes.data,
-            queries.ctypes.data,
-            len(queries),
-            ctypes.byref(self.rows),
-            ctypes.byref(self.columns),
-            block.start,
-            block.stop,
-            out.ctypes.data,
-        )
+            self.kernel.level, mask_logits.ctypes.data, queries.ctypes.data, len(queries),
+            ctypes.byref(self.rows), ctypes.byref(self.columns), block.start, block.stop, out.ctypes.data,
+        )  # fmt: skip
         if done < 0:
             raise MemoryError("no memory to interpolate a row")
         return out

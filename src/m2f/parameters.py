@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from m2f.errors import InputError, shown
+
+P = TypeVar("P", bound="Parameters")
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,37 @@ class Allowed:
     is_text: bool = False
 
 
-def parameter(allowed: Allowed, meaning: str, *, default: Any = MISSING) -> Any:
-    """Return a dataclass field for a parameter; `meaning` is the line that the documentation has of it."""
+REQUIRED = MISSING
+
+
+def parameter(default: Any, allowed: Allowed, meaning: str) -> Any:
+    """Return a dataclass field; `meaning` is its line in the documentation."""
     return field(default=default, metadata={"allowed": allowed, "meaning": meaning})
 
 
-def check_parameters(instance: Any) -> None:
-    """Check every field of a dataclass instance.
+class Parameters:
+    """Base of dataclasses whose fields are made by `parameter`."""
 
-    Raises:
-        InputError: a value is not allowed; the message names the parameter, the value and what is allowed.
-    """
-    for each in fields(instance):
-        check_value(each.name, getattr(instance, each.name), each.metadata["allowed"])
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            InputError: a value is not allowed; the message names the parameter, the value and what is allowed.
+        """
+        for each in fields(self):
+            check_value(each.name, getattr(self, each.name), each.metadata["allowed"])
+
+    @classmethod
+    def from_repository(cls: type[P], block: Mapping[str, str]) -> P:
+        """Read the fields out of a model's `parameters` block, where every value is a string; other keys are ignored.
+
+        Raises:
+            InputError: a value cannot be read, or is not allowed.
+        """
+        named = (each for each in fields(cls) if each.name in block)
+        return cls(**{each.name: _parse(each.name, block[each.name], each.metadata["allowed"]) for each in named})
 
 
 def check_value(name: str, value: object, allowed: Allowed) -> None:
@@ -51,19 +71,6 @@ def check_value(name: str, value: object, allowed: Allowed) -> None:
     """
     if not allowed.accepts(value):
         raise InputError(f"parameter '{name}' must be {allowed.text}; got {shown(value)}", kind="parameter")
-
-
-def read_parameters(of: Any, block: Mapping[str, str]) -> dict[str, Any]:
-    """Read the fields of a dataclass that a model's `parameters` block has; lists become tuples.
-
-    Raises:
-        InputError: a value is not JSON.
-    """
-    return {
-        each.name: _parse(each.name, block[each.name], each.metadata["allowed"])
-        for each in fields(of)
-        if each.name in block
-    }
 
 
 def _parse(name: str, text: str, allowed: Allowed) -> Any:

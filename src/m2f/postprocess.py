@@ -63,14 +63,7 @@ class Candidates(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Candidates with their masks.
-
-    Attributes:
-        scores: float32 [N], final scores.
-        labels: int64 [N].
-        mask_of: int64 [N], the mask of each candidate.
-        masks: the masks of the candidates' queries.
-    """
+    """Candidates with their final scores and the index of their mask, arrays [N], and the masks of their queries."""
 
     scores: Floats
     labels: Ints

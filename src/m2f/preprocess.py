@@ -19,17 +19,7 @@ from m2f.errors import InputError, of_image
 from m2f.geometry import SizeHW
 from m2f.image import Pixels, decode_image
 from m2f.limits import MAX_IMAGE_BYTES, MAX_PIXELS
-from m2f.parameters import (
-    BOOLEAN,
-    COUNT,
-    Allowed,
-    check_parameters,
-    is_int,
-    is_number,
-    one_of,
-    parameter,
-    read_parameters,
-)
+from m2f.parameters import BOOLEAN, COUNT, REQUIRED, Allowed, Parameters, is_int, is_number, one_of, parameter
 from m2f.record import phase
 
 LAYOUTS = ("uint8_hwc", "float32_chw")
@@ -52,7 +42,7 @@ _VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5]", _are(is_number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing:
+class Preprocessing(Parameters):
     """How an image becomes the input that the model was trained on.
 
     `scale` becomes a size by one of two rules. `mmdetection` rounds. `huggingface` is `longest_edge` and
@@ -61,44 +51,46 @@ class Preprocessing:
     image covers, as Hugging Face's processors do.
     """
 
-    scale: tuple[int, int] = parameter(_SIDES, "longer and shorter edge that the image must fit in (mmdetection's)")
-    keep_ratio: bool = parameter(BOOLEAN, "scale both edges alike; false: stretch to `input_size`", default=True)
-    size_rule: str = parameter(one_of(SIZE_RULES), "the rule by which `scale` becomes a size", default="mmdetection")
-    resample: str = parameter(one_of(RESAMPLES), "the filter that resizes", default="opencv_bilinear")
-    input_size: tuple[int, int] | None = parameter(
-        _SIDES_OR_NONE, "the engine's fixed height and width; null: the next multiples of `pad_divisor`", default=None
+    scale: tuple[int, int] = parameter(
+        REQUIRED, _SIDES, "longer and shorter edge that the image must fit in (mmdetection's)"
     )
-    pad_divisor: int = parameter(COUNT, "divides both edges of the input, if `input_size` is null", default=32)
+    keep_ratio: bool = parameter(True, BOOLEAN, "scale both edges alike; false: stretch to `input_size`")
+    size_rule: str = parameter("mmdetection", one_of(SIZE_RULES), "the rule by which `scale` becomes a size")
+    resample: str = parameter("opencv_bilinear", one_of(RESAMPLES), "the filter that resizes")
+    input_size: tuple[int, int] | None = parameter(
+        None, _SIDES_OR_NONE, "the engine's fixed height and width; null: the next multiples of `pad_divisor`"
+    )
+    pad_divisor: int = parameter(32, COUNT, "divides both edges of the input, if `input_size` is null")
     pad_value: tuple[int, int, int] = parameter(
-        _RGB, "RGB of the padding of a `uint8_hwc` input: the value that normalises to 0", default=(0, 0, 0)
+        (0, 0, 0), _RGB, "RGB of the padding of a `uint8_hwc` input: the value that normalises to 0"
     )
     layout: str = parameter(
-        one_of(LAYOUTS), "`uint8_hwc`: the graph normalises; `float32_chw`: normalised here", default="uint8_hwc"
+        "uint8_hwc", one_of(LAYOUTS), "`uint8_hwc`: the graph normalises; `float32_chw`: normalised here"
     )
-    mean: tuple[float, float, float] = parameter(_VECTOR, "RGB mean of a `float32_chw` input", default=(0.0, 0.0, 0.0))
+    mean: tuple[float, float, float] = parameter((0.0, 0.0, 0.0), _VECTOR, "RGB mean of a `float32_chw` input")
     std: tuple[float, float, float] = parameter(
-        _VECTOR, "RGB standard deviation of a `float32_chw` input", default=(1.0, 1.0, 1.0)
+        (1.0, 1.0, 1.0), _VECTOR, "RGB standard deviation of a `float32_chw` input"
     )
-    max_pixels: int = parameter(COUNT, "largest width x height of an original image", default=MAX_PIXELS)
-    max_bytes: int = parameter(COUNT, "largest encoded image, in bytes", default=MAX_IMAGE_BYTES)
+    max_pixels: int = parameter(MAX_PIXELS, COUNT, "largest width x height of an original image")
+    max_bytes: int = parameter(MAX_IMAGE_BYTES, COUNT, "largest encoded image, in bytes")
 
     def __post_init__(self) -> None:
-        check_parameters(self)
+        super().__post_init__()
         if not self.keep_ratio and self.input_size is None:
             raise InputError("parameter 'keep_ratio' false needs 'input_size'", kind="parameter")
 
     @classmethod
-    def from_repository(cls, parameters: Mapping[str, str]) -> Preprocessing:
+    def from_repository(cls, block: Mapping[str, str]) -> Preprocessing:
         """Read a model's `parameters` block; every value is JSON, such as `[256, 256]` or `true`, or a word.
 
         Raises:
             InputError: a key is unknown, `scale` is missing, or a value is not allowed.
         """
-        unknown = sorted(parameters.keys() - cls.__dataclass_fields__.keys())
-        if unknown or "scale" not in parameters:
+        unknown = sorted(block.keys() - cls.__dataclass_fields__.keys())
+        if unknown or "scale" not in block:
             wrong = f"unknown parameter '{unknown[0]}'" if unknown else "parameter 'scale' is missing"
             raise InputError(f"{wrong}; allowed: {', '.join(cls.__dataclass_fields__)}", kind="parameter")
-        return cls(**read_parameters(cls, parameters))
+        return super().from_repository(block)
 
     def __call__(
         self, encoded: Sequence[bytes]

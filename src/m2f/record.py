@@ -1,7 +1,7 @@
-"""What the work for a request consisted of: seconds by phase, images by format, instances.
+"""Record the work for a request: seconds by phase, images by format, instances.
 
-The core says it where it happens; whoever wants it opens `recorded()` around the work. Where nobody did, saying it
-costs under a microsecond.
+The core reports its work where the work happens. A caller that wants the report opens `recorded()` around the work.
+Without it, a report costs less than a microsecond.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 @dataclass
 class Record:
-    """The work of one request, all its images together.
+    """The work of one request, all images together.
 
     Attributes:
-        seconds: phase to the time it took: `wait` (until the queues behind have room), `decode` (file to pixels),
-            `resize` (to the engine's input), `select` (class scores to candidates), `masks` (logits to masks, their
-            scores, boxes and RLE).
-        images: format (`JPEG`, `PNG`, `WEBP`) to how many images were decoded.
-        instances: how many were found in each image.
+        seconds: time by phase: `wait` (until the queues behind preprocessing have room), `decode` (file to pixels),
+            `resize` (pixels to the engine's input), `select` (class scores to candidates), `masks` (logits to masks
+            and their scores, boxes and RLE).
+        images: number of decoded images by format (`JPEG`, `PNG`, `WEBP`).
+        instances: number of instances of each image.
     """
 
     seconds: dict[Phase, float] = field(default_factory=dict)
@@ -40,7 +40,7 @@ _current: ContextVar[Record | None] = ContextVar("record", default=None)
 
 @contextmanager
 def recorded() -> Iterator[Record]:
-    """Collect what the work in the block consists of, in this thread."""
+    """Record the work of the block, in this thread."""
     record = Record()
     token = _current.set(record)
     try:
@@ -51,7 +51,7 @@ def recorded() -> Iterator[Record]:
 
 @contextmanager
 def phase(name: Phase) -> Iterator[None]:
-    """Add the time of the block to a phase, also where it raises."""
+    """Add the time of the block to a phase, even if the block raises."""
     started = time.perf_counter()
     try:
         yield
@@ -61,12 +61,12 @@ def phase(name: Phase) -> Iterator[None]:
 
 
 def image_decoded(image_format: str) -> None:
-    """Count an image of a format."""
+    """Count a decoded image."""
     if record := _current.get():
         record.images[image_format] += 1
 
 
 def instances_found(counts: Iterable[int]) -> None:
-    """Note how many instances each image has."""
+    """Add the number of instances of each image."""
     if record := _current.get():
         record.instances += counts

@@ -39,12 +39,12 @@ def encode_mask(mask: npt.NDArray[np.generic]) -> bytes:
 def decode(
     counts: bytes, height: int, width: int, *, packed: bool = False, kernel: Kernel = BEST
 ) -> npt.NDArray[np.uint8]:
-    """Decode COCO compressed RLE to a mask.
+    """Decode COCO compressed RLE to a mask [height, width].
 
     Args:
         counts: the RLE.
-        height: height of the mask.
-        width: width of the mask.
+        height: pixels of a column of the mask.
+        width: pixels of a row of the mask.
         packed: one bit a pixel, in the order of `np.packbits` along a row, in place of one byte.
         kernel: decodes the RLE.
 
@@ -65,12 +65,7 @@ def packed_width(width: int) -> int:
 
 
 def decode_edges(counts: bytes, height: int, width: int) -> Ints:
-    """Decode COCO compressed RLE to the runs of ones, without making the mask.
-
-    Args:
-        counts: the RLE.
-        height: height of the mask.
-        width: width of the mask.
+    """Decode COCO compressed RLE of a mask [height, width] to its runs of ones, without making the mask.
 
     Returns:
         int64 [2 R]: start and end of each run in column-major order, ascending. Runs touch, or are empty, where the RLE
@@ -94,15 +89,7 @@ def decode_into(
     packed: bool = False,
     kernel: Kernel = BEST,
 ) -> None:
-    """Decode COCO compressed RLE into the upper left of an array of zeros, whose rows are contiguous.
-
-    Args:
-        pixels: uint8; what lies beyond the mask stays zero.
-        counts: the RLE.
-        height: height of the mask.
-        width: width of the mask.
-        packed: one bit a pixel in place of one byte.
-        kernel: decodes the RLE.
+    """Decode RLE as `decode` does, into the upper left of a uint8 array of zeros, whose rows are contiguous.
 
     Raises:
         InputError: as `decode`; the content of `pixels` is then undefined.

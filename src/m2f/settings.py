@@ -20,12 +20,11 @@ from m2f.parameters import (
     LIMIT,
     NO_LIMIT,
     Allowed,
-    check_parameters,
+    Parameters,
     check_value,
     is_int,
     one_of,
     parameter,
-    read_parameters,
 )
 from m2f.profiles import PROFILES
 
@@ -54,63 +53,42 @@ _BACKGROUND = Allowed("-1 (no-object comes last) or 0 (first)", lambda value: is
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Parameters):
     """How logits become instances. The defaults are mmdetection's own; docs/parameters.md has a table of the fields."""
 
-    score_threshold: float = parameter(FRACTION, "smallest final score of an instance, 0 to 1", default=0.0)
-    pre_top_k: int = parameter(LIMIT, "number of candidates taken from the Q x C class scores; -1: all", default=100)
+    score_threshold: float = parameter(0.0, FRACTION, "smallest final score of an instance, 0 to 1")
+    pre_top_k: int = parameter(100, LIMIT, "number of candidates taken from the Q x C class scores; -1: all")
     iou_threshold: float = parameter(
-        FRACTION, "class-aware mask NMS: drops a mask whose IoU with a better mask is above this; 1: off", default=1.0
+        1.0, FRACTION, "class-aware mask NMS: drops a mask whose IoU with a better mask is above this; 1: off"
     )
-    max_output_boxes_per_class: int = parameter(
-        LIMIT, "largest number of instances per class; -1: no limit", default=NO_LIMIT
-    )
-    keep_top_k: int = parameter(
-        LIMIT, "largest number of instances per image, applied last; -1: no limit", default=NO_LIMIT
-    )
+    max_output_boxes_per_class: int = parameter(NO_LIMIT, LIMIT, "largest number of instances per class; -1: no limit")
+    keep_top_k: int = parameter(NO_LIMIT, LIMIT, "largest number of instances per image, applied last; -1: no limit")
     background_label_id: int = parameter(
-        _BACKGROUND,
-        "column of no-object in the class logits: -1 the last, 0 the first",
-        default=None,  # becomes the column of `semantics`
+        None, _BACKGROUND, "column of no-object in the class logits: -1 the last, 0 the first"
     )
-    export_postprocess_mask: bool = parameter(
-        BOOLEAN, "false: `rle`, `masks` and `packed_masks` come back empty", default=True
-    )
-    classes: str = parameter(
-        _LABELS, 'only these classes, by index or name: `"0,2"`, `"circle,ring"`; empty: all', default=""
-    )
+    export_postprocess_mask: bool = parameter(True, BOOLEAN, "false: `rle`, `masks` and `packed_masks` come back empty")
+    classes: str = parameter("", _LABELS, 'only these classes, by index or name: `"0,2"`, `"circle,ring"`; empty: all')
     class_score_thresholds: str = parameter(
-        _THRESHOLDS, 'thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`', default=""
+        "", _THRESHOLDS, 'thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`'
     )
     panoptic_score_threshold: float = parameter(
-        FRACTION, "a query gets pixels of `panoptic` only if its class score is above this", default=0.8
+        0.8, FRACTION, "a query gets pixels of `panoptic` only if its class score is above this"
     )
     panoptic_overlap_threshold: float = parameter(
-        FRACTION, "a query that wins less than this share of its own mask is void in `panoptic`", default=0.8
+        0.8, FRACTION, "a query that wins less than this share of its own mask is void in `panoptic`"
     )
     panoptic_filter_low_score: bool = parameter(
-        BOOLEAN, "true: pixels that a query wins outside its own mask are void in `panoptic`", default=True
+        True, BOOLEAN, "true: pixels that a query wins outside its own mask are void in `panoptic`"
     )
     semantics: str = parameter(
-        _SEMANTICS, "whose post-processing: `mmdet`, `detectron2`, `huggingface`, `tao`", default="mmdet"
+        "mmdet", _SEMANTICS, "whose post-processing: `mmdet`, `detectron2`, `huggingface`, `tao`"
     )
 
     def __post_init__(self) -> None:
         check_value("semantics", self.semantics, _SEMANTICS)
         if self.background_label_id is None:
             object.__setattr__(self, "background_label_id", PROFILES[self.semantics].background_label_id)
-        check_parameters(self)
-
-    @classmethod
-    def from_repository(cls, parameters: Mapping[str, str]) -> Settings:
-        """Read the settings out of a model's `parameters` block, where every value is a string.
-
-        Other keys of the block, such as `class_names`, are ignored.
-
-        Raises:
-            InputError: a value has the wrong type or is out of range.
-        """
-        return cls(**read_parameters(cls, parameters))
+        super().__post_init__()
 
     def override(self, parameters: Mapping[str, Any]) -> Settings:
         """Return these settings, changed by a request's parameters.
