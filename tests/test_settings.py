@@ -1,12 +1,13 @@
 import json
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from m2f.errors import InputError
+from m2f.preprocess import Preprocessing
 from m2f.settings import KEYS, Settings
 
 
@@ -189,13 +190,16 @@ def test_a_request_for_other_semantics_leaves_no_object_where_the_model_has_it()
     assert Settings().override({"semantics": "tao"}).background_label_id == -1
 
 
-def test_the_documentation_has_every_key_with_its_meaning_and_default():
-    """The table of docs/parameters.md, made from the fields."""
-    rows = ["| key | what it does | as mmdetection |", "|---|---|---|"]
-    for field in fields(Settings):
-        meaning, default = field.metadata["meaning"], json.dumps(getattr(Settings(), field.name))
-        rows.append(f"| `{field.name}` | {meaning} | `{default}` |")
-        assert len(meaning) <= 120
-    table = "\n".join(rows)
+@pytest.mark.parametrize(("kind", "head"), [(Settings, "as mmdetection"), (Preprocessing, "default")])
+def test_the_documentation_has_every_key_with_its_meaning_and_default(kind, head):
+    """The tables of docs/parameters.md, made from the fields."""
+    rows = []
+    for field in fields(kind):
+        default = "required" if field.default is MISSING else json.dumps(field.default)
+        if field.name == "background_label_id":
+            default = Settings().background_label_id
+        rows.append(f"| `{field.name}` | {field.metadata['meaning']} | `{default}` |\n")
+        assert len(field.metadata["meaning"]) <= 120
+    table = f" | what it does | {head} |\n|---|---|---|\n" + "".join(rows)
     page = Path(__file__).parents[1] / "docs/parameters.md"
     assert table in page.read_text(), f"{page} should have this table:\n{table}"
