@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -80,50 +81,24 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
 def serve(
     *,
-    model_repository: Path,
-    config_name: str | None,
-    host: str,
-    monitor_host: str,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
     health_port: int,
-    admin_token_file: Path | None,
+    drain_timeout: float,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
-    timeout: float,
-    drain_timeout: float,
-    log_file: Path | None,
-    log_verbose: bool,
     as_json: bool,
-    extra_args: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Run Triton on a model repository until it is told to stop."""
-    fixed = [port for port in (http_port, grpc_port, metrics_port, health_port) if port]
-    if len(set(fixed)) < len(fixed):
+    ports = [port for port in (health_port, *(options[f"{name}_port"] for name in ("http", "grpc", "metrics"))) if port]
+    if len(set(ports)) < len(ports):
         raise click.UsageError("--http-port, --grpc-port, --metrics-port and --health-port must differ")
-    start = partial(
-        launch.serve,
-        model_repository=model_repository,
-        config_name=config_name,
-        host=host,
-        monitor_host=monitor_host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        timeout=timeout,
-        log_file=log_file,
-        log_verbose=log_verbose,
-        admin_token_file=admin_token_file,
-        tls=_tls(tls_cert, tls_key, tls_client_ca),
-        extra_args=extra_args,
-    )
+    start = partial(launch.serve, tls=_tls(tls_cert, tls_key, tls_client_ca), **options)
     try:
         with _signals() as (stop, hasten):
             Supervisor(
                 start=start,
-                health_host=monitor_host,
+                health_host=options["monitor_host"],
                 health_port=health_port,
                 drain_timeout=drain_timeout,
                 announce=lambda server, url: click.echo((_as_json if as_json else _ready_line)(server, url)),

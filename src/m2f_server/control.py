@@ -43,15 +43,8 @@ class Control:
     ) -> bytes:
         """Return the body of an answer with status 200.
 
-        Only calls to a restricted interface carry the secret, because another program may have the port before the
-        server starts.
-
-        Args:
-            method: HTTP method.
-            path: path of the request.
-            body: body of the request.
-            headers: headers of the request.
-            timeout: largest number of seconds for each wait for the server.
+        The arguments are those of `m2f_backend.calls.fetch`. Only calls to a restricted interface carry the secret,
+        because another program may have the port before the server starts.
         """
         if path.startswith(_RESTRICTED):
             headers = {**self._access.headers, **(headers or {})}

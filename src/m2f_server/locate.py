@@ -35,19 +35,6 @@ class Installation:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class LibPython:
-    """The library with the interpreter of Triton's Python models.
-
-    Attributes:
-        path: file of the library.
-        home: prefix of the standard library that belongs to it.
-    """
-
-    path: Path
-    home: Path
-
-
 def prepare(work_dir: Path) -> Installation:
     """Return the server to start: the one on PATH, else the wheel's.
 
@@ -62,15 +49,15 @@ def prepare(work_dir: Path) -> Installation:
         return Installation(binary=Path(on_path))
     package = _wheel_package()
     root = package / "tritonserver"
-    libpython = find_libpython()
+    libpython, home = find_libpython()
     own = work_dir / "lib"  # has that library alone: its neighbours must not replace the server's libraries
     own.mkdir()
-    (own / LIBPYTHON).symlink_to(libpython.path)
+    (own / LIBPYTHON).symlink_to(libpython)
     return Installation(
         binary=root / "bin" / "tritonserver",
         arguments=(f"--backend-directory={_compose_backends(root, work_dir)}",),
         environment={
-            "PATH": _prepend(_compose_python(libpython, work_dir) / "bin", os.environ.get("PATH", os.defpath)),
+            "PATH": _prepend(_compose_python(home, work_dir) / "bin", os.environ.get("PATH", os.defpath)),
             "LD_LIBRARY_PATH": _prepend(
                 package.parent / "nvidia_pytriton.libs", own, os.environ.get("LD_LIBRARY_PATH")
             ),
@@ -78,21 +65,23 @@ def prepare(work_dir: Path) -> Installation:
     )
 
 
-def find_libpython() -> LibPython:
-    """Return the shared library of this Python version: the running interpreter's, else the system's.
+def find_libpython() -> tuple[Path, Path]:
+    """Return the shared library of this Python version and the prefix of its standard library.
+
+    The library is the running interpreter's, else the system's.
 
     Raises:
         LibraryMissingError: there is no such library; the message says how to install it.
     """
     own = own_libpython()
     if own is not None:
-        return LibPython(own, home=Path(sys.base_prefix))
+        return own, Path(sys.base_prefix)
     system = system_libpython()
     if system is not None:
         stdlib = Path("lib") / f"python{PYTHON}" / "os.py"
         home = next((parent for parent in system.parents if (parent / stdlib).is_file()), None)
         if home is not None:
-            return LibPython(system, home=home)
+            return system, home
     raise LibraryMissingError(
         f"{LIBPYTHON} is missing, and Triton's Python models need it: install it (Debian, Ubuntu: apt-get install "
         f"libpython{PYTHON}; Fedora: dnf install python3-libs) or use a Python {PYTHON} built with --enable-shared "
@@ -141,7 +130,7 @@ def _compose_backends(root: Path, work_dir: Path) -> Path:
     return backends
 
 
-def _compose_python(libpython: LibPython, work_dir: Path) -> Path:
+def _compose_python(home: Path, work_dir: Path) -> Path:
     """Make a virtual environment with the packages of this process, and return its folder.
 
     The interpreter in a stub takes its standard library and packages from the `pyvenv.cfg` beside the first `python3`
@@ -152,7 +141,7 @@ def _compose_python(libpython: LibPython, work_dir: Path) -> Path:
     packages.mkdir(parents=True)
     (venv / "bin").mkdir()
     (venv / "bin" / "python3").symlink_to(sys.executable)
-    (venv / "pyvenv.cfg").write_text(f"home = {libpython.home / 'bin'}\ninclude-system-site-packages = false\n")
+    (venv / "pyvenv.cfg").write_text(f"home = {home / 'bin'}\ninclude-system-site-packages = false\n")
     python_path = [
         p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and not sys.flags.ignore_environment
     ]

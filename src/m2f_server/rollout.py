@@ -55,31 +55,6 @@ class Rollout:
     agreement: Agreement
 
 
-class _Steps:
-    """Calls the models of a running server one by one."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-
-    def infer(self, model: str, inputs: Arrays, outputs: Sequence[str], **parameters: Any) -> Arrays:
-        """Return the outputs of one model.
-
-        Raises:
-            RolloutError: the call failed.
-        """
-        try:
-            return self._control.infer(model, inputs, outputs, parameters=parameters, timeout=_INFER_TIMEOUT_S)
-        except CallError as error:
-            raise RolloutError(f"{model}: {error}") from error
-
-    def instances(self, model: str, inputs: Arrays) -> Found:
-        """Return the instances that a model finds: an ensemble in an image, or post-processing in logits."""
-        found = self.infer(model, inputs, _INSTANCES, **_PARAMETERS)
-        height, width = found["size"][0].tolist()
-        scores, labels, rle = (found[name][0].tolist() for name in ("scores", "labels", "rle"))
-        return Found(scores, labels, rle, (height, width))
-
-
 def roll_out(
     engine: Path,
     *,
@@ -106,22 +81,21 @@ def roll_out(
         CallError: the server does not answer.
         InputError: an RLE of the server is invalid.
     """
-    steps = _Steps(control)
     with _only_one(repository / ENGINE) as folder:
         before = _serving_version(control, folder)
         config = control.config(ENGINE)
         files = _new_files(engine, folder / str(before), _engine_file(config))
         say(f"version {before} serves; loading {engine} beside it")
         with _candidate(control, config, files):
-            _warm_up(steps, config)
-            agreement, wanted = _judge(steps, images)
+            _warm_up(control, config)
+            agreement, wanted = _judge(control, images)
         _refuse_difference(agreement, before, min_agreement)
         say(f"agreement {agreement.share:.4f} on {len(images)} images")
         version = _install(folder, files)
         try:
             _switch(control, version)
             say(f"version {version} is loaded; checking the answers that clients get")
-            _check_service(steps, images, wanted, same_engine)
+            _check_service(control, images, wanted, same_engine)
         except BaseException as error:  # also a Ctrl-C
             shutil.rmtree(folder / str(version), ignore_errors=True)
             if now := _take_back(control, before):
@@ -200,7 +174,7 @@ def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, 
             control.unload(CANDIDATE)
 
 
-def _warm_up(steps: _Steps, config: Mapping[str, Any]) -> None:
+def _warm_up(control: Control, config: Mapping[str, Any]) -> None:
     """Send the candidate the requests that Triton will send to the new version as it loads."""
     for sample in config.get("model_warmup", []):
         batch = int(sample["batch_size"])
@@ -208,22 +182,22 @@ def _warm_up(steps: _Steps, config: Mapping[str, Any]) -> None:
             name: zeros(given["data_type"].removeprefix("TYPE_"), [batch, *map(int, given["dims"])])
             for name, given in sample["inputs"].items()
         }
-        steps.infer(CANDIDATE, inputs, _LOGITS)
+        _infer(control, CANDIDATE, inputs, _LOGITS)
 
 
-def _judge(steps: _Steps, images: Mapping[str, bytes]) -> tuple[Agreement, Mapping[int, Found]]:
+def _judge(control: Control, images: Mapping[str, bytes]) -> tuple[Agreement, Mapping[int, Found]]:
     """Return the agreement of both engines on all images, and the candidate's instances by image."""
     old: dict[int, Found] = {}
     new: dict[int, Found] = {}
     for image_id, (name, encoded) in enumerate(images.items()):
         try:
-            given = steps.infer("mask2former_preprocess", _image(encoded), ("input", *_SHAPES))
+            given = _infer(control, "mask2former_preprocess", _image(encoded), ("input", *_SHAPES))
             shapes = {key: given.pop(key) for key in _SHAPES}
-            serving = steps.infer(ENGINE, given, _LOGITS)
-            candidate = steps.infer(CANDIDATE, given, _LOGITS)
+            serving = _infer(control, ENGINE, given, _LOGITS)
+            candidate = _infer(control, CANDIDATE, given, _LOGITS)
             _check_shapes(serving, candidate)
-            old[image_id] = steps.instances("mask2former_postprocess", {**serving, **shapes})
-            new[image_id] = steps.instances("mask2former_postprocess", {**candidate, **shapes})
+            old[image_id] = _instances(control, "mask2former_postprocess", {**serving, **shapes})
+            new[image_id] = _instances(control, "mask2former_postprocess", {**candidate, **shapes})
         except RolloutError as error:
             raise RolloutError(f"{name}: {error}") from error
     return compare(old, new), new
@@ -284,11 +258,33 @@ def _take_back(control: Control, before: int) -> str:
     return ""
 
 
-def _check_service(steps: _Steps, images: Mapping[str, bytes], wanted: Mapping[int, Found], same_engine: float) -> None:
+def _check_service(
+    control: Control, images: Mapping[str, bytes], wanted: Mapping[int, Found], same_engine: float
+) -> None:
     """Send the images as clients do, and compare the instances with the candidate's."""
-    got = {number: steps.instances(PUBLIC_MODEL, _image(data)) for number, data in enumerate(images.values())}
+    got = {number: _instances(control, PUBLIC_MODEL, _image(data)) for number, data in enumerate(images.values())}
     if (share := compare(wanted, got).share) < same_engine:
         raise RolloutError(f"clients get other instances than the candidate gave: agreement {share:.4f}")
+
+
+def _infer(control: Control, model: str, inputs: Arrays, outputs: Sequence[str], **parameters: Any) -> Arrays:
+    """Return the outputs of one model.
+
+    Raises:
+        RolloutError: the call failed.
+    """
+    try:
+        return control.infer(model, inputs, outputs, parameters=parameters, timeout=_INFER_TIMEOUT_S)
+    except CallError as error:
+        raise RolloutError(f"{model}: {error}") from error
+
+
+def _instances(control: Control, model: str, inputs: Arrays) -> Found:
+    """Return the instances that a model finds: an ensemble in an image, or post-processing in logits."""
+    found = _infer(control, model, inputs, _INSTANCES, **_PARAMETERS)
+    height, width = found["size"][0].tolist()
+    scores, labels, rle = (found[name][0].tolist() for name in ("scores", "labels", "rle"))
+    return Found(scores, labels, rle, (height, width))
 
 
 def _image(encoded: bytes) -> Arrays:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2f_backend.calls import CallError
@@ -28,45 +29,42 @@ def reachable(host: str) -> str:
     return "127.0.0.1" if host == "0.0.0.0" else host
 
 
+@dataclass(kw_only=True, eq=False)
 class Server:
     """A running `tritonserver`, made by `serve`.
 
     Attributes:
+        process: the server's process, which leads its own process group.
+        identity: name by which the server answers.
         hosts: listening address by protocol (`http`, `grpc`, `metrics`).
         ports: port by protocol.
-        pid: id of the server's process, which leads its own process group.
         log_path: file of the server's log.
-        models: names of the models that are ready.
+        log_start: size of the file before this server wrote to it.
         access: the secret of the restricted interfaces.
-        control: calls to this server, with the secret.
         tls: whether the gRPC port uses TLS.
+        models: names of the models that are ready.
         start_seconds: time from the start of the process until every model was ready.
+        control: calls to this server, with the secret.
     """
 
-    def __init__(
-        self,
-        *,
-        process: subprocess.Popen[bytes],
-        identity: str,
-        hosts: Mapping[str, str],
-        ports: Mapping[str, int],
-        log_path: Path,
-        log_start: int = 0,
-        access: Access,
-        tls: bool,
-    ) -> None:
-        self.hosts = dict(hosts)
-        self.ports = dict(ports)
-        self.pid = process.pid
-        self.log_path = log_path
-        self.models: list[str] = []
-        self.start_seconds = 0.0
-        self.access = access
-        self.tls = tls
-        self.control = Control(http_url=self.http_url, metrics_url=self._address("metrics"), access=access)
-        self._log_start = log_start
-        self._identity = identity
-        self._process = process
+    process: subprocess.Popen[bytes]
+    identity: str
+    hosts: Mapping[str, str]
+    ports: Mapping[str, int]
+    log_path: Path
+    log_start: int
+    access: Access
+    tls: bool
+    models: list[str] = field(default_factory=list)
+    start_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.control = Control(http_url=self.http_url, metrics_url=self._address("metrics"), access=self.access)
+
+    @property
+    def pid(self) -> int:
+        """Id of the server's process."""
+        return self.process.pid
 
     @property
     def http_url(self) -> str:
@@ -88,14 +86,14 @@ class Server:
 
     def is_running(self) -> bool:
         """Return whether the server's process runs."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     def read_log(self, *, last: int | None = None) -> str:
         """Return this server's log so far, or its `last` bytes. Earlier contents of the file are not part of it."""
         try:
             with self.log_path.open("rb") as log:
                 end = log.seek(0, os.SEEK_END)
-                log.seek(max(self._log_start, end - last) if last else self._log_start)
+                log.seek(max(self.log_start, end - last) if last else self.log_start)
                 return log.read().decode(errors="replace")
         except OSError as error:  # the file was moved or removed
             return f"{self.log_path}: {error.strerror}"
@@ -131,18 +129,18 @@ class Server:
                 stale.
             ServeError: the server ended before it was ready; `diagnose` says why.
         """
-        returncode = self._process.wait()
+        returncode = self.process.wait()
         if self.models:
             raise ServerCrashedError(returncode=returncode, log_tail=tail(self.read_log(last=_LAST_BYTES)))
         raise diagnose(log=self.read_log(), returncode=returncode)
 
     def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> None:
         """Send SIGTERM, wait at most `timeout` seconds, then kill the server; `serve` removes its stubs."""
-        self._process.send_signal(signal.SIGTERM)
+        self.process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(timeout)
+            self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.process.kill()
             self._wait_for_the_killed()
 
     def kill(self) -> None:
@@ -153,7 +151,7 @@ class Server:
 
     def _wait_for_the_killed(self) -> None:
         try:
-            self._process.wait(_KILLED_WITHIN_S)
+            self.process.wait(_KILLED_WITHIN_S)
         except subprocess.TimeoutExpired as error:
             raise ServerHungError(
                 f"tritonserver (process {self.pid}) survives SIGKILL: it waits in the kernel for a driver or a disk"
@@ -162,7 +160,7 @@ class Server:
     def _ready_models(self) -> list[str] | None:
         """Return the names of the models, or None if something is not ready."""
         try:
-            if json.loads(self.control.call("GET", "/v2"))["name"] != self._identity:
+            if json.loads(self.control.call("GET", "/v2"))["name"] != self.identity:
                 return None  # another server has this port
             self.control.call("GET", "/v2/health/ready")
             index = self.control.index()

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
@@ -18,10 +19,11 @@ from m2f_server.watch import Event, EventName, Watch
 disable_created_metrics()  # they would add a second series to each counter
 
 
+@dataclass(kw_only=True, eq=False)
 class Supervisor:
     """Starts one server after another, on the same ports.
 
-    Args:
+    Attributes:
         start: starts a server for the length of a `with` block, as `launch.serve` with the caller's options. Called
             with `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`.
         health_host: address of the health endpoint.
@@ -34,29 +36,18 @@ class Supervisor:
         timing: how long to wait.
     """
 
-    def __init__(
-        self,
-        *,
-        start: Callable[..., AbstractContextManager[Server]],
-        health_host: str,
-        health_port: int,
-        drain_timeout: float,
-        announce: Callable[[Server, str], None],
-        event: Event,
-        stop: threading.Event,
-        hasten: threading.Event,
-        timing: Timing | None = None,
-    ) -> None:
-        self._start = start
-        self._timing = timing or Timing()
+    start: Callable[..., AbstractContextManager[Server]]
+    health_host: str
+    health_port: int
+    drain_timeout: float
+    announce: Callable[[Server, str], None]
+    event: Event
+    stop: threading.Event
+    hasten: threading.Event
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
         self._ports: dict[str, int] = {}
-        self._health_host = health_host
-        self._health_port = health_port
-        self._drain_timeout = drain_timeout
-        self._announce = announce
-        self._log_event = event
-        self._stop = stop
-        self._hasten = hasten
         self._announced = False
         self._state = "starting"
         self._watch: Watch | None = None
@@ -78,35 +69,35 @@ class Supervisor:
         """
         with ExitStack() as stack:
             try:
-                self._health_port = stack.enter_context(
-                    endpoint(self._health_host, self._health_port, self.health, self._metrics)
+                self.health_port = stack.enter_context(
+                    endpoint(self.health_host, self.health_port, self.health, self._metrics)
                 )
             except OSError as error:
                 reason = (error.strerror or str(error)).lower()
                 raise PortTakenError(
-                    protocol="health", host=self._health_host, port=self._health_port, reason=reason
+                    protocol="health", host=self.health_host, port=self.health_port, reason=reason
                 ) from error
             self._run_servers()
 
     def health(self) -> Health:
         """Return the answer to a probe."""
         watch = self._watch
-        if self._stop.is_set():
+        if self.stop.is_set():
             reason = "the server is told to stop"
         elif self._state == "serving" and watch is not None:
             reason = watch.trouble
         else:
             reason = f"the server is {self._state}"
         round_ago = time.monotonic() - self._last_round
-        live = self._state != "serving" or round_ago < self._timing.live_within_s
+        live = self._state != "serving" or round_ago < self.timing.live_within_s
         return Health(state=self._state, ready=not reason, reason=reason, live=live)
 
     def _run_servers(self) -> None:
         short_runs = 0
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             started, self._good_since = False, None
             try:
-                with self._start(**self._ports, stop=self._stop) as server:
+                with self.start(**self._ports, stop=self.stop) as server:
                     started = True
                     self._ports = {f"{protocol}_port": port for protocol, port in server.ports.items()}
                     self._serve(server)
@@ -117,29 +108,29 @@ class Supervisor:
                 if not self._announced and not started:
                     raise
                 now = time.monotonic()
-                long_run = self._good_since is not None and now - self._good_since >= self._timing.long_run_s
+                long_run = self._good_since is not None and now - self._good_since >= self.timing.long_run_s
                 short_runs = 1 if long_run else short_runs + 1
                 self._wait_to_restart(error, short_runs)
 
     def _event(self, event: EventName, **circumstances: object) -> None:
         self._events.labels(event).inc()
-        self._log_event(event, **circumstances)
+        self.event(event, **circumstances)
 
     def _wait_to_restart(self, error: M2FError, short_runs: int) -> None:
         self._state, self._watch = "restarting", None
-        if short_runs >= self._timing.short_runs:
-            raise CrashLoopError(times=short_runs, within=self._timing.long_run_s, last=error) from error
-        delay = min(self._timing.first_delay_s * 2 ** (short_runs - 1), self._timing.longest_delay_s)
+        if short_runs >= self.timing.short_runs:
+            raise CrashLoopError(times=short_runs, within=self.timing.long_run_s, last=error) from error
+        delay = min(self.timing.first_delay_s * 2 ** (short_runs - 1), self.timing.longest_delay_s)
         self._event("server_ended", why=error, restart_in=delay, short_runs=short_runs)
-        self._stop.wait(delay)
+        self.stop.wait(delay)
 
     def _serve(self, server: Server) -> None:
         """Watch a server until told to stop or it had too many reloads, then drain it."""
-        watch = self._watch = Watch(server, self._event, self._timing)
+        watch = self._watch = Watch(server, self._event, self.timing)
         self._last_round = time.monotonic()
         self._state = "serving"
         try:
-            watch.run(self._stop, lambda: self._go_round(server))
+            watch.run(self.stop, lambda: self._go_round(server))
         except WornOutError:
             self._drain(server, watch)
             raise
@@ -148,11 +139,11 @@ class Supervisor:
     def _drain(self, server: Server, watch: Watch) -> None:
         started = time.monotonic()
         self._state = "draining"
-        self._event("draining", timeout=self._drain_timeout)
-        all_answered = watch.drain(timeout=self._drain_timeout, hasten=self._hasten)
+        self._event("draining", timeout=self.drain_timeout)
+        all_answered = watch.drain(timeout=self.drain_timeout, hasten=self.hasten)
         self._event("drained", all_answered=all_answered, seconds=f"{time.monotonic() - started:.1f}")
         if all_answered:
-            server.stop(timeout=self._timing.stop_timeout_s)
+            server.stop(timeout=self.timing.stop_timeout_s)
         else:  # SIGTERM would wait for the requests too
             server.kill()
 
@@ -162,4 +153,4 @@ class Supervisor:
             self._good_since = time.monotonic()
         if not self._announced and self._good_since is not None:
             self._announced = True
-            self._announce(server, f"http://{reachable(self._health_host)}:{self._health_port}/ready")
+            self.announce(server, f"http://{reachable(self.health_host)}:{self.health_port}/ready")

@@ -36,23 +36,21 @@ def encode(
         request_id: id of the request; an empty string for none.
     """
     contents = {name: _content(array) for name, array in inputs.items()}
-    described = [
-        {
-            "name": name,
-            "shape": list(array.shape),
-            "datatype": _NAMES.get(array.dtype, "BYTES"),
-            "parameters": {"binary_data_size": len(contents[name])},
-        }
-        for name, array in inputs.items()
-    ]
+    described = []
+    for name, array in inputs.items():
+        sizes = {"binary_data_size": len(contents[name])}
+        datatype = _NAMES.get(array.dtype, "BYTES")
+        described.append({"name": name, "shape": array.shape, "datatype": datatype, "parameters": sizes})
     requested = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    head = json.dumps({"id": request_id, "inputs": described, "outputs": requested, "parameters": dict(parameters)})
+    head = json.dumps({"id": request_id, "inputs": described, "outputs": requested, "parameters": parameters}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-    return b"".join([head.encode(), *contents.values()]), headers
+    return b"".join([head, *contents.values()]), headers
 
 
 def decode(body: bytes) -> Arrays:
-    """Return the output tensors of an answer; a BYTES tensor is an array of objects.
+    """Return the output tensors of an answer by name; a BYTES tensor is an array of objects.
+
+    Tensors of a type that NumPy does not have, such as BF16, are left out.
 
     Raises:
         ValueError: the answer cannot be read.
@@ -63,8 +61,10 @@ def decode(body: bytes) -> Arrays:
         for output in head["outputs"]:
             size, datatype = output["parameters"]["binary_data_size"], output["datatype"]
             content, start = body[start : start + size], start + size
-            flat = _strings(content) if datatype == "BYTES" else np.frombuffer(content, _DTYPES[datatype])
-            arrays[output["name"]] = flat.reshape(output["shape"])
+            if datatype == "BYTES":
+                arrays[output["name"]] = _strings(content).reshape(output["shape"])
+            elif dtype := _DTYPES.get(datatype):
+                arrays[output["name"]] = np.frombuffer(content, dtype).reshape(output["shape"])
     except (LookupError, TypeError, struct.error) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return arrays
@@ -77,11 +77,11 @@ def _content(array: npt.NDArray[Any]) -> bytes:
 
 
 def _strings(content: bytes) -> npt.NDArray[Any]:
-    words = []
-    while content:
-        (size,) = struct.unpack_from("<I", content)
-        words.append(content[4 : 4 + size])
-        content = content[4 + size :]
+    words, start = [], 0
+    while start < len(content):
+        (size,) = struct.unpack_from("<I", content, start)
+        words.append(content[start + 4 : start + 4 + size])
+        start += 4 + size
     strings = np.empty(len(words), object)
     strings[:] = words
     return strings

@@ -17,17 +17,9 @@ from m2f_server.stubs import Stub, Stubs
 from m2f_server.timing import Timing
 
 EventName = Literal[
-    "ready",
-    "busy",
-    "canary_failed",
-    "stub_lost",
-    "reloaded",
-    "reload_failed",
-    "server_ended",
-    "draining",
-    "drained",
-    "drain_failed",
-]
+    "ready", "busy", "canary_failed", "stub_lost", "reloaded", "reload_failed", "server_ended",
+    "draining", "drained", "drain_failed",
+]  # fmt: skip
 
 
 class Event(Protocol):
