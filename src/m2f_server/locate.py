@@ -111,8 +111,8 @@ def _wheel_package() -> Path:
     spec = find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServerNotFoundError(
-            "no tritonserver: there is none on PATH, and nvidia-pytriton is not installed here "
-            "(pip install 'm2f[server]', or run inside NVIDIA's Triton container)"
+            "no tritonserver: there is none on PATH, and nvidia-pytriton is not installed here (pip install "
+            "'m2f[server]' on x86-64 Linux with Python 3.10 to 3.12, or run inside NVIDIA's Triton container)"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
