@@ -237,7 +237,7 @@ def test_wrong_usage_exits_2(m2f, arguments):
         (["xyz"], "No such command 'xyz'. There are: "),
         (["predict", "a.jpg", "--concurency", "2"], "--concurrency"),
         (["predict", "a.jpg", "--score-treshold", "1"], "--score-threshold"),
-        (["doctor", "--jsno"], "--json"),
+        (["eval", ".", "--jsno"], "--json"),
     ],
 )
 def test_a_typo_is_answered_with_what_was_meant(arguments, hint):

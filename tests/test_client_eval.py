@@ -247,7 +247,7 @@ def test_wrong_usage_exits_2(m2f, scene, monkeypatch, arguments):
 @pytest.mark.server
 def test_the_embedded_model(server, tmp_path):
     """AP as tests/test_parity.py guards it, on the first of its pictures; against itself, and other settings."""
-    draw_held_out(tmp_path, 40)
+    draw_held_out(tmp_path, 15)
     out = tmp_path / "out"
 
     def run(*arguments):
@@ -264,7 +264,7 @@ def test_the_embedded_model(server, tmp_path):
     assert metrics["segm"]["AP"] >= 0.70
     assert metrics["segm"]["AP50"] >= 0.90
     same = metrics["against"]
-    assert same["matched"] == same["instances"] > 100
+    assert same["matched"] == same["instances"] > 40
     assert (same["extra"], same["differ"], set(same["difference"].values()) <= {0, None}) == (0, [], True)
 
     strict = run("--url", grpc, "--score-threshold", "0.6", "--against", out / "results.json")["against"]
@@ -272,5 +272,5 @@ def test_the_embedded_model(server, tmp_path):
     assert strict["matched"] == strict["instances"]
     assert strict["difference"]["AP"] > 0
     some = run("--url", grpc, "--parameter", "classes=circle,ring", "--against", out / "results.json")
-    assert some["against"]["extra"] > 50
+    assert some["against"]["extra"] > 20
     assert [one["AP"] == 0 for one in some["segm"]["per_class"]] == [False, True, True, True, False]

@@ -156,7 +156,7 @@ def test_against_panopticapi(tmp_path, monkeypatch):
     monkeypatch.setattr(panoptic_utils, "PQStat", Stat)
     monkeypatch.setattr(panoptic_utils, "rgb2id", lambda c: c.astype(np.int64) @ (1, 256, 256**2))
     rng = np.random.default_rng(2)
-    images = [random_image(rng) for _ in range(60)]
+    images = [random_image(rng) for _ in range(25)]
     pairs = []
     for index, (truth, segments, found, others) in enumerate(images):
         for name, ids in (("truth", truth), ("found", found)):
@@ -324,7 +324,7 @@ def test_a_png_that_does_not_fit_is_named(m2f, scene):
 @pytest.mark.server
 def test_the_embedded_model(server, tmp_path):
     """Scenes of the generator as panoptic truth: every shape a thing, the background void."""
-    draw_held_out(tmp_path, 20)
+    draw_held_out(tmp_path, 10)
     source = json.loads((tmp_path / "annotations" / "val.json").read_text())
     maps = tmp_path / "annotations" / "panoptic_val"
     maps.mkdir()

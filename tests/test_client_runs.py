@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from pictures import picture
 from PIL import Image
 from pycocotools.coco import COCO
@@ -26,6 +25,7 @@ from m2f_server import serve
 
 pytestmark = pytest.mark.server
 
+ROOT = Path(__file__).parents[1]
 M2F = Path(sys.prefix) / "bin/m2f"
 PARAMETERS = {"score_threshold": 0.0, "keep_top_k": 3}  # instances in any picture
 OPTIONS = ("--score-threshold", "0", "--parameter", "keep_top_k=3")

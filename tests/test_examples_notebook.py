@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.server, pytest.mark.more, pytest.mark.filterwarnings("ignore")]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
