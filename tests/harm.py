@@ -46,6 +46,6 @@ def _parent(folder):
 
 def _read(path):
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")  # others' command lines may be no UTF-8
     except OSError:  # it ended meanwhile
         return ""

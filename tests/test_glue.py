@@ -95,7 +95,7 @@ def test_one_id_leads_through_every_step(talkative):
     assert sorted(line["model"] for line in lines) == sorted(STEPS)
     assert len({line["request_id"] for line in lines}) == 1
     assert re.fullmatch(r"[0-9a-f]{16}", lines[0]["request_id"])
-    assert all(0 < float(line["ms"]) < 60_000 for line in lines)
+    assert all(float(line["ms"]) > 0 for line in lines)
 
 
 NO_TEXT = '"id": "\udcff", '  # a byte that is not UTF-8

@@ -61,7 +61,7 @@ def test_work_is_counted(counting):
     for kind, count in {"jpeg": 1, "png": 2, "webp": 1}.items():
         assert grown.reaches(count, "m2f_images_total", format=kind)
     for phase in PHASES:
-        assert 0 < grown.of("m2f_phase_seconds_total", phase=phase) < 60
+        assert grown.of("m2f_phase_seconds_total", phase=phase) > 0
     assert grown.of("m2f_errors_total") == 0
     assert scrape(counting).values("m2f_info") == [1]
 

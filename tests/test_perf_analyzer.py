@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -46,8 +45,8 @@ def measured(benchmark, model, **options):
     ("model", "protocol", "steps"),
     [
         ("mask2former", "http", ["preprocess", "engine", "postprocess", *DEMANDED]),
-        ("mask2former", "grpc", ["preprocess", "engine", "postprocess", *DEMANDED]),
-        ("mask2former_tensor", "http", ["engine", "postprocess", *DEMANDED]),
+        pytest.param("mask2former", "grpc", ["preprocess", "engine", "postprocess", *DEMANDED], marks=pytest.mark.more),
+        pytest.param("mask2former_tensor", "http", ["engine", "postprocess", *DEMANDED], marks=pytest.mark.more),
         ("mask2former_tensor", "grpc", ["engine", "postprocess", *DEMANDED]),
     ],
 )
@@ -85,10 +84,6 @@ def test_structured_repository_keeps_no_step_that_nobody_reads(benchmark):
     assert [step.model_name.rpartition("_")[2] for step in steps] == ["preprocess", "engine", "postprocess"]
     read = {tensor for step in steps for tensor in step.input_map.values()} | set(STRUCTURED_OUTPUTS)
     assert {tensor for step in steps for tensor in step.output_map.values()} <= read
-
-
-def test_a_bytes_element_carries_its_length(benchmark):
-    assert benchmark._element(b"abc") == struct.pack("<I", 3) + b"abc"
 
 
 def test_says_when_there_is_no_server():

@@ -23,6 +23,7 @@ from m2f_server.serve_errors import RolloutError
 
 pytestmark = pytest.mark.server
 
+RATE = 10  # requests a second in the short forms
 GOOD = ROOT / "model_repository" / ENGINE / "1/model.onnx"
 
 
@@ -129,9 +130,9 @@ def bad_versions(tmp_path):
     }
 
 
-def roll_under_load(server, rolls):
+def roll_under_load(server, rolls, rate=None):
     first = serving(server)
-    with Load(server.grpc_url, cases(server), workers=2) as load:
+    with Load(server.grpc_url, cases(server), workers=2, rate=rate) as load:
         for number in range(first, first + rolls):
             done = roll(server, GOOD)
             assert (done.before, done.version) == (number, number + 1)
@@ -141,9 +142,9 @@ def roll_under_load(server, rolls):
     return load.outcomes
 
 
-def refuse_under_load(server, tmp_path):
+def refuse_under_load(server, tmp_path, rate=None):
     before = versions(server)
-    with Load(server.grpc_url, cases(server), workers=2) as load:
+    with Load(server.grpc_url, cases(server), workers=2, rate=rate) as load:
         for engine, reason in bad_versions(tmp_path).values():
             with pytest.raises(RolloutError, match=reason) as refused:
                 roll(server, engine)
@@ -155,11 +156,11 @@ def refuse_under_load(server, tmp_path):
 
 
 def test_versions_roll_under_load(served):
-    roll_under_load(served, 2)
+    roll_under_load(served, 2, RATE)
 
 
 def test_bad_versions_are_refused_under_load(served, tmp_path):
-    refuse_under_load(served, tmp_path)
+    refuse_under_load(served, tmp_path, RATE)
     roll(served, GOOD)  # and the good one after them is taken
 
 

@@ -39,9 +39,9 @@ def findings(source):
             yield node.lineno, called
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_runs_what_it_reads(path):
-    assert list(findings(path.read_text())) == []
+def test_nothing_runs_what_it_reads():
+    found = {str(path.relative_to(ROOT)): list(findings(path.read_text())) for path in SHIPPED}
+    assert {path: calls for path, calls in found.items() if calls} == {}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.http as triton
 from throwaway import CONFIG, FREE_PORT_OPTIONS, FREE_PORTS, command, listening, write_model
@@ -128,15 +129,13 @@ def test_command_says_ready_and_stops_cleanly_on_a_signal(repository, number):
 
 
 def test_a_signal_during_the_start_stops_too(tmp_path):
-    repository = write_model(tmp_path, model="import time\ntime.sleep(60)\n")
+    repository = write_model(tmp_path, model="import time\ntime.sleep(600)\n")
     process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS)
     while not any("--id=m2f-" in line and str(tmp_path) in line for line in command_lines()):
         time.sleep(0.05)
-    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=100)
     assert process.returncode == 0
-    assert time.monotonic() - started < 40
 
 
 def test_sigkill_of_the_command_leaves_no_server(repository):
@@ -145,10 +144,12 @@ def test_sigkill_of_the_command_leaves_no_server(repository):
     assert ready["models"] == ["identity"]
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 30
-    while Path("/proc", str(ready["pid"])).exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path("/proc", str(ready["pid"])).exists()  # the rest: the nothing_stays fixture
+    with contextlib.suppress(psutil.NoSuchProcess):  # the rest: the nothing_stays fixture
+        server = psutil.Process(ready["pid"])
+        deadline = time.monotonic() + 60
+        while server.status() != psutil.STATUS_ZOMBIE:  # whose child it is now is not our choice
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc", "metrics", "health"])
