@@ -44,7 +44,7 @@ Answer = Found | Instances
 
 
 class Pair(NamedTuple):
-    """Two instances taken for the same.
+    """Two instances that are taken for the same object.
 
     Attributes:
         first: index in the first answer.
@@ -65,7 +65,7 @@ class Agreement:
 
     Attributes:
         instances: number of confident instances in the first answer.
-        matched: number of those that have a partner in the second answer.
+        matched: number of confident instances in the first answer with a partner in the second.
         extra: number of confident instances in the second answer without a partner in the first.
         iou: mean mask IoU of the pairs; None without pairs.
         score_max: largest score difference of a pair; None without pairs.
@@ -100,20 +100,20 @@ def compare(first: Mapping[int, Answer], second: Mapping[int, Answer]) -> Agreem
     Raises:
         InputError: an RLE is invalid.
     """
-    instances = matched = extra = 0
+    instances = missing = extra = 0
     pairs: list[Pair] = []
     differ = []
     for image_id in sorted(first.keys() & second.keys()):
-        sure, new = _confident(first[image_id]), _confident(second[image_id])
-        here = match(first[image_id], second[image_id])
-        with_partner = sum(bool(sure[pair.first]) for pair in here)
-        unknown = int(new.sum()) - sum(bool(new[pair.second]) for pair in here)
-        if with_partner < sure.sum() or unknown:
+        alone, others_alone = _confident(first[image_id]), _confident(second[image_id])
+        instances += int(alone.sum())
+        for pair in match(first[image_id], second[image_id]):
+            alone[pair.first] = others_alone[pair.second] = False
+            pairs.append(pair)
+        missing, extra = missing + int(alone.sum()), extra + int(others_alone.sum())
+        if alone.any() or others_alone.any():
             differ.append(image_id)
-        instances, matched, extra = instances + int(sure.sum()), matched + with_partner, extra + unknown
-        pairs += here
     return Agreement(
-        instances, matched, extra,
+        instances, instances - missing, extra,
         iou=float(np.mean([pair.iou for pair in pairs])) if pairs else None,
         score_max=max((pair.score for pair in pairs), default=None),
         score_mean=float(np.mean([pair.score for pair in pairs])) if pairs else None,
@@ -125,8 +125,8 @@ def match(first: Answer, second: Answer) -> list[Pair]:
     """Pair the instances of one image, each used at most once.
 
     A pair has equal labels, a mask IoU of at least `SAME`, and at least one score of at least `CONFIDENT`: an instance
-    whose score drops from just above that limit to just below it keeps its partner. Pairs of two confident instances
-    are made first, then those of one; among each the best IoU comes first. Masks of different sizes never pair.
+    whose score drops from just above that limit to just below keeps its partner. Pairs of two confident instances are
+    made first, then pairs with one; within each group the best IoU comes first. Masks of different sizes never pair.
 
     Raises:
         InputError: an RLE is invalid.

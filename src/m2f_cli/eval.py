@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from m2f.errors import M2FError
-from m2f_cli.options import KeyValue, concurrency_option, timeout_option, url_option
+from m2f_cli.options import concurrency_option, parameter_option, timeout_option, url_option
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.evaluation import report
@@ -35,8 +35,7 @@ from m2f_client.transports.protocol import Parameter
               help="The model's classes are the categories, in the order of ids. Default: by name.")  # fmt: skip
 @click.option("--score-threshold", type=float, metavar="SCORE",
               help="Least score (0 to 1) that counts. Default: 0, as AP needs, not the server's.")  # fmt: skip
-@click.option("--parameter", "extra", type=KeyValue(), multiple=True, metavar="KEY=VALUE",
-              help="Any other request parameter, e.g. iou_threshold=0.7. May be repeated.")  # fmt: skip
+@parameter_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Write metrics.json and, for instances, results.json (COCO) and precision_recall.png.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")

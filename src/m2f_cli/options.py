@@ -17,18 +17,6 @@ MAX_CONCURRENCY = 32  # connections of the HTTP transport
 
 _NOT_PARAMETERS = tuple(inspect.signature(Client.predict).parameters)  # arguments of `predict` itself
 
-url_option = click.option(
-    "--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT."
-)
-concurrency_option = click.option(
-    "--concurrency", type=click.IntRange(1, MAX_CONCURRENCY), default=4, metavar="N", show_default=True,
-    help=f"Images in work at once, up to {MAX_CONCURRENCY}.",
-)  # fmt: skip
-timeout_option = click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS", show_default=True,
-    help="Longest wait for an answer or a download.",
-)  # fmt: skip
-
 
 class KeyValue(click.ParamType):
     """KEY=VALUE. VALUE is a number, true or false; anything else is text."""
@@ -49,3 +37,20 @@ class KeyValue(click.ParamType):
         except json.JSONDecodeError:
             return key, text
         return key, parsed if isinstance(parsed, bool | int | float | str) else text
+
+
+url_option = click.option(
+    "--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT."
+)
+parameter_option = click.option(
+    "--parameter", "extra", type=KeyValue(), multiple=True, metavar="KEY=VALUE",
+    help="Any other request parameter, e.g. keep_top_k=10. May be repeated.",
+)  # fmt: skip
+concurrency_option = click.option(
+    "--concurrency", type=click.IntRange(1, MAX_CONCURRENCY), default=4, metavar="N", show_default=True,
+    help=f"Images in work at once, up to {MAX_CONCURRENCY}.",
+)  # fmt: skip
+timeout_option = click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS", show_default=True,
+    help="Longest wait for an answer or a download.",
+)  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from m2f_cli.options import KeyValue, concurrency_option, timeout_option, url_option
+from m2f_cli.options import concurrency_option, parameter_option, timeout_option, url_option
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress, InvalidRequest
 from m2f_client.predict.run import STDOUT, PredictOptions, run
@@ -21,10 +21,7 @@ from m2f_client.transports.protocol import Parameter
 @url_option
 @click.option("--score-threshold", type=float, help="Least score (0 to 1). Default: the server's.")
 @click.option("--classes", help="Only these classes, by index or name, comma-separated.")
-@click.option(
-    "--parameter", "extra", type=KeyValue(), multiple=True, metavar="KEY=VALUE",
-    help="Any other request parameter, e.g. keep_top_k=10. May be repeated.",
-)  # fmt: skip
+@parameter_option
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Write STEM_overlay.png for each image, STEM_overlay.mp4 for each video, and instances.json (COCO), to this "
