@@ -109,7 +109,7 @@ def wait_for_lines(running, path, count):
 EXPECTED = [f"in/{index:03d}.png" for index in range(COUNT)]
 
 
-def test_a_killed_run_is_gone_on_with(folder):
+def test_a_killed_run_resumes(folder):
     """kill -9 three times; then every image is there exactly once, and each has its own result."""
     journal = folder / "run.jsonl"
     reported = []
@@ -242,7 +242,7 @@ def picture(path, width, height):
     Image.new("RGB", (width, height), (width, height, 0)).save(path)
 
 
-def test_out_is_gone_on_with_and_makes_one_document(tmp_path):
+def test_out_resumes_and_makes_one_document(tmp_path):
     """A folder that was changed in between: no file of the first run is overwritten."""
     for name in ("b/a.png", "c/a.png"):
         (tmp_path / name).parent.mkdir()
@@ -263,7 +263,7 @@ def test_out_is_gone_on_with_and_makes_one_document(tmp_path):
     found = [image["file_name"] for image in truth.imgs.values()]
     assert found == ["b/a.png", "c/a.png", "a/a.png", "gone.png"]
     assert [truth.annToMask(row).sum() == row["area"] for row in truth.anns.values()] == [True] * 4
-    assert "done already" not in m2f(tmp_path, "b", "--out", "out").stderr  # a run that is done is not gone on with
+    assert "done already" not in m2f(tmp_path, "b", "--out", "out").stderr  # a run that is done is not resumed
 
 
 def test_lines_on_standard_output(folder):

@@ -114,7 +114,7 @@ def test_an_annotated_video_comes_out(tmp_path, server):
 
 
 @pytest.mark.usefixtures("clip")
-def test_a_video_that_is_gone_on_with_is_whole(tmp_path, server):
+def test_a_resumed_video_is_whole(tmp_path, server):
     """Frames done before are drawn from the journal, not asked for again."""
     server.refuses = 7
     assert m2f(server, "clip.avi", "--out", "out").exit_code == 1
@@ -141,7 +141,7 @@ def test_a_journal_that_leads_out_of_its_folder(tmp_path, server, overlay):
     assert not list(tmp_path.rglob("x_overlay*"))
 
 
-def test_a_video_in_a_folder_is_gone_on_with(tmp_path, clip, server):
+def test_a_video_in_a_folder_resumes(tmp_path, clip, server):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / clip).rename(tmp_path / "a" / "b" / clip)
     server.refuses = 7
