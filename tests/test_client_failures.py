@@ -8,7 +8,7 @@ import textwrap
 
 import httpcore
 import pytest
-from fake_triton import KINDS, SCHEMES, ask_once, fake_triton, names, predict
+from fake_triton import KINDS, SCHEMES, ask_once, fake_triton, fakes, names, predict
 from tritonclient.utils import InferenceServerException
 
 from m2f_client import (
@@ -146,6 +146,12 @@ def grpc_error(code, message):
             "mask2former_raw failed: KeyError: 'boom'",
         ),
         (HTTP, from_server("500", ""), ServerError, f"the server at {HTTP} gave no reason (500)"),
+        (
+            GRPC,
+            grpc_error("RESOURCE_EXHAUSTED", "the message is too large"),
+            InvalidRequest,
+            "the message is too large",
+        ),
         # a front's, with a page in place of Triton's JSON
         (HTTP, from_server("413", None), InvalidRequest, "the body is too large (413)"),
         *(
@@ -219,8 +225,9 @@ def test_a_proxy_of_the_environment_and_grpc(kind, monkeypatch):
     for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
-    with fake_triton("grpc") as server:
-        assert ask_once(kind, names, server.url) == ("cat",)
+    for count in (1, 2):
+        with fakes("grpc", *["ok"] * count) as (url, _):
+            assert ask_once(kind, names, url) == ("cat",)
     with pytest.raises(ServerUnavailable, match="by the proxy in http_proxy") as caught:
         ask_once(kind, names, "grpc://192.0.2.1", timeout=10)
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A server's answer is checked before anything is made of it: the server may be broken, or somebody else's."""
+"""Checks of a server's answer, before it becomes a `Result`: the server may be broken, or not ours."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from m2f_client.client_errors import ServerError
 Array = npt.NDArray[Any]
 
 ROW_OUTPUTS = ("scores", "labels", "boxes", "areas", "queries", "rle", "masks", "packed_masks")
-"""Outputs with one row an instance; in a batch they are padded, and `num_instances` says where the padding starts."""
+"""Outputs with a row for each instance. In a batch they are padded, and `num_instances` counts the real rows."""
 
 LABEL_MAPS = ("panoptic", "semantic")
-"""Outputs with a number for each pixel; in a batch they are padded, and `size` says what is the image."""
+"""Outputs with a number for each pixel. In a batch they are padded, and `size` is the real size."""
 
 DENSE_MASKS = ("masks", "packed_masks")
-"""Outputs with pixels for each row, or no rows at all where the server made no masks."""
+"""Outputs with pixels for each row. They have no rows at all if the server made no masks."""
 
 MAX_PIXELS_SEEN = 1 << 28
-"""Pixels of an image that a server may say it has seen; Pillow, which a server opens all with, ends at 179 million."""
+"""Largest image that an answer may be about, in pixels. The server reads with Pillow, whose limit is 179 million."""
 
 PLAIN = {"accept-encoding": "identity"}
-"""HTTP headers that ask for an answer as it is."""
+"""HTTP headers that ask for an answer without compression."""
 
-_MAX_LABEL = (1 << 16) - 1  # COCO files have a row for each class up to the last that was found
+_MAX_LABEL = (1 << 16) - 1  # COCO files have a row for each class up to the largest label found
 _TENSORS = {tensor.name: tensor for tensor in OUTPUTS}
 _DTYPES = {"FP32": np.float32, "INT32": np.int32, "UINT8": np.uint8, "BYTES": np.object_}
-# what tritonclient, numpy and json raise where an answer is not as the protocol or the contract has it
+# what tritonclient, numpy and json raise if an answer breaks the protocol or the contract
 _UNREADABLE = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError, struct.error)
 
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Raise ServerError where the block, which reads an answer and does nothing else, finds what cannot be read."""
+    """Raise ServerError if the block cannot read an answer. The block must do nothing else."""
     try:
         yield
     except _UNREADABLE as error:
@@ -50,10 +50,10 @@ def readable() -> Iterator[None]:
 
 
 def check(outputs: Mapping[str, Array]) -> None:
-    """Hold the outputs of one image, padding included, against the contract and each other.
+    """Check the outputs of one image, padding included, against the contract and against each other.
 
     Raises:
-        ServerError: a type or shape is not the contract's, or rows or pixels are missing.
+        ServerError: a type or shape differs from the contract, or rows or pixels are missing.
     """
     for name, array in outputs.items():
         if name in _TENSORS:
@@ -66,10 +66,10 @@ def check(outputs: Mapping[str, Array]) -> None:
 
 
 def check_size(height: int, width: int, *, max_pixels: int = MAX_PIXELS_SEEN) -> None:
-    """Refuse a size that no image has: masks would be made of it.
+    """Check the size of an image before masks of that size are allocated.
 
     Raises:
-        ServerError: it is one.
+        ServerError: the size is below 1 x 1, or above the largest side or number of pixels.
     """
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and height * width <= max_pixels):
         raise ServerError(
@@ -115,14 +115,14 @@ def _check_pixels(outputs: Mapping[str, Array], height: int, width: int) -> None
 
 
 def refuse_encoded(encoding: str | None, asked: str) -> None:
-    """Refuse a compressed answer that was not asked for: half a megabyte could be a gigabyte when it is unpacked.
+    """Refuse a compressed answer that was not asked for: half a megabyte can unpack to a gigabyte.
 
     Args:
         encoding: the answer's Content-Encoding.
         asked: the request's Accept-Encoding.
 
     Raises:
-        ServerError: it is one.
+        ServerError: the answer is compressed, and the request did not allow that.
     """
     if encoding is not None and encoding not in asked:
         raise ServerError(f"the server's answer is compressed ({encoding!r}), which was not asked for")

@@ -1,18 +1,18 @@
 """The exceptions of the client: one tree, and each message says what to do.
 
 * ClientError, an `m2f.errors.M2FError`
-  * InvalidAddress      the URL given to `Client` is not one, or its headers or certificates cannot be used
-  * UnreadableImage     an image cannot be read on this side
-  * ServerUnavailable   nobody answers, or the server takes no work now
+  * InvalidAddress      the URL, the headers or the certificates given to a client cannot be used
+  * UnreadableImage     an image file cannot be read by the client
+  * ServerUnavailable   no server answers, or the server accepts no work now
   * ModelNotFound       the server does not have the model
-  * InvalidRequest      the server (or the client, for it) refuses what was sent
-  * Timeout             no answer in time
+  * InvalidRequest      the request is wrong; the server or the client refuses it
+  * Timeout             no answer within the timeout
   * ServerError         the server failed
   * NoSharedMemory      client and server cannot share memory, as `shared_memory=True` asks for
-  * OutputNotRequested  a result was asked for an output that the request did not name
+  * OutputNotRequested  the request of a result did not name the output that is read
   * InvalidDataset      `m2f eval` cannot use the data set (stands in `m2f_client.evaluation.dataset`)
 
-The error of the transport, where there is one, stays at `__cause__`.
+`__cause__` is the transport's error, if there is one.
 """
 # ruff: noqa: N818 (names say what happened, as httpx does: "Timeout", not "TimeoutError", which is a builtin)
 
@@ -20,55 +20,55 @@ from m2f.errors import M2FError
 
 
 class ClientError(M2FError):
-    """Base of every error this package raises.
+    """Base of every error of this package.
 
     Attributes:
-        request_id: of the request it is about, which the server's log has, too; None where there was none.
+        request_id: id of the failed request, also in the server's log; None if no request was sent.
     """
 
     request_id: str | None = None
 
 
 class InvalidAddress(ClientError):
-    """The URL of the server, or the headers or certificates that go with it, cannot be used."""
+    """The server's URL, the headers or the certificates cannot be used."""
 
 
 class UnreadableImage(ClientError):
-    """An image file is missing, cannot be read or cannot be decoded on the client's side."""
+    """An image file is missing, or the client cannot read or decode it."""
 
 
 class ServerUnavailable(ClientError):
-    """Nobody answers at the address, or the server turns work away for now (full queue, shutdown)."""
+    """No server answers at the address, or the server accepts no work now (full queue, shutdown)."""
 
 
 class ModelNotFound(ClientError):
-    """The server is up and does not have the model."""
+    """The server runs but does not have the model."""
 
 
 class InvalidRequest(ClientError):
-    """The request is wrong: image, parameter, output or batch size. The message is the server's own."""
+    """The request is wrong: image, parameter, output or batch size. The message says what is allowed."""
 
 
 class Timeout(ClientError):
-    """The answer did not come within the timeout of the request; the message ends with its id."""
+    """The answer did not come within the request's timeout. The message ends with the request's id."""
 
     def __str__(self) -> str:
         return _with_request_id(self)
 
 
 class ServerError(ClientError):
-    """The server failed while it worked on a valid request; the message ends with the id of the request."""
+    """The server failed at a valid request. The message ends with the request's id."""
 
     def __str__(self) -> str:
         return _with_request_id(self)
 
 
 class NoSharedMemory(ClientError):
-    """Memory cannot be shared with the server: another host, another user, no permission, or no room."""
+    """Memory cannot be shared with the server: another host, another user, no permission, or /dev/shm is full."""
 
 
 class OutputNotRequested(ClientError):
-    """The request that made this result did not ask for the output that is read now."""
+    """The result does not have the output that is read, because the request did not ask for it."""
 
 
 def _with_request_id(error: ClientError) -> str:

@@ -1,4 +1,4 @@
-"""What both clients do around a transport: a request is checked and built, an answer is cut into `Result`s."""
+"""The two ends of a call: checks and builds a request, and splits an answer into `Result`s."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class Default(Enum):
-    """The timeout of a request that has none of its own."""
+    """Stands for the timeout of the client, in a request without a timeout of its own."""
 
     CLIENT = "the client's"
 
@@ -51,7 +51,7 @@ def build_request(
 
 @contextmanager
 def identified(request: Request) -> Iterator[None]:
-    """Let an error of the block say which request it is about."""
+    """Set `request_id` of a `ClientError` that the block raises."""
     try:
         yield
     except ClientError as error:
@@ -60,7 +60,7 @@ def identified(request: Request) -> Iterator[None]:
 
 
 def read_answer(answer: Mapping[str, Array], request: Request) -> list[Result]:
-    """Return the results of the images of a request.
+    """Return the result of each image of a request.
 
     Raises:
         ServerError: the answer cannot be read.
@@ -79,7 +79,7 @@ def checked_timeout(timeout: float | None) -> float | None:
     """Return the timeout.
 
     Raises:
-        InvalidRequest: it is not a number of seconds above 0, nor None.
+        InvalidRequest: the timeout is neither a number of seconds above 0 nor None.
     """
     number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
     if timeout is not None and not (number and timeout > 0):
@@ -88,14 +88,14 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 
 def effective_timeout(timeout: float | Default | None, of_client: float | None) -> float | None:
-    """Return the timeout of a request: its own, checked, or the client's."""
+    """Return the timeout of a request, checked, or the client's if the request has none."""
     return of_client if isinstance(timeout, Default) else checked_timeout(timeout)
 
 
 def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
-    """Return what to ask the server for: `outputs`, and what is needed to read them.
+    """Return the outputs to ask the server for: `outputs`, and what is needed to read them.
 
-    A mask cannot be decoded without `size`, and a batch not be unpadded without `num_instances`.
+    A mask is decoded with `size`. The padding of a batch is cut with `num_instances`.
     """
     names = list(dict.fromkeys(outputs))
     if not names:
@@ -111,7 +111,7 @@ def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
 
 
 def checked_parameters(parameters: Mapping[str, Parameter | None]) -> dict[str, Parameter]:
-    """Return the request parameters that both protocols can carry; None values are left out.
+    """Return the request parameters without the values that are None.
 
     Raises:
         InvalidRequest: a value is not str, int (64 bit), float or bool.
@@ -135,7 +135,7 @@ def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Return the parameter `class_names` (a JSON list of strings) of a model configuration, or None.
 
     Raises:
-        ServerError: the parameter is there and is something else.
+        ServerError: the parameter is not a JSON list of strings.
     """
     with readable():
         text = config.get("parameters", {}).get("class_names", {}).get("string_value", "")
@@ -151,7 +151,7 @@ def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _check_text(what: str, text: object) -> None:
-    """Refuse what neither protocol can carry, such as half a surrogate pair, before a transport fails at it."""
+    """Refuse text that neither protocol can carry, such as half a surrogate pair."""
     try:
         if isinstance(text, str):
             text.encode()

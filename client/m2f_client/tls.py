@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass
-from typing import Any
 
 from m2f_client.client_errors import InvalidAddress
 
@@ -17,29 +16,26 @@ class Tls:
     """Files in PEM format.
 
     Attributes:
-        ca: certificates of the authorities that the server's must come from. None: over HTTP those of the system,
-            over gRPC those that gRPC brings along (or `GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`).
-        cert: the client's own certificate and its chain, where the server asks for one (mTLS).
-        key: its private key, without a passphrase.
+        ca: certificates of the authorities that may sign the server's certificate. None: over HTTP the system's
+            authorities, over gRPC the ones that gRPC brings along (or `GRPC_DEFAULT_SSL_ROOTS_FILE_PATH`).
+        cert: the client's certificate and its chain, for a server that asks for one (mTLS).
+        key: private key of `cert`, without a passphrase.
     """
 
     ca: _Path | None = None
     cert: _Path | None = None
     key: _Path | None = None
 
-    def context(self, module: Any = ssl) -> Any:
+    def context(self) -> ssl.SSLContext:
         """Return a client's `SSLContext` that checks certificate and host name.
 
-        Args:
-            module: `ssl`, or one with the same functions, as gevent's.
-
         Raises:
-            InvalidAddress: a file is missing, or is not what it should be.
+            InvalidAddress: a file is missing, or has no certificate or key in it.
         """
         if (self.cert is None) != (self.key is None):
             raise InvalidAddress("tls: cert and key go together; give both or neither")
         try:
-            context = module.create_default_context(cafile=self.ca)
+            context = ssl.create_default_context(cafile=self.ca)
         except OSError as error:  # SSLError is one
             raise InvalidAddress(f"tls: {self.ca} holds no certificates: {error}") from error
         try:

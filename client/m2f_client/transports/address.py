@@ -1,4 +1,4 @@
-"""Addresses of servers, and what is sent along with each request."""
+"""Addresses of servers, with the headers and certificates for them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from m2f_client.tls import Tls
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 _DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
 _SECURE = ("grpcs", "https")
-_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")  # what gRPC and HTTP both take, in lower case
+_HEADER_NAME = re.compile(r"[0-9a-z_.-]+")  # allowed by gRPC and HTTP, in lower case
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where the requests of a client go, and what goes with each.
+    """A client's servers, with the headers and certificates for them.
 
     Attributes:
-        url: as the user wrote it, for messages.
+        url: the address as the user wrote it, for messages.
         scheme: grpc, grpcs, http or https.
         targets: `host:port` of each server.
-        path: what comes before `/v2` over HTTP, without a slash at its end.
+        path: path before `/v2` over HTTP, without a slash at the end.
         headers: sent with every request; names in lower case.
-        tls: certificates; None for a connection in the clear.
+        tls: certificates; None for a connection without TLS.
     """
 
     url: str
@@ -40,7 +40,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str, headers: Mapping[str, str] | None = None, tls: Tls | None = None) -> Endpoint:
-        """Read `scheme://host:port` or `scheme://host:port,host:port/base-path`, and check what comes with it.
+        """Return the endpoint of `scheme://host:port` or `scheme://host:port,host:port/base-path`.
 
         Args:
             url: address; a port defaults to Triton's own, 8001 for gRPC and 8000 for HTTP, and to 443 with TLS.
@@ -48,7 +48,7 @@ class Endpoint:
             tls: see `Client`.
 
         Raises:
-            InvalidAddress: no scheme, another scheme, no host, a bad port; headers or certificates that cannot be used.
+            InvalidAddress: the scheme, a host or a port is missing or wrong, or headers or certificates cannot be used.
         """
         scheme, _, rest = url.partition("://")
         hosts, slash, path = rest.partition("/")
@@ -61,7 +61,7 @@ class Endpoint:
             raise InvalidAddress(f"{url!r} is not an address with TLS; use {scheme}s://")
         secure = (tls or Tls()) if scheme in _SECURE else None
         if secure is not None:
-            secure.context()  # gRPC would keep quiet about bad files
+            secure.context()  # checks the files: gRPC would not
         return cls(
             url=url,
             scheme=scheme,

@@ -27,6 +27,7 @@ _BY_STATUS: dict[str | None, type[M2FError]] = {
     "404": ModelNotFound,
     "StatusCode.NOT_FOUND": ModelNotFound,
     "413": InvalidRequest,  # by a front
+    "StatusCode.RESOURCE_EXHAUSTED": InvalidRequest,  # by a front, for a message that is too large
     "429": ServerUnavailable,  # by a front
     "502": ServerUnavailable,  # by a front
     "503": ServerUnavailable,

@@ -20,28 +20,27 @@ from m2f_client.transports.failures import translated
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
 from m2f_client.transports.waiting import BLOCKING, Waiting
 
-_MAX_BYTES = 2**31 - 1  # of a message, protobuf's limit: enough for raw logits and dense masks
-_NO_COMPRESSION = 1  # "identity" alone: a few kilobytes could be gigabytes when they are unpacked
+_MAX_BYTES = 2**31 - 1  # largest message of protobuf: enough for raw logits and dense masks
+_NO_COMPRESSION = 1  # "identity" alone: a few kilobytes can unpack to gigabytes
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first that is set, except for `no_proxy`
-_MAX_RECONNECT_MS = 5_000  # gRPC's own is two minutes: a server that is back would be left alone for so long
-
+_MAX_RECONNECT_MS = 5_000  # gRPC's default is two minutes: a restarted server would get no requests for so long
 
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            "name": [{}],  # every method; an inference may be repeated
+            "name": [{}],  # every method: repeating an inference does no harm
             "retryPolicy": {
-                "maxAttempts": 5,  # gRPC's own limit
+                "maxAttempts": 5,  # gRPC's limit
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # the second from a server that ends just then
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # CANCELLED comes from a server that shuts down
             },
         }
     ],
 }
-"""Load balancing and retries are the channel's own; see gRPC's `service_config.proto` and gRFC A6."""
+"""Load balancing and retries, done by the channel; see gRPC's `service_config.proto` and gRFC A6."""
 
 
 class GrpcTransport:
@@ -113,15 +112,15 @@ class GrpcTransport:
 
 
 def _channels(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """Return the arguments of tritonclient's gRPC clients, of both kinds, in the order to ask them in.
+    """Return the arguments of tritonclient's gRPC clients, in the order to ask them in.
 
-    Several servers share one channel, which takes them in turn, passes over those that do not answer and retries. A
-    server that stops is the exception: Triton unloads its models and goes on to answer, for seconds, NOT_FOUND, at
-    once, so that it gets most of the work. Whoever was told so asks the servers one by one: each has a channel, too.
+    Several servers share one channel. It takes them in turn, passes over servers that do not answer, and retries. It
+    cannot pass over a server that shuts down: for seconds Triton answers NOT_FOUND, and so quickly that this server
+    gets most of the requests. So each server has a channel of its own, too, for requests that got this answer.
     """
     if len(endpoint.targets) == 1:
         return [_channel(endpoint, endpoint.targets[0], [])]
-    name = endpoint.targets[0]  # that is what the certificate of each must say, or requests go to them one by one
+    name = endpoint.targets[0]  # a server whose certificate is for another name is reached by its own channel only
     shared = _channel(endpoint, _resolved(endpoint), [("grpc.default_authority", name)])
     return [shared, *(_channel(endpoint, target, []) for target in endpoint.targets)]
 
@@ -130,10 +129,10 @@ def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) ->
     arguments: dict[str, Any] = {
         "url": target,
         "channel_args": [
-            ("grpc.enable_http_proxy", int(not is_loopback(target))),  # http_proxy of the environment
+            ("grpc.enable_http_proxy", int(not all(map(is_loopback, endpoint.targets)))),
             ("grpc.max_send_message_length", _MAX_BYTES),
             ("grpc.max_receive_message_length", _MAX_BYTES),
-            ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # 256 KiB by default: a larger request is not retried
+            ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # by default a request above 256 KiB is not retried
             ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
             ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
@@ -151,7 +150,7 @@ def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) ->
 
 
 def _resolved(endpoint: Endpoint) -> str:
-    """Return several servers as one target: gRPC takes a list of numeric addresses of one family, IPv4 or IPv6."""
+    """Return several servers as one target. gRPC takes a list of numeric addresses, all IPv4 or all IPv6."""
     reason = ""
     for scheme, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
         found: list[str] = []
@@ -165,4 +164,4 @@ def _resolved(endpoint: Endpoint) -> str:
             found += [f"[{info[4][0]}]:{port}" if scheme == "ipv6" else f"{info[4][0]}:{port}" for info in infos]
         if found:
             return f"{scheme}:{','.join(dict.fromkeys(found))}"
-    raise ServerUnavailable(f"none of the servers in {endpoint.url} is known ({reason})")
+    raise ServerUnavailable(f"no host name in {endpoint.url} can be resolved ({reason})")
