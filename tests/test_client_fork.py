@@ -7,8 +7,12 @@ import textwrap
 from fake_triton import SCHEMES, fake_triton
 
 WORK = textwrap.dedent("""
-    import multiprocessing, sys
+    import multiprocessing, sys, threading
     from m2f_client import Client
+
+    def keep_asking(client):
+        while True:
+            client.predict(b"x")
 
     def work(_):
         with Client(sys.argv[1], timeout=30) as client:
@@ -17,6 +21,8 @@ WORK = textwrap.dedent("""
     if __name__ == "__main__":
         used = Client(sys.argv[1], timeout=30)
         print(used.class_names, len(used.predict(b"x")))
+        if sys.argv[1].startswith("http"):  # over gRPC no call may be in flight
+            threading.Thread(target=keep_asking, args=[used], daemon=True).start()
         with multiprocessing.get_context("fork").Pool(2) as pool:
             print(*pool.map(work, range(2)))
         print(used.class_names, len(used.predict(b"x")))

@@ -84,7 +84,8 @@ def _open(endpoint: Endpoint, shared_memory: bool, waiting: Waiting) -> Transpor
 class Client(_AnyClient):
     """A connection to a Mask2Former server. A context manager; safe to share between threads.
 
-    A process made by `os.fork` (or by `multiprocessing` with the start method `fork`) needs a `Client` of its own.
+    A forked process (`os.fork`, or `multiprocessing` with the start method `fork`) needs a `Client` of its own. If a
+    gRPC call of the parent is in flight during the fork, calls of the child may time out. Over HTTP they do not.
 
     Args:
         url: `grpc://host:port` or `http://host:port/base-path`; `grpcs://` and `https://` for TLS. Several servers
