@@ -68,10 +68,11 @@ test: setup-dev  ## run the tests, with a real server where they need one (up to
 test-more: setup-dev test-newest  ## run the slower tests too: large models, sanitizers, the newest Python and NumPy
 	$(BIN)/$(PYTEST) -m more
 
-# the client's tests, and those named after a module of the core
-CLIENT_AND_CORE := $(wildcard tests/test_client_*.py $(patsubst src/m2f/%.py,tests/test_%.py,$(wildcard src/m2f/*.py)))
-test-newest: $(VENV)/.newest  ## test the client and the core on the newest Python here, NumPy 2 and the current OpenCV
-	$(VENV)/newest/bin/$(PYTEST) -p no:cacheprovider -m 'not server and not torch and not more and not chaos' $(CLIENT_AND_CORE)
+# the tests of the client, without the page of m2f demo, and those named after a module of the core
+CORE := $(patsubst src/m2f/%.py,tests/test_%.py,$(wildcard src/m2f/*.py))
+NEWEST := $(filter-out tests/test_client_demo.py tests/test_limits.py,$(wildcard tests/test_client_*.py $(CORE)))
+test-newest: $(VENV)/.newest  ## test the client and the core on the newest Python here, with NumPy 2 and the current OpenCV
+	$(VENV)/newest/bin/$(PYTEST) -p no:cacheprovider -m 'not server and not torch and not more and not chaos' $(NEWEST)
 
 test-page: $(VENV)/.browser  ## test the page of m2f demo in a headless Chromium (needs npm; downloads 120 MB)
 	$(BIN)/python -m pytest -m browser
