@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 from m2f.kernels import BEST, KERNELS, NUMPY
 from m2f.settings import Settings
 
-pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.more, pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[1]
 PEERS = ("mmdet", "mmdet, kept encoded", "detectron2", "huggingface", "prune + cv2")
@@ -114,17 +114,17 @@ def test_another_answer_is_refused(bench, case, want, found, *, change, message)
         bench.equality.differing_pixels(change(found), want, case)
 
 
-def test_a_pixel_may_differ_only_where_its_logit_is_almost_zero(bench, case, want, found, *, monkeypatch):
+def test_a_pixel_may_differ_only_where_its_logit_is_almost_zero(bench, case, want, found):
     query = int(want.queries[-1])  # the first row of `found`
-    logits = bench.equality._exact_logits(case, query).numpy()
+    logits = bench.equality.exact_logits(case, query).numpy()
     row, column = np.unravel_index(np.abs(logits).argmin(), logits.shape)
     rounded = found._replace(rle=[flipped(found.rle[0], case, row, column), *found.rle[1:]])
-    monkeypatch.setattr(bench.equality, "LOGIT_TOLERANCE", 1.01 * abs(logits[row, column]))  # as if that were rounding
-    assert bench.equality.differing_pixels(rounded, want, case) == 1
+    tolerance = 1.01 * abs(logits[row, column])  # as if that were rounding
+    assert bench.equality.differing_pixels(rounded, want, case, tolerance=tolerance) == 1
     row, column = np.unravel_index(logits.argmin(), logits.shape)
     wrong = found._replace(rle=[flipped(found.rle[0], case, row, column), *found.rle[1:]])
     with pytest.raises(bench.equality.UnequalError, match="1 pixels differ, one with a logit of"):
-        bench.equality.differing_pixels(wrong, want, case)
+        bench.equality.differing_pixels(wrong, want, case, tolerance=tolerance)
 
 
 def test_hugging_faces_masks_must_overlap_with_ours(bench, case, want):
@@ -185,7 +185,7 @@ def test_the_step_inside_triton(bench, case):
 
 
 def test_growth_targets_tables_and_pictures(bench, case, tmp_path):
-    points = [(panel, x, case) for panels in bench.report._PANELS.values() for panel in panels for x in (1, 8)]
+    points = [(panel, x, case) for panels in bench.report.PANELS.values() for panel in panels for x in (1, 8)]
     growth = bench.growth.measure([BEST], points, rounds=1)
     assert bench.growth.factor(growth, "queries", BEST.name)[0] == 8
     rows = bench.compare.compare(replace(case, name="15 objects, 800x1333"), ("mmdet",), rounds=1)

@@ -38,7 +38,7 @@ def test_pixels_are_those_of_pytorch():
 
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("PyTorch rounds in another order on this processor")
-    for seed in range(60):
+    for seed in range(30):
         logits, axes = scene(seed)
         _, padded, valid, original = zip(*axes, strict=True)
         upsampled = interpolate(torch.from_numpy(logits)[None], padded, mode="bilinear")[0]
@@ -47,7 +47,7 @@ def test_pixels_are_those_of_pytorch():
             np.testing.assert_array_equal(all_pixels(query, axes), want.reshape(-1), err_msg=str((seed, axes)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_sign_differs_where_none_is_in_doubt(seed):
     logits, axes = scene(seed)

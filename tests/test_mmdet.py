@@ -55,14 +55,14 @@ def check_equal(mmdet_instances, cls_logits, mask_logits, img_shape, ori_shape):
 
 
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_equal_on_every_kind_of_size(mmdet_instances, name, seed):
     cells, img_shape, ori_shape = SIZES[name]
     cls_logits, mask_logits = blobs(np.random.default_rng(100 + seed), cells=cells)
     check_equal(mmdet_instances, cls_logits, mask_logits, img_shape, ori_shape)
 
 
-@pytest.mark.parametrize("noise", [0.0, 5.0])
+@pytest.mark.parametrize("noise", [0.0, pytest.param(5.0, marks=pytest.mark.more)])
 def test_equal_at_the_size_of_coco_models(mmdet_instances, noise):
     cls_logits, mask_logits = blobs(
         np.random.default_rng(7), queries=100, classes=80, cells=(200, 336), objects=15, noise=noise
@@ -73,7 +73,7 @@ def test_equal_at_the_size_of_coco_models(mmdet_instances, noise):
 
 def test_equal_on_random_sizes(mmdet_instances):
     rng = np.random.default_rng(8)
-    for _ in range(60):
+    for _ in range(25):
         cells = tuple(rng.integers(1, 30, 2).tolist())
         img_shape = tuple(int(rng.integers(1, 4 * n + 1)) for n in cells)
         ori_shape = tuple(rng.integers(1, 200, 2).tolist())

@@ -50,7 +50,7 @@ def check_against_reference(cls_logits, mask_logits, img_shape, ori_shape, *, th
 
 @every_kernel
 @pytest.mark.parametrize("name", SIZES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_equals_the_float64_reference(name, seed, kernel):
     cells, img_shape, ori_shape = SIZES[name]
     cls_logits, mask_logits = blobs(np.random.default_rng(seed), cells=cells)

@@ -65,12 +65,13 @@ class TestAgainstTheSystems:
 
     def test_equal_on_random_sizes(self):
         rng = np.random.default_rng(21)
-        for _ in range(25):
+        for _ in range(10):
             cells = tuple(rng.integers(1, 30, 2).tolist())
             img_shape = tuple(int(rng.integers(1, 4 * n + 1)) for n in cells)
             ori_shape = tuple(rng.integers(1, 900, 2).tolist())
             check_all(*blobs(rng, cells=cells, queries=8, objects=4), img_shape, ori_shape)
 
+    @pytest.mark.more
     @pytest.mark.parametrize("noise", [0.0, 5.0])
     def test_equal_at_the_size_of_coco_models(self, noise):
         cls_logits, mask_logits = blobs(

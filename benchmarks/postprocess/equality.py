@@ -25,7 +25,7 @@ class UnequalError(Exception):
     """A way does not find the same instances; a time for it would mean nothing."""
 
 
-def differing_pixels(found: Found, want: Instances, case: Case) -> int:
+def differing_pixels(found: Found, want: Instances, case: Case, *, tolerance: float = LOGIT_TOLERANCE) -> int:
     """Hold a way's answer against ours and count the pixels that rounding puts on the other side of 0.
 
     Raises:
@@ -35,7 +35,7 @@ def differing_pixels(found: Found, want: Instances, case: Case) -> int:
     if len(found.scores) != len(want.scores):
         raise UnequalError(f"{case.name}: {len(found.scores)} instances; expected {len(want.scores)}")
     same, other = _pair(found, want)
-    pixels = sum(_rounded(found.rle[i], want, j, case) for i, j in other)
+    pixels = sum(_rounded(found.rle[i], want, j, case, tolerance) for i, j in other)
     for i, j in same + other:
         if abs(found.scores[i] - want.scores[j]) > SCORE_TOLERANCE:
             raise UnequalError(f"{case.name}: score {found.scores[i]}; expected {want.scores[j]}")
@@ -106,16 +106,16 @@ def _match(found: dict[int, object], want: dict[int, object], found_scores: Scor
     return pairs
 
 
-def _rounded(counts: bytes, want: Instances, row: int, case: Case) -> int:
+def _rounded(counts: bytes, want: Instances, row: int, case: Case, tolerance: float) -> int:
     """Count the pixels in which a mask differs; each must have a logit of almost 0 in float64."""
     differs = coco.decode(_coco(counts, case)) != coco.decode(_coco(want.rle[row], case))
-    worst = float(_exact_logits(case, int(want.queries[row])).abs()[torch.from_numpy(differs)].max())
-    if worst > LOGIT_TOLERANCE:
+    worst = float(exact_logits(case, int(want.queries[row])).abs()[torch.from_numpy(differs)].max())
+    if worst > tolerance:
         raise UnequalError(f"{case.name}: {differs.sum()} pixels differ, one with a logit of {worst:.3g}")
     return int(differs.sum())
 
 
-def _exact_logits(case: Case, query: int) -> torch.Tensor:
+def exact_logits(case: Case, query: int) -> torch.Tensor:
     """One query's logits [H, W] in float64, straight from the definition."""
     logits = torch.from_numpy(case.mask_logits[query]).double()[None, None]
     height, width = case.img_shape

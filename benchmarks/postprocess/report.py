@@ -95,7 +95,7 @@ def draw_ways(rows: Sequence[compare.Row], path: Path) -> None:
     plt.close(figure)
 
 
-_PANELS = {
+PANELS = {
     "instances": ("instances",),
     "pixels of all masks, 15 objects": ("mask area",),
     "output pixels": ("output, objects grow with it", "output, objects stay"),
@@ -105,9 +105,9 @@ _PANELS = {
 
 def draw_growth(rows: Sequence[growth.Row], path: Path) -> None:
     """Draw a panel for each thing that grows."""
-    figure, grid = plt.subplots(1, len(_PANELS), figsize=(4 * len(_PANELS), 3.6), layout="constrained")
+    figure, grid = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.6), layout="constrained")
     kernels = list(dict.fromkeys(row.kernel for row in rows))
-    for axes, (title, panels) in zip(grid, _PANELS.items(), strict=True):
+    for axes, (title, panels) in zip(grid, PANELS.items(), strict=True):
         for kernel in kernels:
             for panel, line in zip(panels, ("-", ":"), strict=False):
                 points = sorted((r.x, r.median_ms) for r in rows if (r.panel, r.kernel) == (panel, kernel))

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from m2f.kernels import BEST
 from m2f.postprocess import Instances
 from m2f.rle import decode_edges
+from m2f.sampling import Edges
 
 CONFIDENT = 0.3
 """Score from which an instance must have a partner. Below, rounding alone lets candidates come and go."""
@@ -135,8 +137,8 @@ def match(first: Answer, second: Answer) -> list[Pair]:
     may_pair = (np.asarray(first.labels)[:, None] == np.asarray(second.labels)) & (sure > 0)
     if first.size_hw != second.size_hw:
         return []
-    masks = {i: _runs(first.rle[i], first.size_hw) for i in np.flatnonzero(may_pair.any(axis=1))}
-    others = {j: _runs(second.rle[j], second.size_hw) for j in np.flatnonzero(may_pair.any(axis=0))}
+    masks = {i: _edges(first.rle[i], first.size_hw) for i in np.flatnonzero(may_pair.any(axis=1))}
+    others = {j: _edges(second.rle[j], second.size_hw) for j in np.flatnonzero(may_pair.any(axis=0))}
     iou = np.zeros(sure.shape)
     for i, j in np.argwhere(may_pair):
         iou[i, j] = _iou(masks[i], others[j])
@@ -149,35 +151,17 @@ def match(first: Answer, second: Answer) -> list[Pair]:
     return pairs
 
 
-class _Runs(NamedTuple):
-    """One mask.
-
-    Attributes:
-        edges: int64 [2 R], start and end of each run of ones, down the columns.
-        covered: int64 [2 R], number of the mask's pixels before each edge.
-        area: number of pixels.
-    """
-
-    edges: npt.NDArray[np.int64]
-    covered: npt.NDArray[np.int64]
-    area: int
+def _edges(counts: bytes, size_hw: tuple[int, int]) -> Edges:
+    return decode_edges(counts, *size_hw).astype(np.uint32)
 
 
-def _runs(counts: bytes, size_hw: tuple[int, int]) -> _Runs:
-    edges = decode_edges(counts, *size_hw)
-    steps = np.diff(edges, prepend=0)
-    steps[0::2] = 0  # the gaps
-    return _Runs(edges, np.cumsum(steps), int(steps.sum()))
-
-
-def _iou(one: _Runs, other: _Runs) -> float:
+def _iou(edges: Edges, others: Edges) -> float:
     """Return the IoU of two masks; 0 where their areas alone keep it below `SAME`, and for empty masks."""
-    smaller, larger = sorted((one.area, other.area))
+    smaller, larger = sorted(int((e[1::2] - e[0::2]).sum(dtype=np.int64)) for e in (edges, others))
     if not smaller or smaller < SAME * larger:
         return 0.0
-    before = np.interp(one.edges, other.edges, other.covered)  # pixels of `other` before each edge of `one`: exact
-    shared = (before[1::2] - before[0::2]).sum()
-    return float(shared / (smaller + larger - shared))
+    shared = BEST.intersection(edges, others)
+    return shared / (smaller + larger - shared)
 
 
 def _confident(found: Answer) -> npt.NDArray[np.bool_]:

@@ -55,8 +55,10 @@ class Preprocessing(Parameters):
         REQUIRED, _SIDES, "longer and shorter edge that the image must fit in (mmdetection's)"
     )
     keep_ratio: bool = parameter(True, BOOLEAN, "scale both edges alike; false: stretch to `input_size`")
-    size_rule: str = parameter("mmdetection", one_of(SIZE_RULES), "the rule by which `scale` becomes a size")
-    resample: str = parameter("opencv_bilinear", one_of(RESAMPLES), "the filter that resizes")
+    size_rule: str = parameter("mmdetection", one_of(SIZE_RULES), "rule for the size: `mmdetection` or `huggingface`")
+    resample: str = parameter(
+        "opencv_bilinear", one_of(RESAMPLES), "filter: `opencv_bilinear`, `pillow_bilinear` or `pillow_bicubic`"
+    )
     input_size: tuple[int, int] | None = parameter(
         None, _SIDES_OR_NONE, "the engine's fixed height and width; null: the next multiples of `pad_divisor`"
     )

@@ -1,10 +1,10 @@
-// Where a pixel reads the cells: the hot path of geometry.py and interpolate.py.
+// The cells that a pixel reads: geometry.py and interpolate.py in C.
 
 #include "kernel.h"
 
 enum { SMALL = 128 };  // interpolate._SMALL
 
-// geometry.bilinear_taps of output i.
+// Computes geometry.bilinear_taps for output i.
 static void bilinear_tap(int64_t size_in, int64_t size_out, int64_t i, int32_t source[2], float weight[2]) {
     float scale = (float)size_in / (float)size_out;
     float centre = (float)(((double)i + 0.5) * scale - 0.5);
@@ -16,7 +16,7 @@ static void bilinear_tap(int64_t size_in, int64_t size_out, int64_t i, int32_t s
     weight[0] = 1 - weight[1];
 }
 
-// geometry.mask_taps: fills an axis (cells -> original) whose arrays have room for 4 taps.
+// Computes geometry.mask_taps into an axis (cells -> original) whose arrays have room for 4 taps.
 EXPORT void m2f_mask_taps(int64_t padded, int64_t valid, Axis *axis) {
     int64_t cells = axis->size_in, original = axis->size_out;
     axis->taps = cells == padded || valid == original ? 2 : 4;
@@ -42,7 +42,7 @@ EXPORT void m2f_mask_taps(int64_t padded, int64_t valid, Axis *axis) {
     }
 }
 
-// Fill in `begin` and `end` from the sources.
+// Computes `begin` and `end` from `source`.
 EXPORT void m2f_outputs_reading(Axis *axis) {
     const int32_t *lowest = axis->source, *highest = lowest + (axis->taps - 1) * axis->size_out;
     for (int64_t cell = 0, begin = 0, end = 0; cell < axis->size_in; cell++) {
@@ -53,10 +53,10 @@ EXPORT void m2f_outputs_reading(Axis *axis) {
     }
 }
 
-// interpolate._multiply_add, on any level.
+// Computes interpolate._multiply_add; the same on every level.
 static float multiply_add_once(float a, float b, float c) { return (float)((double)a * b + c); }
 
-// interpolate._bilinear: the mean of two cells above and two below; `small` is that of the output.
+// Computes interpolate._bilinear: averages two cells above and two below. `small`: the output is a small one.
 static float bilinear(const float above[2], const float below[2], const float down[2], const float across[2],
                       int small) {
     if (small) {
@@ -71,7 +71,7 @@ static float bilinear(const float above[2], const float below[2], const float do
 
 float pytorch_pixel(const float *logits, const Axis *rows, const Axis *columns, int64_t y, int64_t x) {
     int64_t w = columns->size_in;
-    int32_t ys[2], xs[2], r[2], c[2];  // pixels of the padded input, cells
+    int32_t ys[2], xs[2], r[2], c[2];  // rows and columns: ys, xs of the padded input, r, c of the cells
     float down[2], across[2], cell_down[2], cell_across[2], between[2][2];
     bilinear_tap(rows->valid, rows->size_out, y, ys, down);
     bilinear_tap(columns->valid, columns->size_out, x, xs, across);

@@ -1,9 +1,9 @@
-// The native kernel: the hot paths of masks.py, label_maps.py, geometry.py and rle.py, whose twins in C are beside this
-// file and hold the same steps. Loaded by native.py through ctypes, so it knows nothing of Python.
+// The native kernel: numpy_kernel.py, geometry.py and interpolate.py in C, step by step. native.py loads the library
+// through ctypes, so the C knows nothing of Python.
 //
-// What runs per pixel is plain C that compilers turn into SIMD. It is compiled once per instruction set, and the
-// caller says which one to run. Sums and products are not contracted to FMA: every level then makes the same masks,
-// bit for bit, as the numpy path.
+// The code for each pixel is plain C that compilers turn into SIMD. It is compiled once per instruction set, and the
+// caller chooses one. Sums and products are not contracted to FMA, so that every level makes the same masks as numpy,
+// bit for bit.
 
 #pragma once
 
@@ -26,16 +26,16 @@
 #define EACH_LEVEL(EACH) EACH(baseline, 0, ) EACH(avx2, 1, AVX2) EACH(avx512, 1, AVX512)
 #endif
 
-// One axis of the operator from cells to pixels, see geometry.Taps.
+// The operator from cells to pixels along one axis: see geometry.Taps.
 typedef struct {
     int64_t size_in, size_out, taps;  // taps is 2 or 4
     int32_t *source;                  // [taps][size_out], ascending along size_out, the last tap the highest
     float *weight;                    // [taps][size_out]
     int32_t *begin, *end;             // [size_in]: the half-open range of outputs that read a cell
-    int64_t padded, valid;            // of the two interpolations that it was composed of; 0: of others
+    int64_t padded, valid;            // sizes of the two interpolations it was composed of; 0: composed otherwise
 } Axis;
 
-// interpolate.pixels for one pixel of the image: what PyTorch makes of it.
+// Computes interpolate.pixels for one pixel of the image, as PyTorch does.
 float pytorch_pixel(const float *logits, const Axis *rows, const Axis *columns, int64_t y, int64_t x);
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -43,12 +43,12 @@ INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t floor_to(int64_t a, int64_t step) { return a / step * step; }
 INLINE int64_t ceil_to(int64_t a, int64_t step) { return (a + step - 1) / step * step; }
 
-// a x b + c: one instruction where the level has it, two elsewhere (a library call would not vectorise).
+// Returns a x b + c: one instruction if the level has FMA, two otherwise (a library call would not vectorise).
 INLINE float multiply_add(float a, float b, float c, int fma) { return fma ? __builtin_fmaf(a, b, c) : a * b + c; }
 
-// exp(-x) for 0 <= x <= 86. 2^t = 2^n x 2^f, n whole, |f| <= 1/2: the polynomial is fitted to 2^f, 8e-8 relative.
+// Returns exp(-x) for 0 <= x <= 86. 2^t = 2^n x 2^f, n whole, |f| <= 1/2: the polynomial fits 2^f to 8e-8, relative.
 INLINE float exp_of_minus(float x, int fma) {
-    const float rounder = 12582912.0f;  // 1.5 x 2^23: adding it rounds to a whole number, which the low bits then hold
+    const float rounder = 12582912.0f;  // 1.5 x 2^23: adding it rounds to a whole number, kept in the low bits
     float t = x * -1.44269504f, shifted = t + rounder, f = t - (shifted - rounder);
     float p = 1.3276429e-3f;
     p = multiply_add(p, f, 9.6755419e-3f, fma);

@@ -1,20 +1,21 @@
-// Probabilities of masks at the image's size, and whose each pixel is: the hot path of label_maps.py and panoptic.py.
+// Mask probabilities at the image's size, and the winner of each pixel: NumpyOperator.probabilities and
+// NumpyKernel.compete in C.
 
 #include "kernel.h"
 
 #include <stdlib.h>
 
-enum { BLOCK = 4096 };  // pixels that are given away together
+enum { BLOCK = 4096 };  // pixels that are worked on together
 
 INLINE float sigmoid(float x, int fma) {
     float size = x < 0 ? -x : x, e = exp_of_minus(size < 86 ? size : 86, fma);
     return (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
-// A logit as label_maps._finite has it: infinity is sure and still 0 by a weight of 0, NaN is far outside.
+// Replaces infinity by a logit whose sigmoid is 0 or 1, and that a weight of 0 still turns into 0; NaN is far outside.
 INLINE float made_finite(float x) { return x - x == 0 ? x : x > 0 ? 1e4f : -1e4f; }
 
-// A row of cells at the image's width.
+// Interpolates a row of cells to the image's width.
 INLINE void widen(const float *cells, const Axis *columns, float *row) {
     for (int64_t t = 0; t < columns->taps; t++) {
         const int32_t *source = columns->source + t * columns->size_out;
@@ -26,11 +27,11 @@ INLINE void widen(const float *cells, const Axis *columns, float *row) {
     }
 }
 
-// Mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width].
+// Computes mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width].
 INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
                              const Axis *columns, int64_t y0, int64_t y1, float *out, int fma) {
     int64_t w = columns->size_in, width = columns->size_out, height = rows->size_out;
-    float *wide = malloc((size_t)(4 * width) * sizeof *wide);  // cell rows at the image's width, by cell row modulo 4
+    float *wide = malloc((size_t)(4 * width) * sizeof *wide);  // cell row r at the image's width, at r modulo 4
     if (!wide) return -1;
     for (int64_t i = 0; i < n; i++) {
         const float *query = logits + queries[i] * rows->size_in * w;
@@ -53,8 +54,8 @@ INLINE int64_t probabilities(const float *logits, const int64_t *queries, int64_
     return n;
 }
 
-// Which of n queries has the largest score x probability at each pixel, the first among equals: k + 1 where it is in
-// its own mask (probability >= 1/2), -(k + 1) where it is not. Adds the pixels of each query's mask to `areas`.
+// Finds the query k with the largest score x probability at each pixel, the first among equals: k + 1 inside the
+// query's own mask (probability >= 1/2), -(k + 1) outside. Adds the pixels of each query's mask to `areas`.
 INLINE void compete(const float *probability, int64_t n, int64_t pixels, const float *scores, int32_t *winners,
                     int64_t *areas) {
     for (int64_t begin = 0; begin < pixels; begin += BLOCK) {
@@ -77,7 +78,7 @@ INLINE void compete(const float *probability, int64_t n, int64_t pixels, const f
     }
 }
 
-// Both for one instruction set.
+// Both functions for one instruction set.
 #define LEVEL(name, fma, target)                                                                                    \
     target static int64_t probabilities_##name(const float *logits, const int64_t *queries, int64_t n,              \
                                                const Axis *rows, const Axis *columns, int64_t y0, int64_t y1,       \
@@ -89,10 +90,10 @@ INLINE void compete(const float *probability, int64_t n, int64_t pixels, const f
         compete(probability, n, pixels, scores, winners, areas);                                                    \
     }
 
-
 EACH_LEVEL(LEVEL)
 
-// Mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width]. Returns n, or -1 without memory.
+// Computes mask probabilities of n queries at rows [y0, y1) of the image: [n][y1 - y0][width]. Returns n, or -1
+// without memory.
 EXPORT int64_t m2f_probabilities(int64_t level, const float *logits, const int64_t *queries, int64_t n,
                                  const Axis *rows, const Axis *columns, int64_t y0, int64_t y1, float *out) {
 #define PROBABILITIES(name, fma, target) probabilities_##name,
@@ -100,7 +101,7 @@ EXPORT int64_t m2f_probabilities(int64_t level, const float *logits, const int64
     return levels[level](logits, queries, n, rows, columns, y0, y1, out);
 }
 
-// Give each of `pixels` to one of n queries, by their probabilities [n][pixels] and scores: see `compete`.
+// Gives each of `pixels` to one of n queries, by their probabilities [n][pixels] and scores: see `compete`.
 EXPORT void m2f_compete(int64_t level, const float *probability, int64_t n, int64_t pixels, const float *scores,
                         int32_t *winners, int64_t *areas) {
 #define COMPETE(name, fma, target) compete_##name,

@@ -1,4 +1,4 @@
-// Mask logits straight to runs of pixels: the hot path of masks.py.
+// Mask logits straight to runs of pixels: NumpyOperator.sample in C.
 
 #include "kernel.h"
 
@@ -7,28 +7,28 @@
 #include <stdlib.h>
 
 enum {
-    STRIP = 16,        // cell columns worked on together, and what ranges of rows are rounded to
+    STRIP = 16,        // cell columns worked on together; ranges of rows are rounded to multiples of it
     RING = 2 * STRIP,  // cell columns held at the image's height
-    BATCH = 4096,      // pixels whose sigmoids are computed together, about
-    SUMMAND = 1024,    // pixels whose sigmoids are added up in single precision
+    BATCH = 4096,      // about as many sigmoids are computed together
+    SUMMAND = 1024,    // sigmoids that are added up in single precision
 };
 
-#define BELOW -1e30f  // the logits below the image: surely outside
+#define BELOW -1e30f  // logit of the rows below the image: outside the mask
 
-// One query's mask.
+// RECORD of sampling.py: the mask of one query.
 typedef struct {
     int64_t area, num_edges;
     double sigmoid_sum;
-    int32_t box[4];  // x1 y1 x2 y2, half-open; zeros when empty
+    int32_t box[4];  // x1 y1 x2 y2, half-open; zeros for an empty mask
 } Mask;
 
 typedef struct {
-    int32_t *first, *last;  // [w]: cell rows of a cell column that hold a positive logit; first > last: none
+    int32_t *first, *last;  // [w]: first and last positive cell row of a cell column; first > last: none
     float *ring;            // [RING][pitch]: cell columns interpolated to all rows of the image
-    float *values;          // logits of pixel columns, until there are BATCH
-    uint8_t *inside;        // [pitch]: whether those of the column at hand are above 0
+    float *values;          // logits of pixel columns, collected until there are BATCH
+    uint8_t *inside;        // [pitch]: whether each logit of the current pixel column is above 0
     int64_t pitch;
-    int64_t doubts;         // pixels that may still be decided one by one
+    int64_t doubts;         // doubtful pixels that the budget still allows
 } Scratch;
 
 INLINE int32_t bits_of(float x) {
@@ -37,16 +37,16 @@ INLINE int32_t bits_of(float x) {
     return bits;
 }
 
-// exp(-x) for x > 0, and next to nothing for what is not in the mask: exp(-40) is 4e-18, and products of four such are
-// still normal numbers.
+// Returns exp(-x) for x > 0, and exp(-40) = 4e-18 for a pixel outside the mask. The product of four such numbers is
+// still a normal number.
 INLINE float exp_inside(float x, int fma) {
     x = x > 0 ? x : 40;
     return exp_of_minus(x < 40 ? x : 40, fma);
 }
 
-// Sum of 1 - sigmoid = e / (1 + e), e = exp(-value), over values above 0; there is room to round their count up.
-// Four fractions are added before they are divided: a division costs as much as all the rest. A float adds up so few
-// that it rounds away 2e-6 of them at most.
+// Returns the sum of 1 - sigmoid = e / (1 + e), e = exp(-value), over values above 0. `values` has room to round the
+// count up. Four fractions are added before the division, which costs as much as everything else. A float adds up at
+// most SUMMAND values, so that rounding loses at most 2e-6 of them.
 INLINE double sum_of_rest(float *values, int64_t count, int fma) {
     double total = 0;
     memset(values + count, 0, 4 * STRIP * sizeof *values);
@@ -66,7 +66,7 @@ INLINE double sum_of_rest(float *values, int64_t count, int fma) {
     return total;
 }
 
-// Where each cell column is positive; returns the largest logit, 0 when none is positive, NaN where one may be.
+// Finds the positive rows of each cell column. Returns the largest logit; 0 if none is positive; NaN if one may be NaN.
 INLINE float positive_rows(const float *logits, int64_t h, int64_t w, int32_t *first, int32_t *last) {
     for (int64_t c = 0; c < w; c++) {
         first[c] = (int32_t)h;
@@ -90,7 +90,7 @@ INLINE float positive_rows(const float *logits, int64_t h, int64_t w, int32_t *f
     return largest;
 }
 
-// interpolate.rounding: how close to 0 a pixel's sign is in doubt. `largest` is that of positive_rows.
+// Computes interpolate.rounding: how close to 0 the sign of a pixel is in doubt. `largest`: result of positive_rows.
 static float rounding(const float *logits, int64_t cells, float largest) {
     if (!(largest < INFINITY)) {
         largest = 0;
@@ -99,7 +99,7 @@ static float rounding(const float *logits, int64_t cells, float largest) {
     return largest * 0x1p-18f + FLT_MIN;
 }
 
-// Interpolate cell columns [c0, c0 + STRIP) along the rows: pixels [y0, y1) of the ring, whole strips of them.
+// Interpolates cell columns [c0, c0 + STRIP) along the rows, to pixels [y0, y1) of the ring, multiples of STRIP.
 INLINE void fill_ring(const float *logits, const Axis *rows, int64_t w, int64_t c0, int64_t y0, int64_t y1,
                       Scratch *s) {
     int64_t width = min64(STRIP, w - c0);
@@ -124,8 +124,8 @@ INLINE void fill_ring(const float *logits, const Axis *rows, int64_t w, int64_t 
     }
 }
 
-// The logits of pixel column x in rows [y0, y1), whole strips, and whether they are above 0; returns how close to 0
-// they come.
+// Computes the logits of pixel column x in rows [y0, y1), and whether they are above 0. Returns the smallest absolute
+// value of a logit.
 INLINE float interpolate_column(const Axis *columns, int64_t x, int64_t y0, int64_t y1, int64_t taps, const Scratch *s,
                                 float *restrict values) {
     const float *cells[4];
@@ -151,8 +151,8 @@ INLINE float interpolate_column(const Axis *columns, int64_t x, int64_t y0, int6
     return closest;
 }
 
-// Let PyTorch's order of roundings decide what is in doubt of a pixel column, see interpolate.doubtful. Returns how many
-// pixels that were: each takes as long as a hundred others.
+// Computes the doubtful pixels of a pixel column in PyTorch's order of roundings: see interpolate.doubtful. Returns
+// their number: a doubtful pixel takes 100 times as long as another.
 static int64_t decide_column(const float *logits, const Axis *rows, const Axis *columns, int64_t x, int64_t y0, int64_t y1,
                           float reach, float *values, uint8_t *inside) {
     int64_t count = min64(y1, rows->size_out) - y0, decided = 0;
@@ -171,13 +171,13 @@ INLINE uint64_t eight_at(const uint8_t *inside) {
     return word;
 }
 
-// Append the edges of a pixel column's rows [*y0, *y1), whose first pixel is at `origin`, and narrow the range to the
-// mask. A run that reaches the bottom goes on at the top of the next column: an end that meets a start is taken back.
+// Appends the edges of a pixel column's rows [*y0, *y1), whose first pixel is at `origin`, and narrows the range to the
+// mask. A run that reaches the bottom continues at the top of the next column: an end that meets a start is removed.
 INLINE int64_t column_edges(const uint8_t *inside, int64_t origin, int64_t *y0, int64_t *y1, uint32_t *edges,
                             int64_t count) {
     int64_t length = *y1 - *y0, first = -1, last = -1;
     uint64_t before = 0;
-    for (int64_t i = 0; i < length + 8; i += 8) {  // once more, for a run that is still open
+    for (int64_t i = 0; i < length + 8; i += 8) {  // one round more, for a run that is still open
         uint64_t same = before ? 0x0101010101010101 : 0;
         while (i + STRIP <= length && eight_at(inside + i) == same && eight_at(inside + i + 8) == same) i += STRIP;
         uint64_t word = i < length ? eight_at(inside + i) : 0;
@@ -196,7 +196,8 @@ INLINE int64_t column_edges(const uint8_t *inside, int64_t origin, int64_t *y0, 
     return count;
 }
 
-// Rows of the image, whole strips of them, that read a positive cell of columns [c0, c1). Returns whether any do.
+// Finds the rows of the image that read a positive cell of columns [c0, c1), in multiples of STRIP. Returns whether
+// there are any.
 INLINE int rows_reading(const Scratch *s, const Axis *rows, int64_t c0, int64_t c1, int64_t *y0, int64_t *y1) {
     int64_t first = rows->size_in, last = -1;
     for (int64_t c = c0; c < c1; c++) {
@@ -209,7 +210,8 @@ INLINE int rows_reading(const Scratch *s, const Axis *rows, int64_t c0, int64_t 
     return rows->begin[first] < rows->end[last];
 }
 
-// One query. Returns the edges used, or -1 when there may be no room for more, or are too many doubts.
+// Samples the mask of one query. Returns the number of edges, or -1 if there may be too little room for edges, or too
+// many doubtful pixels.
 INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *columns, int64_t taps, int fma,
                             Scratch *s, Mask *mask, uint32_t *edges, int64_t capacity) {
     int64_t w = columns->size_in, height = rows->size_out, width = columns->size_out;
@@ -224,7 +226,7 @@ INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *c
         if (!rows_reading(s, rows, low, high + 1, &y0, &y1)) continue;
         if (count + (y1 - y0) + 2 > capacity) return -1;
         for (filled = max64(filled, floor_to(low, STRIP)); filled <= high; filled += STRIP) {
-            int64_t strip_y0, strip_y1;  // of all pixel columns that read one of these cell columns: they span 3 cells
+            int64_t strip_y0, strip_y1;  // of all pixel columns that read these cell columns, 3 each at most
             if (rows_reading(s, rows, max64(0, filled - 2), min64(w, filled + STRIP + 2), &strip_y0, &strip_y1))
                 fill_ring(logits, rows, w, filled, strip_y0, strip_y1, s);
         }
@@ -252,7 +254,7 @@ INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *c
 INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, const Axis *rows, const Axis *columns,
                       Mask *masks, uint32_t *edges, int64_t capacity, int64_t *doubts, int fma) {
     int64_t w = columns->size_in, pitch = ceil_to(rows->size_out, STRIP);
-    if (pitch % (2 * STRIP) == 0) pitch += STRIP;  // columns of the ring a power of two apart would share cache sets
+    if (pitch % (2 * STRIP) == 0) pitch += STRIP;  // columns a power of two apart would share cache sets
     int64_t values = BATCH + pitch + 4 * STRIP;
     float *memory = aligned_alloc(64, (size_t)ceil_to((RING * pitch + values + 2 * w) * 4 + pitch, 64));
     if (!memory) return -1;
@@ -285,7 +287,7 @@ INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, co
 
 EACH_LEVEL(LEVEL)
 
-// The highest level this processor runs: 0 baseline, 1 AVX2 (x86-64-v3), 2 AVX-512 (x86-64-v4).
+// Returns the highest level that this processor runs: 0 baseline, 1 AVX2 (x86-64-v3), 2 AVX-512 (x86-64-v4).
 EXPORT int64_t m2f_level(void) {
 #ifdef __x86_64__
     __builtin_cpu_init();
@@ -295,9 +297,9 @@ EXPORT int64_t m2f_level(void) {
     return 0;
 }
 
-// Sample the masks of n queries of logits [Q][h][w]. Returns how many were done before `edges` was full or `doubts` were
-// below 0, or -1 without memory. The edges of each mask follow those of the mask before. Pixels that were decided one by
-// one are taken off `doubts`.
+// Samples the masks of n queries of logits [Q][h][w]. The edges of each mask follow those of the mask before. Doubtful
+// pixels are subtracted from `doubts`. Returns how many masks were done before `edges` was full or `doubts` fell below
+// 0, or -1 without memory.
 EXPORT int64_t m2f_sample(int64_t level, const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
                           const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity, int64_t *doubts) {
 #define SAMPLE(name, fma, target) sample_##name,

@@ -1,8 +1,9 @@
-// Runs of pixels to COCO's RLE and back, and what two masks share: the hot path of rle.py.
+// Runs of pixels to COCO's RLE and back, and the overlap of two masks: NumpyKernel.encode, decode_into and intersection
+// in C.
 
 #include "kernel.h"
 
-// Pixels that two masks share.
+// Returns the number of pixels that two masks share.
 EXPORT int64_t m2f_intersection(const uint32_t *a, int64_t num_a, const uint32_t *b, int64_t num_b) {
     int64_t shared = 0;
     for (int64_t i = 0, j = 0; i < num_a && j < num_b;) {
@@ -14,8 +15,8 @@ EXPORT int64_t m2f_intersection(const uint32_t *a, int64_t num_a, const uint32_t
     return shared;
 }
 
-// COCO's compressed RLE of one mask, as cocoapi's rleToString writes it: at most 7 characters for each of the
-// num_edges + 1 counts. Returns the characters written.
+// Writes COCO's compressed RLE of one mask, as cocoapi's rleToString does: at most 7 characters for each of the
+// num_edges + 1 counts. Returns the number of characters.
 EXPORT int64_t m2f_encode(const uint32_t *edges, int64_t num_edges, int64_t num_pixels, char *characters) {
     int64_t position = 0, before[2] = {0, 0}, length = 0;  // the last two counts
     for (int64_t i = 0; i <= num_edges; i++) {
@@ -33,7 +34,7 @@ EXPORT int64_t m2f_encode(const uint32_t *edges, int64_t num_edges, int64_t num_
     return length;
 }
 
-// Read the next count; returns its value, or INT64_MIN for what is not RLE.
+// Reads the next count. Returns its value, or INT64_MIN for what is not RLE.
 static int64_t next_value(const uint8_t *characters, int64_t length, int64_t *at) {
     int64_t value = 0;
     for (int shift = 0; *at < length && shift < 45; shift += 5) {
@@ -46,13 +47,13 @@ static int64_t next_value(const uint8_t *characters, int64_t length, int64_t *at
     return INT64_MIN;
 }
 
-// Decode COCO's compressed RLE to [height][stride] bytes of zeros, a byte a pixel, or a bit (`packed`, the first is the
-// highest). Only the rows where a column changes are marked; then each row takes over from the row above.
-// Returns the pixels that the RLE covers, or -1 for what is not RLE or a size; only height x width is a mask.
+// Decodes COCO's compressed RLE into [height][stride] bytes of zeros: one byte a pixel, or, if `packed`, one bit, the
+// highest first. First only the rows where a column changes are marked; then each row takes over from the row above.
+// Returns the number of pixels that the RLE covers (height x width for a mask), or -1 for what is not RLE or no size.
 EXPORT int64_t m2f_decode(const uint8_t *characters, int64_t length, int64_t height, int64_t width, int64_t packed,
                           uint8_t *pixels, int64_t stride) {
     int64_t at = 0, position = 0, before[2] = {0, 0}, left = stride, right = 0;
-    if (height < 1 || width < 1) return -1;  // the product of two negative sides is a room that is not there
+    if (height < 1 || width < 1) return -1;  // the product of two negative sides would pass for room
     for (int64_t i = 0; at < length; i++) {
         int64_t count = next_value(characters, length, &at);
         if (count == INT64_MIN) return -1;
