@@ -8,8 +8,8 @@ from m2f.errors import InputError
 from m2f.kernels import BEST, KERNELS
 from m2f.limits import WORK_LIMITS, WorkLimits
 from m2f.logits import ImageLogits
-from m2f.masks import Masks
 from m2f.model_facts import ModelFacts
+from m2f.numpy_kernel import NumpyKernel
 from m2f.postprocess import postprocess, select
 from m2f.rle import decode
 from m2f.settings import Settings
@@ -141,12 +141,29 @@ def test_background_first_reads_the_other_columns():
     np.testing.assert_allclose(last.scores, first.scores, rtol=1e-6)
 
 
-def scene_settings(limits=WORK_LIMITS, **changes):
+class CountingKernel(NumpyKernel):
+    """Counts the masks that it encodes, each to 10 MB, and the pairs that it compares, which do not overlap."""
+
+    def __init__(self):
+        super().__init__()
+        self.__dict__.update(encoded=[], compared=[])  # a kernel is frozen
+
+    def encode(self, edges, _num_pixels):
+        self.encoded.append(edges)
+        return bytes(10_000_000)
+
+    def intersection(self, edges, others):
+        self.compared.append({edges.tobytes(), others.tobytes()})
+        return 0
+
+
+def scene_settings(limits=WORK_LIMITS, kernel=BEST, **changes):
     cls_logits, mask_logits = blobs(np.random.default_rng(9), queries=30, objects=25)
     return postprocess(
         ImageLogits(cls_logits, mask_logits, img_shape=(96, 128), ori_shape=(144, 192)),
         Settings(**changes),
         ModelFacts(class_names=("a", "b", "c", "d")),
+        kernel=kernel,
         limits=limits,
     )
 
@@ -199,16 +216,15 @@ def test_without_masks_the_rest_is_the_same():
     np.testing.assert_array_equal(bare.areas, everything.areas)
 
 
-def test_rle_is_not_made_beyond_what_an_answer_may_have(monkeypatch):
-    made = []
-    monkeypatch.setattr(Masks, "rle", lambda _masks, index: made.append(index) or bytes(10_000_000))
+def test_rle_is_not_made_beyond_what_an_answer_may_have():
+    kernel = CountingKernel()
     with pytest.raises(
         InputError, match=r"'rle' would take 80000000 bytes; allowed are 67108864: .*keep_top_k"
     ) as error:
-        scene_settings(pre_top_k=-1)  # each of 30 masks is of four classes
+        scene_settings(kernel=kernel, pre_top_k=-1)  # each of 30 masks is of four classes
     assert error.value.kind == "output_too_large"
-    assert len(made) == 2
-    assert set(scene_settings(export_postprocess_mask=False).rle) == {b""}
+    assert len(kernel.encoded) == 2
+    assert set(scene_settings(kernel=kernel, export_postprocess_mask=False).rle) == {b""}
 
 
 @pytest.mark.parametrize("stride", [1, 2, 8])
@@ -283,16 +299,15 @@ def test_nms_is_among_instances_of_one_class():
     assert off.queries.tolist() == [0, 1, 2]
 
 
-def test_two_masks_are_compared_once_whatever_the_classes(monkeypatch):
+def test_two_masks_are_compared_once_whatever_the_classes():
     """All of 12 queries x 30 classes are candidates: 12 masks make 66 pairs."""
-    compared = []
-    monkeypatch.setattr(Masks, "iou", lambda _masks, *pair: compared.append(pair) or 0.0)
+    kernel = CountingKernel()
     cls_logits = np.random.default_rng(7).normal(size=(12, 31)).astype(np.float32)
     mask_logits = np.random.default_rng(8).normal(size=(12, 8, 8)).astype(np.float32)
-    settings = Settings(score_threshold=0, pre_top_k=-1, keep_top_k=-1, iou_threshold=0.5)
-    found = postprocess(ImageLogits(cls_logits, mask_logits, img_shape=(32, 32), ori_shape=(32, 32)), settings)
-    assert len(found.scores) == 12 * 30
-    assert len(compared) == len({frozenset(pair) for pair in compared}) == 66
+    settings = Settings(iou_threshold=0.5, pre_top_k=-1, export_postprocess_mask=False)
+    image = ImageLogits(cls_logits, mask_logits, img_shape=(32, 32), ori_shape=(32, 32))
+    assert len(postprocess(image, settings, kernel=kernel).scores) == 12 * 30
+    assert len(kernel.compared) == len(set(map(frozenset, kernel.compared))) == 66
 
 
 @pytest.mark.parametrize("changed", [{"iou_threshold": 0.9}, {"max_output_boxes_per_class": 3}])
