@@ -62,7 +62,7 @@ class Candidates(NamedTuple):
     queries: Ints
 
 
-class Found(NamedTuple):
+class Scored(NamedTuple):
     """Candidates with their final scores and the index of their mask, arrays [N], and the masks of their queries."""
 
     scores: Floats
@@ -101,7 +101,7 @@ def postprocess(
     with phase("masks"):
         masks = _sample(image, queries, profile.grid, kernel, limits)
     scores = candidates.scores * masks.scores.astype(np.float32)[mask_of]
-    found = Found(scores, candidates.labels, mask_of, masks)
+    found = Scored(scores, candidates.labels, mask_of, masks)
     kept = keep(found, settings, thresholds, limits)
     boxes = masks.boxes[mask_of[kept]].astype(np.float32)
     rows = mask_of[kept].tolist()
@@ -149,7 +149,7 @@ def select(
     return Candidates(flat[order][passed], labels[passed], queries[passed])
 
 
-def keep(found: Found, settings: Settings, thresholds: Floats, limits: WorkLimits = WORK_LIMITS) -> Ints:
+def keep(found: Scored, settings: Settings, thresholds: Floats, limits: WorkLimits = WORK_LIMITS) -> Ints:
     """Apply thresholds, NMS, the cap per class and the cap per image, in this order.
 
     Args:
