@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+import mmdet_head
 import numpy as np
 import pytest
-from scenes import QUERIES, STRIDE, scenes
+from scenes import QUERIES, scenes
 
 from m2f.kernels import KERNELS
 from m2f.logits import ImageLogits
@@ -18,27 +19,14 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 @pytest.fixture(scope="module")
 def mmdet_masks():
     """A function: mask logits -> mmdetection's (scores [Q], masks [Q, H, W]), in the order of the queries."""
-    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
-
-    ensure_mmcv_ops()
+    predict = mmdet_head.load()
     import torch
 
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("PyTorch rounds in another order on this processor: see m2f.interpolate")
-    from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
-    from mmdet.structures import DetDataSample
-    from mmengine.config import ConfigDict
 
-    test_cfg = ConfigDict(instance_on=True, semantic_on=False, panoptic_on=False, max_per_image=QUERIES)
-    head = MaskFormerFusionHead(num_things_classes=QUERIES, num_stuff_classes=0, test_cfg=test_cfg)
-
-    def run(cls_logits, mask_logits, img_shape, ori_shape):
-        padded = tuple(STRIDE * n for n in mask_logits.shape[1:])
-        upsampled = torch.nn.functional.interpolate(
-            torch.from_numpy(mask_logits)[None], padded, mode="bilinear", align_corners=False
-        )
-        sample = DetDataSample(metainfo={"img_shape": img_shape, "ori_shape": ori_shape})
-        found = head.predict(torch.from_numpy(cls_logits)[None], upsampled, [sample], rescale=True)[0]["ins_results"]
+    def run(*image):
+        found = predict.instances(*image, max_per_image=QUERIES)
         order = found.labels.argsort()
         return found.scores[order].numpy(), found.masks[order].numpy()
 

@@ -1,5 +1,6 @@
 """The core against mmdetection's own code: `MaskFormerFusionHead` and the head's upsampling, unchanged."""
 
+import mmdet_head
 import numpy as np
 import pytest
 from logits import SIZES, blobs
@@ -15,28 +16,12 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 @pytest.fixture(scope="module")
 def mmdet_instances():
     """A function: logits -> mmdetection's results, sorted by score, masks as COCO RLE."""
-    from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
+    predict = mmdet_head.load()
 
-    ensure_mmcv_ops()
-    import torch
-    from mmdet.models.seg_heads.panoptic_fusion_heads import MaskFormerFusionHead
-    from mmdet.structures import DetDataSample
-    from mmengine.config import ConfigDict
-
-    def run(cls_logits, mask_logits, img_shape, ori_shape, max_per_image=100):
-        num_classes = cls_logits.shape[1] - 1
-        test_cfg = ConfigDict(
-            instance_on=True, semantic_on=False, panoptic_on=False,
-            max_per_image=min(max_per_image, cls_logits.shape[0] * num_classes),
-        )  # fmt: skip
-        head = MaskFormerFusionHead(num_things_classes=num_classes, num_stuff_classes=0, test_cfg=test_cfg)
-        padded = tuple(4 * n for n in mask_logits.shape[1:])
-        masks = torch.nn.functional.interpolate(
-            torch.from_numpy(mask_logits)[None], padded, mode="bilinear", align_corners=False
-        )
-        sample = DetDataSample(metainfo={"img_shape": img_shape, "ori_shape": ori_shape})
-        result = head.predict(torch.from_numpy(cls_logits)[None], masks, [sample], rescale=True)[0]["ins_results"]
-        result = result[torch.argsort(-result.scores, stable=True)]
+    def run(cls_logits, mask_logits, img_shape, ori_shape):
+        most = min(100, cls_logits.shape[0] * (cls_logits.shape[1] - 1))
+        result = predict.instances(cls_logits, mask_logits, img_shape, ori_shape, max_per_image=most)
+        result = result[result.scores.argsort(descending=True, stable=True)]
         rle = [coco.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))["counts"] for mask in result.masks]
         return result.scores.numpy(), result.labels.numpy(), result.bboxes.numpy(), rle
 

@@ -68,7 +68,7 @@ class TestAgainstTheSystems:
         for _ in range(10):
             cells = tuple(rng.integers(1, 30, 2).tolist())
             img_shape = tuple(int(rng.integers(1, 4 * n + 1)) for n in cells)
-            ori_shape = tuple(rng.integers(1, 900, 2).tolist())
+            ori_shape = tuple(rng.integers(1, 500, 2).tolist())
             check_all(*blobs(rng, cells=cells, queries=8, objects=4), img_shape, ori_shape)
 
     @pytest.mark.more
