@@ -43,6 +43,7 @@ def test_the_official_r50_builds_without_a_plugin(r50, precision, tmp_path):
     assert (170e6 if precision == "fp32" else 85e6) < report.size < (230e6 if precision == "fp32" else 130e6)
 
 
+@pytest.mark.more  # in half precision a test of the pipeline builds it
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_embedded_model_builds(precision, tmp_path):
     cache = tmp_path / "timing.cache"

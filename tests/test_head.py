@@ -261,6 +261,7 @@ def test_engines_of_other_opsets(export, opset):
     check_image(got, 0, cls_logits, mask_logits, img_shape=(96, 120), ori_shape=(77, 99))
 
 
+@pytest.mark.more
 def test_tensorrt_takes_it(export):
     """Parsed without an error and built ahead of time, which needs no GPU; it is not run."""
     trt = pytest.importorskip("tensorrt_rtx_bindings")

@@ -63,10 +63,12 @@ def to_session(network, *, size, free_size):
     [
         # windows of 4 fit 128 x 128 at every stage: a trace that believed it would never pad for another size
         pytest.param(MASK2FORMER, swin(4), (128, 128), [(64, 96), (160, 96)], id="mask2former-swin"),
-        pytest.param(MASKFORMER, swin(4), (128, 128), [(64, 96), (160, 96)], id="maskformer-swin"),
+        pytest.param(
+            MASKFORMER, swin(4), (128, 128), [(64, 96), (160, 96)], id="maskformer-swin", marks=pytest.mark.more
+        ),
         pytest.param(MASKFORMER, resnet(), (64, 96), [(96, 64)], id="maskformer-resnet"),
         pytest.param(EOMT, None, (64, 64), [], id="eomt"),
-        pytest.param(EOMT_DINOV3, None, (64, 64), [], id="eomt-dinov3"),
+        pytest.param(EOMT_DINOV3, None, (64, 64), [], id="eomt-dinov3", marks=pytest.mark.more),
     ],
 )
 def test_the_network_is_transformers_own_and_its_trace_is_free(tmp_path, architecture, backbone, traced_at, others):

@@ -13,7 +13,7 @@ from m2f_export.export_errors import ExportError
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "tensorrt"])
+@pytest.fixture(scope="module", params=["onnxruntime", pytest.param("tensorrt", marks=pytest.mark.more)])
 def of_a_backend(request, mmdeploys_onnx, tmp_path_factory):
     """What MMDeploy makes for each backend."""
     if request.param == "onnxruntime":
