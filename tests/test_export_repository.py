@@ -27,9 +27,8 @@ OWN = Source(
         scale=(1333, 800), pad_divisor=32, pad_value=(124, 116, 104), mean=(123.675, 116.28, 103.53),
         std=(58.395, 57.12, 57.375),
     ),
-    class_names=NAMES,
     num_classes=4,
-    thing_classes=(0, 1, 3),
+    facts=ModelFacts(class_names=NAMES, thing_classes=frozenset([0, 1, 3])),
     settings=Settings(score_threshold=0.8, iou_threshold=0.5, pre_top_k=5000, keep_top_k=100, classes="cat,3",
                       max_output_boxes_per_class=200, export_postprocess_mask=False, background_label_id=0,
                       panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False),
@@ -78,7 +77,7 @@ def test_what_is_written_is_what_the_server_reads(written):
 
 def test_where_nothing_says_what_is_stuff_all_are_things(tmp_path):
     repository.copy_template(tmp_path)
-    repository.configure(tmp_path, replace(OWN, thing_classes=None))
+    repository.configure(tmp_path, replace(OWN, facts=ModelFacts(class_names=NAMES)))
     for step in ("mask2former_postprocess", "mask2former_panoptic"):
         assert ModelFacts.from_repository(parameters(tmp_path, step)).thing_classes is None
 

@@ -97,7 +97,7 @@ def test_the_source_says_what_the_folder_says(folders, architecture):
     source = load_huggingface(folders[architecture])
     eomt = architecture in (EOMT, EOMT_DINOV3)
     assert source.kind == f"Hugging Face {architecture}"
-    assert (source.class_names, source.num_classes) == (tuple(NAMES), 3)
+    assert (source.facts.class_names, source.num_classes) == (tuple(NAMES), 3)
     assert (source.fixed_size, source.divisor) == (((64, 64), 16) if eomt else (None, 32))
     assert not source.network.training
     assert source.settings.score_threshold == 0
@@ -110,7 +110,7 @@ def test_the_source_says_what_the_folder_says(folders, architecture):
 
 def test_class_names_are_sorted_by_label_and_generic_ones_kept(tmp_path):
     save(tmp_path, model=build(MASK2FORMER, id2label={10 - i: f"LABEL_{10 - i}" for i in range(11)}, label2id=None))
-    assert load_huggingface(tmp_path).class_names == tuple(f"LABEL_{i}" for i in range(11))
+    assert load_huggingface(tmp_path).facts.class_names == tuple(f"LABEL_{i}" for i in range(11))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def ladder(ladder_module):
     """An empty ladder over two pictures of one size."""
     source = Source(
         kind="test", network=None, preprocessing=Preprocessing(scale=(64, 64), input_size=(64, 64)),
-        class_names=(), num_classes=CLASSES,
+        num_classes=CLASSES,
     )  # fmt: skip
     pixels = np.zeros((1, 64, 64, 3), np.uint8)
     samples = [ladder_module.Sample(name, b"", pixels + i, (64, 64), (64, 64)) for i, name in enumerate("ab")]

@@ -55,20 +55,20 @@ def test_mmdetection_is_left_as_it_was(small):
 
 def test_the_embedded_configuration_is_described(source):
     described = source.load_mmdet(CONFIG, CHECKPOINT)
-    assert described.class_names == ("circle", "square", "triangle", "star", "ring")
+    assert described.facts.class_names == ("circle", "square", "triangle", "star", "ring")
     assert described.num_classes == 5
     assert described.preprocessing.scale == (256, 256)
     assert described.preprocessing.keep_ratio
     assert described.preprocessing.mean == (124.0, 116.0, 104.0)
     assert described.preprocessing.std == (58.0, 57.0, 57.0)
     assert described.settings == Settings()
-    assert described.thing_classes == (0, 1, 2, 3, 4)
+    assert described.facts.thing_classes == {0, 1, 2, 3, 4}
 
 
 def test_stuff_and_the_panoptic_rules_are_the_heads(source, tmp_path):
     more = "model['test_cfg'] = dict(_delete_=True, object_mask_thr=0.4, iou_thr=0.6, max_per_image=30)\n"
     described = source.describe_mmdet(small_config(tmp_path, PANOPTIC, more))
-    assert described.thing_classes == tuple(range(80))
+    assert described.facts.thing_classes == set(range(80))
     assert described.settings == Settings(
         pre_top_k=30, panoptic_score_threshold=0.4, panoptic_overlap_threshold=0.6, panoptic_filter_low_score=False
     )
@@ -81,7 +81,11 @@ def test_stuff_and_the_panoptic_rules_are_the_heads(source, tmp_path):
 def test_names_come_from_the_data_set_where_nothing_else_says(source, tmp_path, name, classes, last):
     described = source.describe_mmdet(small_config(tmp_path, name))
     assert described.network is None
-    assert (described.num_classes, len(described.class_names), described.class_names[-1]) == (classes, classes, last)
+    assert (described.num_classes, len(described.facts.class_names), described.facts.class_names[-1]) == (
+        classes,
+        classes,
+        last,
+    )
     assert described.preprocessing.scale == (1333, 800)
 
 

@@ -49,7 +49,7 @@ def test_mmdeploys_graph_computes_what_pytorch_does(of_a_backend, described, ado
     from m2f_export.sources.mmdetection import load_mmdet
 
     source = adopt(of_a_backend, described, tmp_path / "model.onnx")
-    assert source.mask_stride == 1
+    assert source.facts.mask_stride == 1
     assert source.preprocessing.layout == "float32_chw"
     assert source.preprocessing.input_size is None
     assert source.preprocessing.mean == (124.0, 116.0, 104.0)
@@ -101,4 +101,4 @@ def test_a_graph_that_cannot_be_served_is_named(described, adopt, tmp_path, mode
 def test_the_stride_is_measured(described, adopt, tmp_path):
     onnx.save(graph(shape=(None, 3, 64, 96)), tmp_path / "x.onnx")
     source = adopt(tmp_path / "x.onnx", described, tmp_path / "model.onnx")
-    assert (source.mask_stride, source.preprocessing.input_size) == (1, (64, 96))
+    assert (source.facts.mask_stride, source.preprocessing.input_size) == (1, (64, 96))

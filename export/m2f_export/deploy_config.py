@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from m2f.errors import InputError
+from m2f.parameters import is_int
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
 from m2f_export.export_errors import ExportError
 
@@ -212,14 +213,14 @@ def _interpret(file: _Section) -> DeployConfig:
         settings=settings,
         input_names=inputs,
         output_names=outputs,
-        opset=graph.take("opset_version", "a whole number >= 1", lambda v: _is_int(v) and v >= 1, None),
+        opset=graph.take("opset_version", "a whole number >= 1", lambda v: is_int(v) and v >= 1, None),
         input_shape=(size[1], size[0]) if size else None,
         dynamic_axes=_dynamic_axes(graph, inputs + outputs),
         save_file=graph.take("save_file", _TEXT, str, None),
         backend=backend.take("type", _TEXT, str, None),
         fp16=common.take("fp16_mode", "true or false", bool, default=False) or half,
         shapes=_shapes(backend),
-        max_workspace_size=common.take("max_workspace_size", "bytes, >= 0", lambda v: _is_int(v) and v >= 0, 0),
+        max_workspace_size=common.take("max_workspace_size", "bytes, >= 0", lambda v: is_int(v) and v >= 0, 0),
         ignored=tuple(sorted(file.unread())),
     )
 
@@ -278,13 +279,9 @@ def _shape_range(shapes: _Section) -> ShapeRange:
     return found
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_list(value: object, item: type) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, item) for each in value)
 
 
 def _is_shape(value: object, length: int) -> bool:
-    return isinstance(value, list | tuple) and len(value) == length and all(_is_int(v) and v >= 1 for v in value)
+    return isinstance(value, list | tuple) and len(value) == length and all(is_int(v) and v >= 1 for v in value)

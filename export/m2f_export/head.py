@@ -43,7 +43,7 @@ class InstanceHead(torch.nn.Module):
         score_threshold: float = 0.0,
         masks: str = "full",
         mask_stride: int = 4,
-        thing_classes: tuple[int, ...] | None = None,
+        thing_classes: frozenset[int] | None = None,
     ) -> None:
         """Fix the graph's settings.
 

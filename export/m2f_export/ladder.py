@@ -21,7 +21,6 @@ from m2f import agreement
 from m2f.agreement import CONFIDENT
 from m2f.errors import InputError
 from m2f.logits import ImageLogits
-from m2f.model_facts import ModelFacts
 from m2f.postprocess import Instances, postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
@@ -108,8 +107,15 @@ class Comparison:
         """Return what is outside the tolerance, in words; empty if nothing is."""
         allowed = self.tolerance
         missing = self.instances - self.matched + self.extra
+        figures = [
+            ("cls_logits", "at most", self.cls_max, allowed.largest),
+            ("cls_logits", "on average", self.cls_mean, allowed.mean),
+            ("mask_logits", "at most", self.mask_max, allowed.largest),
+            ("mask_logits", "on average", self.mask_mean, allowed.mean),
+        ]
         checks = [
-            *self._logit_checks(),
+            *((figure <= limit, f"{output} differ by {figure:.1e} {how}, allowed {limit:.0e}")
+              for output, how, figure, limit in figures if limit is not None),
             (np.isfinite(self.cls_max + self.mask_max), "the logits are not all finite"),
             (missing <= allowed.unmatched * max(self.instances, 1),
              f"{missing} of {self.instances} instances have no partner, allowed {allowed.unmatched:.0%}"),
@@ -118,20 +124,6 @@ class Comparison:
              f"scores differ by {self.score_mean:.1e} on average, allowed {allowed.score:.0e}"),
         ]  # fmt: skip
         return [message for holds, message in checks if not holds]
-
-    def _logit_checks(self) -> list[tuple[bool, str]]:
-        allowed = self.tolerance
-        figures = []
-        for output, largest, mean in (
-            ("cls_logits", self.cls_max, self.cls_mean),
-            ("mask_logits", self.mask_max, self.mask_mean),
-        ):
-            figures += [(output, "at most", largest, allowed.largest), (output, "on average", mean, allowed.mean)]
-        return [
-            (figure <= limit, f"{output} differ by {figure:.1e} {how}, allowed {limit:.0e}")
-            for output, how, figure, limit in figures
-            if limit is not None
-        ]
 
 
 @dataclass
@@ -188,19 +180,17 @@ class Ladder:
         Raises:
             ExportError: the instances differ, or their scores differ by more than `HEAD_TOLERANCE`.
         """
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         for sample, (logits, _) in zip(self.samples, self._last, strict=True):
             shapes = {name: np.array([getattr(sample, name)], np.int32) for name in ("img_shape", "ori_shape")}
             answer = session.run(["num_instances", "labels", "scores"], {INPUT: sample.pixels, **shapes})
-            count, labels, scores = (values[0] for values in answer)
+            (count,), labels, scores = (values[0] for values in answer)
             wanted = self._postprocess(logits, sample, settings)
-            if int(count[0]) != len(wanted.scores) or not np.array_equal(
-                np.sort(labels[: count[0]]), np.sort(wanted.labels)
-            ):
+            if not np.array_equal(np.sort(labels[:count]), np.sort(wanted.labels)):
                 raise ExportError(
-                    f"the head finds {int(count[0])} instances in {sample.name}, the postprocess {len(wanted.scores)}"
+                    f"the head finds {count} instances in {sample.name}, the postprocess {len(wanted.scores)}"
                 )
-            difference = float(np.abs(scores[: count[0]] - wanted.scores).max(initial=0))
+            difference = float(np.abs(scores[:count] - wanted.scores).max(initial=0))
             if difference > HEAD_TOLERANCE:
                 raise ExportError(
                     f"the head's scores differ by {difference:.2e} in {sample.name}, allowed {HEAD_TOLERANCE}"
@@ -222,11 +212,9 @@ class Ladder:
 
     def _postprocess(self, logits: Logits, sample: Sample, settings: Settings) -> Instances:
         cls_logits, mask_logits = logits
-        things, stride = self.source.thing_classes, self.source.mask_stride
-        image = ImageLogits(
-            cls_logits[0], mask_logits[0], img_shape=sample.img_shape, ori_shape=sample.ori_shape, mask_stride=stride
-        )
-        return postprocess(image, settings, ModelFacts(thing_classes=None if things is None else frozenset(things)))
+        facts, sizes = self.source.facts, {"img_shape": sample.img_shape, "ori_shape": sample.ori_shape}
+        image = ImageLogits(cls_logits[0], mask_logits[0], **sizes, mask_stride=facts.mask_stride)
+        return postprocess(image, settings, facts)
 
     def report(self) -> dict[str, Any]:
         """Return the ladder as JSON has it."""
@@ -317,16 +305,25 @@ def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
     return run
 
 
-def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
-    """Return a function that computes a sample's logits with an ONNX model, a file or serialised, on ONNX Runtime.
+def open_session(model: Path | bytes) -> ort.InferenceSession:
+    """Load an ONNX model, a file or serialised, into ONNX Runtime on the CPU.
 
     Raises:
         ExportError: ONNX Runtime does not load the model.
     """
     try:
-        session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ExportError(f"ONNX Runtime does not load the graph: {error}") from error
+
+
+def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
+    """Return a function that computes a sample's logits with an ONNX model, a file or serialised.
+
+    Raises:
+        ExportError: ONNX Runtime does not load the model.
+    """
+    session = open_session(model)
 
     def run(sample: Sample) -> Logits:
         cls_logits, mask_logits = session.run(list(OUTPUTS), {INPUT: sample.pixels})
@@ -352,14 +349,14 @@ def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: i
     height, width = size = preprocessing.input_size or (256, 320)
     stretched = replace(preprocessing, input_size=size, keep_ratio=False)
     pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = open_session(path)
     one_by_one = [session.run(list(OUTPUTS), {INPUT: image[None]}) for image in pixels]
     sizes = tuple(count for count in (2, 5, 8) if count == 2 or count * height * width <= pixels_at_once)
     for count in sizes:
         rows = [i % len(pixels) for i in range(count)]
         try:
             together = session.run(list(OUTPUTS), {INPUT: pixels[rows]})
-        except Exception as error:  # see run_onnx
+        except Exception as error:  # see open_session
             raise ExportError(f"{path.name} refuses a batch of {count}: {error}") from error
         for output, logits, singles in zip(OUTPUTS, together, zip(*one_by_one, strict=True), strict=True):
             alone = np.concatenate([singles[i] for i in rows])

@@ -239,7 +239,7 @@ class _Export:
             source = read_source(request)
             own = replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
             source = replace(source, settings=deploy.settings_for(own) if deploy else own)
-            if source.thing_classes is None:
+            if source.facts.thing_classes is None:
                 self.say(f"{request.model} does not say which classes are stuff: all are served as things")
         self._adopt(source, output) if source.network is None else self._trace(source, output)
         with self.step("batches against one by one"):
@@ -293,7 +293,7 @@ class _Export:
         engine = load_onnx(stage / ENGINE / "1" / "model.onnx")
         head = InstanceHead(
             top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
-            mask_stride=source.mask_stride, thing_classes=source.thing_classes,
+            mask_stride=source.facts.mask_stride, thing_classes=source.facts.thing_classes,
         )  # fmt: skip
         path = stage / HEAD_ENGINE / "1" / "model.onnx"
         onnx.save(attach_head(engine, head), path)
@@ -352,14 +352,15 @@ class _Export:
     def report(self) -> dict[str, Any]:
         """Return the report, as JSON has it."""
         source = self.ladder.source
+        facts, things = source.facts, source.facts.thing_classes
         return {
             "source": source.kind,
             "classes": source.num_classes,
-            "class_names": source.class_names,
+            "class_names": facts.class_names,
             "preprocessing": asdict(source.preprocessing),
             "settings": asdict(source.settings),
-            "thing_classes": source.thing_classes,
-            "mask_stride": source.mask_stride,
+            "thing_classes": None if things is None else sorted(things),
+            "mask_stride": facts.mask_stride,
             "comparison": self.ladder.report(),
             "steps": self.steps,
         }

@@ -124,10 +124,11 @@ def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
     """Return the parameters of each step that reads the logits; None for parameters to remove."""
     settings = {field.name: _value(getattr(source.settings, field.name)) or None for field in fields(Settings)}
     background = {"background_label_id": settings["background_label_id"]}
-    stride = {"mask_stride": str(source.mask_stride)}
+    facts, things = source.facts, source.facts.thing_classes
+    stride = {"mask_stride": str(facts.mask_stride)}
     classes = {
-        "class_names": json.dumps(source.class_names),
-        "thing_classes": None if source.thing_classes is None else json.dumps(source.thing_classes),
+        "class_names": json.dumps(facts.class_names),
+        "thing_classes": None if things is None else json.dumps(sorted(things)),
     }
     panoptic = {key: settings.pop(key) for key in PANOPTIC_KEYS}
     return {

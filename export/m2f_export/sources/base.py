@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from m2f.model_facts import NO_FACTS, ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 
@@ -21,11 +22,9 @@ class Source:
             None if the graph itself is given, as ONNX.
         preprocessing: how an image becomes the input that the network was trained on, as pixels (`uint8_hwc`): `mean`
             and `std` are those of RGB 0..255; `pad_value` is the mean if padding comes after normalisation.
-        class_names: names by label; empty if the checkpoint has none.
         num_classes: number of classes C.
+        facts: class names, things and mask stride (4, or 1 if a given graph has full-size masks).
         settings: the source's own post-processing (mmdet's `test_cfg`).
-        thing_classes: indices of the countable classes, the other classes being stuff; None if the source does not say.
-        mask_stride: pixels of the input per mask cell: 4, or 1 if a given graph has full-size masks.
         divisor: H and W must be multiples of this number.
         fixed_size: H and W if the network takes only one size (EoMT), else None.
     """
@@ -33,10 +32,8 @@ class Source:
     kind: str
     network: torch.nn.Module | None
     preprocessing: Preprocessing
-    class_names: tuple[str, ...]
     num_classes: int
+    facts: ModelFacts = NO_FACTS
     settings: Settings = field(default_factory=Settings)
-    thing_classes: tuple[int, ...] | None = None
-    mask_stride: int = 4
     divisor: int = 32
     fixed_size: tuple[int, int] | None = None

@@ -22,6 +22,7 @@ from transformers.models.maskformer.modeling_maskformer_swin import MaskFormerSw
 from transformers.models.swin.modeling_swin import SwinLayer
 from transformers.utils import logging
 
+from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f_export.export_errors import ExportError
 from m2f_export.sources.base import Source
@@ -82,7 +83,7 @@ def load_huggingface(folder: Path) -> Source:
         kind=f"Hugging Face {architecture}",
         network=network,
         preprocessing=preprocessing,
-        class_names=_class_names(config.id2label, folder),
+        facts=ModelFacts(class_names=_class_names(config.id2label, folder), mask_stride=_STRIDE),
         num_classes=config.num_labels,
         divisor=config.patch_size if fixed_size else _DIVISOR,
         fixed_size=fixed_size,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError
@@ -109,10 +110,12 @@ def as_source(model: Any, settings: Config, config: Path, *, trained_on: tuple[s
         kind=f"mmdetection {settings.model.type} ({config.stem})",
         network=Network(model, takes_bgr=takes_bgr).eval() if model is not None else None,
         preprocessing=_preprocessing(settings, preprocessor, config, takes_bgr=takes_bgr),
-        class_names=_class_names(settings, trained_on, num_classes),
         num_classes=num_classes,
+        facts=ModelFacts(
+            class_names=_class_names(settings, trained_on, num_classes),
+            thing_classes=frozenset(range(head.num_things_classes)),  # in mmdetection stuff comes after the things
+        ),
         settings=_test_settings(settings.model.get("test_cfg") or {}),
-        thing_classes=tuple(range(head.num_things_classes)),  # in mmdetection stuff comes after the things
         divisor=DIVISOR,
     )
 

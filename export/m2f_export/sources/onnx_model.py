@@ -47,7 +47,8 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
     layout, size = _input(model, path)
     pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0, 0, 0)
     preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=pad_value)
-    return replace(source, preprocessing=preprocessing, mask_stride=_measured_stride(output, layout, size))
+    facts = replace(source.facts, mask_stride=_measured_stride(output, layout, size))
+    return replace(source, preprocessing=preprocessing, facts=facts)
 
 
 def _check_names(model: onnx.ModelProto, path: Path) -> None:
