@@ -126,30 +126,13 @@ def add_distractors(rng, image):
             cv2.line(image, (x, y), end, colour, int(rng.integers(1, 4)), cv2.LINE_AA)
         elif kind == 1:
             word = "".join(rng.choice(list("abcdefghkmnrstuvwxyzABEFHKMNRTX147"), rng.integers(2, 8)))
-            cv2.putText(
-                image,
-                word,
-                (x - 30, y),
-                int(rng.integers(0, 8)),
-                rng.uniform(0.4, 1.2),
-                colour,
-                int(rng.integers(1, 3)),
-                cv2.LINE_AA,
-            )
+            face, size, thickness = int(rng.integers(0, 8)), rng.uniform(0.4, 1.2), int(rng.integers(1, 3))
+            cv2.putText(image, word, (x - 30, y), face, size, colour, thickness, cv2.LINE_AA)
         elif kind == 2:
             axes = (int(rng.uniform(0.1, 0.5) * width), int(rng.uniform(0.1, 0.5) * height))
-            start = rng.uniform(0, 360)
-            cv2.ellipse(
-                image,
-                (x, y),
-                axes,
-                rng.uniform(0, 180),
-                start,
-                start + rng.uniform(30, 120),
-                colour,
-                int(rng.integers(1, 3)),
-                cv2.LINE_AA,
-            )
+            start, turn = rng.uniform(0, 360), rng.uniform(0, 180)
+            end, thickness = start + rng.uniform(30, 120), int(rng.integers(1, 3))
+            cv2.ellipse(image, (x, y), axes, turn, start, end, colour, thickness, cv2.LINE_AA)
         else:
             for dx, dy in rng.normal(0, 25, (rng.integers(3, 12), 2)):
                 cv2.circle(image, (int(x + dx), int(y + dy)), int(rng.integers(1, 3)), colour, -1, cv2.LINE_AA)

@@ -13,14 +13,18 @@ INPUT, OUTPUTS = "input", ("cls_logits", "mask_logits")
 OPSET = 17  # GridSample came with 16, LayerNormalization with 17
 
 
-def load_onnx(path: Path) -> onnx.ModelProto:
+def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """Read an ONNX file.
+
+    Args:
+        path: the file.
+        weights: whether to read weights that are in files of their own.
 
     Raises:
         ExportError: the file is missing, or is not an ONNX model.
     """
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=weights)
     except FileNotFoundError as error:
         raise ExportError(f"{path}: no such file") from error
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:

@@ -19,46 +19,30 @@ from m2f_export.precision import PRECISIONS
 PATH = click.Path(path_type=Path)
 
 
+# fmt: off
 @click.command()
 @click.argument("model", type=PATH)
 @click.argument("weights", type=PATH, required=False)
-@click.option(
-    "--repository", type=PATH, help="Write a model repository to this folder. An earlier export there is replaced."
-)
+@click.option("--repository", type=PATH,
+              help="Write a model repository to this folder. An earlier export there is replaced.")
 @click.option("--onnx", type=PATH, help="Write only the ONNX graph, to this file.")
-@click.option(
-    "--deploy-config", type=PATH, help="Serve with the post_processing of this MMDeploy deploy config (.py, .json)."
-)
+@click.option("--deploy-config", type=PATH,
+              help="Serve with the post_processing of this MMDeploy deploy config (.py, .json).")
 @click.option("--size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="Fix the size of the input.  [default: free]")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True,
-              help="Input: pixels, normalised in the graph, or floats, normalised before it.")  # fmt: skip
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="Precision of the graph.  [default: the deploy config's, or fp32]",
-)
-@click.option(
-    "--head",
-    type=click.Choice(MASKS),
-    help="Also serve a graph that includes its head, with masks at full size or at stride 4.",
-)
+              help="Input: pixels, normalised in the graph, or floats, normalised before it.")
+@click.option("--precision", type=click.Choice(PRECISIONS),
+              help="Precision of the graph.  [default: the deploy config's, or fp32]")
+@click.option("--head", type=click.Choice(MASKS),
+              help="Also serve a graph that includes its head, with masks at full size or at stride 4.")
 @click.option("--engine", is_flag=True, help="Also build a TensorRT engine.")
 @click.option("--target", help="Triton container (26.07-py3) or TensorRT version (10.14.1) that will load the engine.")
-@click.option(
-    "--timing-cache", type=PATH, help="Keep TensorRT's kernel times in this file: later builds on this GPU are faster."
-)
-@click.option(
-    "--image",
-    "images",
-    type=PATH,
-    multiple=True,
-    help="Compare the steps on this picture; may be repeated.  [default: random pictures]",
-)
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Largest mean difference of a logit between float32 steps.",
-)
+@click.option("--timing-cache", type=PATH,
+              help="Keep TensorRT's kernel times in this file: later builds on this GPU are faster.")
+@click.option("--image", "images", type=PATH, multiple=True,
+              help="Compare the steps on this picture; may be repeated.  [default: random pictures]")
+@click.option("--tolerance", type=click.FloatRange(min=0, min_open=True),
+              help="Largest mean difference of a logit between float32 steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **options: Any) -> None:
     """Turn a trained Mask2Former into a model repository.
@@ -87,6 +71,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     console.print(f"wrote {target}", soft_wrap=True)
     if repository and options["precision"] != NOT_ON_CPU:
         console.print(f"serve it: m2f serve --model-repository {target} --config-name cpu", soft_wrap=True)
+# fmt: on
 
 
 def ladder_table(comparison: dict[str, Any]) -> Table:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m2f.contract import RAW_OUTPUTS
@@ -21,7 +20,8 @@ from m2f_export.doctor import catalogue
 from m2f_export.doctor.file_checks import check_content
 from m2f_export.doctor.findings import Finding, listed, megabytes
 from m2f_export.doctor.onnx_trial import Trial, try_batches
-from m2f_export.onnx_files import INPUT, opset_of
+from m2f_export.export_errors import ExportError
+from m2f_export.onnx_files import INPUT, load_onnx, opset_of
 
 HEAD_INPUTS = ("img_shape", "ori_shape")
 HEAD_OUTPUTS = ("scores", "labels", "boxes", "masks")  # a graph that holds the head
@@ -92,12 +92,9 @@ def check_onnx(path: Path, *, trial_bytes: int = TRIAL_BYTES) -> tuple[list[Find
     if found := check_content(path):
         return found, None
     try:
-        model = onnx.load(path, load_external_data=False)
-    except DecodeError as failure:
-        reason = f"not an ONNX file, or a part of one: {failure}"
-        return [catalogue.ONNX_UNREADABLE(path, reason=reason)], None
-    if not model.graph.node:
-        return [catalogue.ONNX_UNREADABLE(path, reason="not an ONNX file: no graph in it")], None
+        model = load_onnx(path, weights=False)
+    except ExportError as failure:
+        return [catalogue.ONNX_UNREADABLE(path, reason=failure)], None
     if broken := [*_external_data(path, model)] or [*_invalid(path, model)]:
         return broken, None
     initialized = {tensor.name for tensor in model.graph.initializer}

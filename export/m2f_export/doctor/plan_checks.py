@@ -13,12 +13,11 @@ import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
-from onnx import ModelProto
-
 from m2f_export.doctor import catalogue
 from m2f_export.doctor.file_checks import check_content
 from m2f_export.doctor.findings import Finding
+from m2f_export.export_errors import ExportError
+from m2f_export.onnx_files import load_onnx
 
 TENSORRT_TAG, RTX_TAG = b"ftrt", b"vtrt"
 HEADER_BYTES = 28
@@ -40,7 +39,7 @@ def _check_header(path: Path, tensorrt_version: str | None) -> Iterator[Finding]
         head = file.read(HEADER_BYTES)
     tag = head[:4]
     if tag not in (TENSORRT_TAG, RTX_TAG):
-        yield catalogue.PLAN_IS_ONNX(path) if is_onnx(path) else catalogue.PLAN_UNREADABLE(path, tag=tag)
+        yield catalogue.PLAN_IS_ONNX(path) if _is_onnx(path) else catalogue.PLAN_UNREADABLE(path, tag=tag)
         return
     wanted = _length(head) if tag == RTX_TAG and _is_known(head) else HEADER_BYTES
     if size < wanted:
@@ -61,14 +60,11 @@ def _check_version(path: Path, built: str, wanted: str | None) -> Iterator[Findi
         yield catalogue.TENSORRT_VERSION(path, built=built, wanted=wanted)
 
 
-def is_onnx(path: Path) -> bool:
-    """Return whether a file parses as an ONNX model with a graph."""
-    model = ModelProto()
+def _is_onnx(path: Path) -> bool:
     try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError:
+        return bool(load_onnx(path, weights=False))
+    except ExportError:
         return False
-    return len(model.graph.node) > 0
 
 
 def _is_known(head: bytes) -> bool:

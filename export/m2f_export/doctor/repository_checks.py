@@ -27,19 +27,12 @@ from m2f_export.doctor.server_version import check_server
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
 PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
 MAX_INPUT_SIDE = 8192  # larger inputs are taken for a typing error, and not tried
-_LIMITS = ("max_pixels", "max_output_bytes")
+_FACTS, _LIMITS = tuple(ModelFacts.__dataclass_fields__), ("max_pixels", "max_output_bytes")
+_OWN_KEYS = tuple(key for key in KEYS if key not in PANOPTIC_KEYS)
 # The parameters that each step reads.
 _KEYS = {
-    POSTPROCESS: (
-        *(key for key in KEYS if key not in PANOPTIC_KEYS),
-        "class_names",
-        "thing_classes",
-        "mask_stride",
-        "threads",
-        "max_pixels",
-        "max_instances",
-    ),
-    PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", "class_names", "thing_classes", "mask_stride", *_LIMITS),
+    POSTPROCESS: (*_OWN_KEYS, *_FACTS, "threads", "max_pixels", "max_instances"),
+    PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", *_FACTS, *_LIMITS),
     SEMANTIC: ("background_label_id", "mask_stride", *_LIMITS),
 }
 
