@@ -16,6 +16,7 @@ from nginx_front import configure, running
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)  # what is printed is compared
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost,h"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads: a worker of the tests for each core
 hypothesis.settings.register_profile("m2f", deadline=None)  # a machine may stall
 hypothesis.settings.load_profile("m2f")
 

@@ -29,7 +29,7 @@ model = dict(
             ffn_cfg=dict(embed_dims=32, feedforward_channels=64)))))
 """
 RESNET = "dict(depth=18, base_channels=8, init_cfg=None)", [8, 16, 32, 64]
-SWIN = "dict(embed_dims=16, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], init_cfg=None)", [16, 32, 64, 128]
+SWIN = "dict(embed_dims=16, depths=[2, 1, 1, 1], num_heads=[1, 2, 4, 8], init_cfg=None)", [16, 32, 64, 128]
 
 
 def small_config(folder, name, more=""):

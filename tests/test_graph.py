@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from sources import CHECKPOINT, COMMITTED, CONFIG, random_checkpoint, small_config, smooth
 
@@ -12,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from m2f_export import graph  # noqa: E402
 from m2f_export.export_errors import ExportError  # noqa: E402
+from m2f_export.ladder import open_session  # noqa: E402
 from m2f_export.onnx_files import check_graph, load_onnx, tensor_shapes  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
@@ -56,7 +56,7 @@ def free(small, tmp_path_factory):
 
 def runner(path):
     """A function that runs a graph."""
-    session = ort.InferenceSession(path)
+    session = open_session(path)
     return lambda batch: session.run(["cls_logits", "mask_logits"], {"input": batch})
 
 

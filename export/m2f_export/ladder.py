@@ -18,7 +18,7 @@ import onnxruntime as ort
 import torch
 
 from m2f import agreement
-from m2f.agreement import CONFIDENT
+from m2f.agreement import CONFIDENT, Answer
 from m2f.errors import InputError
 from m2f.logits import ImageLogits
 from m2f.postprocess import Instances, postprocess
@@ -33,6 +33,7 @@ HEAD_TOLERANCE = 1e-4  # largest difference of a score between the head in the g
 PIXELS_AT_ONCE = 1 << 21  # of a batch: bounds the memory of comparing
 
 Logits = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+Rung = list[tuple[Logits, Answer]]  # for each sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ class Ladder:
     samples: Sequence[Sample]
     steps: list[Comparison] = field(default_factory=list)
     first: str = ""
-    _last: list[tuple[Logits, Instances]] = field(default_factory=list)
+    _last: Rung = field(default_factory=list)
 
     def climb(self, name: str, run: Callable[[Sample], Logits], tolerance: Tolerance = EXACT) -> None:
         """Compute every sample on a new rung, and compare with the rung before.
@@ -154,7 +155,7 @@ class Ladder:
         Raises:
             ExportError: the rung drifts beyond the tolerance; the message says by how much.
         """
-        results = []
+        results: Rung = []
         for index, sample in enumerate(self.samples):
             logits = run(sample)
             if self._last:
@@ -162,7 +163,7 @@ class Ladder:
             results.append((logits, self._instances(logits, sample)))
         self._compare(name, results, tolerance)
 
-    def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Instances]]) -> None:
+    def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Answer]]) -> None:
         """Compare a rung that makes its own instances, the server, with the rung before.
 
         Raises:
@@ -196,7 +197,7 @@ class Ladder:
                     f"the head's scores differ by {difference:.2e} in {sample.name}, allowed {HEAD_TOLERANCE}"
                 )
 
-    def _compare(self, name: str, results: list[tuple[Logits, Instances]], tolerance: Tolerance) -> None:
+    def _compare(self, name: str, results: Rung, tolerance: Tolerance) -> None:
         before, self._last = self._last, results
         if not before:
             self.first = name
@@ -226,12 +227,7 @@ class Ladder:
         }
 
 
-def compare(
-    name: str,
-    before: Sequence[tuple[Logits, Instances]],
-    after: Sequence[tuple[Logits, Instances]],
-    tolerance: Tolerance,
-) -> Comparison:
+def compare(name: str, before: Rung, after: Rung, tolerance: Tolerance) -> Comparison:
     """Compare two rungs, whose logits have equal shapes, over all samples."""
     largest, mean = [], []
     for output in range(len(OUTPUTS)):
@@ -311,8 +307,10 @@ def open_session(model: Path | bytes) -> ort.InferenceSession:
     Raises:
         ExportError: ONNX Runtime does not load the model.
     """
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # one of several engines in this process
     try:
-        return ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ExportError(f"ONNX Runtime does not load the graph: {error}") from error
 

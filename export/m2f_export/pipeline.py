@@ -13,40 +13,20 @@ from typing import Any
 
 import onnx
 
+from m2f.agreement import CONFIDENT, Found
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.limits import MAX_BATCH_SIZE
-from m2f.postprocess import Instances
 from m2f.preprocess import Preprocessing
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
+from m2f_export import repository_writer
 from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.export_errors import ExportError
 from m2f_export.graph import export_onnx, with_input
 from m2f_export.head import InstanceHead, attach_head
-from m2f_export.ladder import (
-    CONFIDENT,
-    EXACT,
-    HALF,
-    Ladder,
-    Logits,
-    Sample,
-    check_batches,
-    read_samples,
-    run_onnx,
-    run_torch,
-)
+from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx, run_torch
 from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
-from m2f_export.repository_writer import (
-    ENGINE,
-    HEAD_ENGINE,
-    REPORT,
-    configure,
-    copy_head,
-    copy_template,
-    staged,
-    warm_up_size,
-)
 from m2f_export.sources.base import Source
 
 NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it on a CPU
@@ -107,12 +87,12 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
     if (request.target or request.timing_cache) and not request.engine:
         raise ExportError("a target and a timing cache are for an engine: add --engine")
     export = _Export(request, say)
-    with staged(target) as stage:
-        folder = copy_template(stage)
+    with repository_writer.staged(target) as stage:
+        folder = repository_writer.copy_template(stage)
         export.make_onnx(folder / "model.onnx")
         if request.head:
-            copy_head(stage, masks=request.head)
-        configure(stage, export.ladder.source)
+            repository_writer.copy_head(stage, masks=request.head)
+        repository_writer.configure(stage, export.ladder.source)
         if request.head:
             with export.step(f"head kept ({request.head})"):
                 export.add_head(stage, request.head)
@@ -126,7 +106,7 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
             with export.step("Triton"):
                 export.compare_served(stage)
         report = {**export.report(), "engine": built}
-        (stage / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        (stage / repository_writer.REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -197,7 +177,7 @@ def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None) -> P
     batch = (1, 1, MAX_BATCH_SIZE)
     if fixed:
         return Profile(batch=batch)
-    usual_height, usual_width = warm_up_size(preprocessing)
+    usual_height, usual_width = repository_writer.warm_up_size(preprocessing)
     longest, divisor = max(usual_height, usual_width), preprocessing.pad_divisor
     return Profile(batch=batch, height=(divisor, usual_height, longest), width=(divisor, usual_width, longest))
 
@@ -290,12 +270,12 @@ class _Export:
         ignored = [key for key in keys if getattr(settings, key) != getattr(known, key)]
         if ignored:
             self.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
-        engine = load_onnx(stage / ENGINE / "1" / "model.onnx")
+        engine = load_onnx(stage / repository_writer.ENGINE / "1" / "model.onnx")
         head = InstanceHead(
             top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
             mask_stride=source.facts.mask_stride, thing_classes=source.facts.thing_classes,
         )  # fmt: skip
-        path = stage / HEAD_ENGINE / "1" / "model.onnx"
+        path = stage / repository_writer.HEAD_ENGINE / "1" / "model.onnx"
         onnx.save(attach_head(engine, head), path)
         self.ladder.check_head(path, known)
 
@@ -325,17 +305,12 @@ class _Export:
         from m2f_server.launch import serve  # noqa: PLC0415
         from m2f_server.serve_errors import ServeError, ServerNotFoundError  # noqa: PLC0415
 
-        def ask(sample: Sample) -> tuple[Logits, Instances]:
+        def ask(sample: Sample) -> tuple[Logits, Found]:
+            outputs = (*STRUCTURED_OUTPUTS, *RAW_OUTPUTS)
             found = client.predict(
-                sample.encoded,
-                outputs=(*STRUCTURED_OUTPUTS, *RAW_OUTPUTS),
-                score_threshold=CONFIDENT,
-                export_postprocess_mask=True,
+                sample.encoded, outputs=outputs, score_threshold=CONFIDENT, export_postprocess_mask=True
             )
-            instances = Instances(
-                scores=found.scores, labels=found.labels, boxes=found.boxes, areas=found.areas, queries=found.queries,
-                rle=found.rle, size_hw=found.size,
-            )  # fmt: skip
+            instances = Found(found.scores.tolist(), found.labels.tolist(), found.rle, found.size)
             return (found.cls_logits[None], found.mask_logits[None]), instances
 
         try:
