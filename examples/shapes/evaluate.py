@@ -2,8 +2,7 @@
 
     python examples/shapes/evaluate.py examples/shapes/mask2former_shapes.pth --data data/shapes
 
-``predict_dataset`` gives COCO results as dicts, so the same pictures' answers from a server can be put
-next to them and scored with ``score``.
+``predict_dataset`` returns COCO results, so that a server's answers for the same pictures can be scored beside them.
 """
 
 import argparse
@@ -34,10 +33,10 @@ def load_model(checkpoint, config=CONFIG, device="cpu"):
     return init_detector(str(config), str(checkpoint), device=device)
 
 
-def read_annotations(data, split="val"):
-    """The COCO index of a split that generate.py wrote."""
+def read_annotations(data):
+    """Return the COCO index of the validation pictures that generate.py wrote."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(str(Path(data) / "annotations" / f"{split}.json"))
+        return COCO(str(Path(data) / "annotations" / "val.json"))
 
 
 def coco_results(image_id, category_ids, instances):
@@ -55,36 +54,38 @@ def coco_results(image_id, category_ids, instances):
     ]
 
 
-def predict_dataset(model, data, *, split="val", limit=None, progress=False):
-    """Run mmdet on the pictures of a split.
+def predict_dataset(model, data, *, limit=None, progress=False):
+    """Run mmdet on the validation pictures.
 
     Args:
-        model: what ``load_model`` returns.
+        model: the model that ``load_model`` returned.
         data: folder that generate.py wrote.
-        split: which of its splits.
-        limit: only the first so many pictures.
+        limit: run on only the first ``limit`` pictures.
         progress: show a bar.
 
     Returns:
-        COCO result dicts, masks as compressed RLE: what ``COCO.loadRes`` and ``score`` take.
+        COCO result dicts with masks as compressed RLE, for ``COCO.loadRes`` and ``score``.
     """
     from mmdet.apis import inference_detector  # noqa: PLC0415 (only after load_model)
 
-    truth = read_annotations(data, split)
+    truth = read_annotations(data)
     category_ids = truth.getCatIds()
     image_ids = sorted(truth.getImgIds())[:limit]
     results = []
-    for image_id in tqdm(image_ids, desc=split, disable=not progress):
-        path = Path(data) / split / truth.imgs[image_id]["file_name"]
+    for image_id in tqdm(image_ids, desc="val", disable=not progress):
+        path = Path(data) / "val" / truth.imgs[image_id]["file_name"]
         instances = inference_detector(model, str(path)).pred_instances
         results += coco_results(image_id, category_ids, instances)
     return results
 
 
 def score(truth, results, *, limit=None):
-    """COCO's mask AP: ``{"AP", "AP50", "AP75", "images", "per_class": {name: AP}}``.
+    """Return COCO's mask AP: ``{"AP", "AP50", "AP75", "images", "per_class": {name: AP}}``.
 
-    ``limit`` must be the one the predictions were made with; ``truth`` is from ``read_annotations``.
+    Args:
+        truth: the index that ``read_annotations`` returned.
+        results: COCO result dicts.
+        limit: the ``limit`` that the predictions were made with.
     """
     image_ids = sorted(truth.getImgIds())[:limit]
     if not results:
@@ -109,7 +110,7 @@ def score(truth, results, *, limit=None):
 
 
 def report(figures):
-    """The figures as a few lines of text."""
+    """Return the figures as a few lines of text."""
     head = f"{figures['images']} images: AP {figures['AP']:.3f}, AP50 {figures['AP50']:.3f}, AP75 {figures['AP75']:.3f}"
     return "\n".join([head, *(f"  {name:9s} AP {value:.3f}" for name, value in figures["per_class"].items())])
 
@@ -119,7 +120,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder that generate.py wrote")
-    parser.add_argument("--limit", type=int, help="only the first so many pictures")
+    parser.add_argument("--limit", type=int, help="evaluate only the first LIMIT pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     model = load_model(args.checkpoint)

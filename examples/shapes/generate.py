@@ -2,8 +2,8 @@
 
     python examples/shapes/generate.py --out data/shapes --train 8000 --val 300 --seed 7
 
-Every picture comes from its own ``numpy.random.Generator``, seeded by (seed, split, index),
-so a picture does not depend on how many others are made, nor on how many processes make them.
+Every picture has its own ``numpy.random.Generator``, seeded by (seed, split, index), so a picture does not depend on
+the number of pictures or processes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ SPLITS = {"train": (0, "jpg"), "val": (1, "png")}  # number in the seed; val is 
 
 
 def annotation(label, mask):
-    """The COCO annotation of one mask, without its ids."""
+    """Return the COCO annotation of one mask, without its ids."""
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         "category_id": label + 1,
@@ -34,7 +34,7 @@ def annotation(label, mask):
 
 
 def write_scene(index, *, out, split, seed):
-    """Render picture ``index`` of a split to disk; returns its COCO image entry and annotations."""
+    """Render picture ``index`` of a split to disk; return its COCO image entry and annotations."""
     number, suffix = SPLITS[split]
     image, labels, masks = make_scene(np.random.default_rng((seed, number, index)))
     name = f"{index:06d}.{suffix}"
@@ -45,7 +45,7 @@ def write_scene(index, *, out, split, seed):
 
 
 def write_split(out, split, count, seed, workers):
-    """Render a split and write ``OUT/annotations/SPLIT.json`` next to its folder of pictures."""
+    """Render a split, and write ``OUT/annotations/SPLIT.json``."""
     (out / split).mkdir(parents=True, exist_ok=True)
     (out / "annotations").mkdir(exist_ok=True)
     images, annotations = [], []

@@ -1,6 +1,6 @@
-"""Scenes of the shapes data set: pictures of overlapping objects, with the mask of what is seen of each.
+"""Scenes of the shapes data set: pictures of overlapping objects, with the visible mask of each object.
 
-``make_scene(rng)`` makes one; all else here is a step of it. Everything random comes from the
+``make_scene(rng)`` makes a scene; the other functions are its steps. All randomness comes from the
 ``numpy.random.Generator`` passed in.
 
 Images are float32 ``[H, W, 3]`` in BGR order, 0..255, until ``finish`` makes them uint8; an alpha is
@@ -15,7 +15,7 @@ import numpy as np
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
 SUPERSAMPLE = 4
-MIN_VISIBLE = 0.5  # of an object's own area; a placement that would hide more is not made
+MIN_VISIBLE = 0.5  # share of an object's area; a placement that would hide more is rejected
 MODEL_SIDE = 256  # sizes below are chosen for a model that sees the long side at this length
 MIN_SIDE = 46 / MODEL_SIDE  # diameter of the smallest object, as a share of the long side
 MIN_AREA = 450 / MODEL_SIDE**2  # of the smallest object, as a share of the long side squared
@@ -115,7 +115,7 @@ def background(rng, size_hw):
 
 
 def add_distractors(rng, image):
-    """Draw thin lines, arcs, dots and text: marks that are none of the classes."""
+    """Draw thin lines, arcs, dots and text: marks that belong to no class."""
     height, width = image.shape[:2]
     for _ in range(rng.integers(0, 7)):
         colour = random_colour(rng).tolist()
@@ -198,9 +198,9 @@ def make_shape(rng, label, centre, radius, size_hw):
 
 
 def place(shapes, masks, candidate):
-    """Add ``candidate`` on top unless it hides too much of another: new visible masks, or None.
+    """Return the visible masks with ``candidate`` on top, its own last; None if it hides too much of another object.
 
-    ``masks`` are the visible parts so far, bool ``[H, W]``; all are returned, the new one last.
+    ``masks`` are the visible parts so far, bool ``[H, W]``.
     """
     inside = candidate.alpha > 0.5
     if inside.sum() < MIN_AREA * max(inside.shape) ** 2:
@@ -235,7 +235,7 @@ def scatter(rng, size_hw):
 
 
 def coin_grid(rng, size_hw):
-    """Rows of discs that do not touch much, at most 24: shapes and visible masks."""
+    """Rows of at most 24 discs that hardly touch: shapes and visible masks."""
     height, width = size_hw
     across = int(rng.integers(2, 7))
     down = max(1, min(24 // across, round(across * height / width), 6))
@@ -265,7 +265,7 @@ def shade(rng, shape, size_hw):
 
 
 def fill(rng, shape, behind):
-    """Colours for an object, ``[H, W, 3]``, told apart from what is ``behind`` it ``[3]``."""
+    """Colours for an object, ``[H, W, 3]``, that differ from the colour ``behind`` it ``[3]``."""
     size_hw = shape.alpha.shape
     colour = random_colour(rng)
     for _ in range(10):
@@ -296,7 +296,7 @@ def window(shape, size_hw, slack=0.5):
 
 
 def paint(rng, image, shapes, filler, shadow_chance):
-    """Draw the shapes from back to front with the colours that ``filler(rng, shape, behind)`` gives."""
+    """Draw the shapes from back to front with the colours that ``filler(rng, shape, behind)`` returns."""
     for shape in shapes:
         slices, origin = window(shape, image.shape[:2])
         local = Shape(shape.label, shape.centre - origin, shape.radius, shape.alpha[slices])
@@ -332,7 +332,7 @@ def coin_ground(rng, size_hw):
 
 
 def finish(rng, image):
-    """What a camera adds: vignette, blur, sensor noise, sometimes no colour. Returns uint8."""
+    """Add the effects of a camera: vignette, blur, sensor noise, sometimes no colour; return uint8."""
     height, width = image.shape[:2]
     if rng.random() < 0.4:
         ys, xs = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None, :]
@@ -356,7 +356,7 @@ def random_size(rng):
 
 
 def make_scene(rng):
-    """One picture, uint8 ``[H, W, 3]`` BGR, its labels, and bool masks ``[H, W]`` of what is seen."""
+    """Return a picture, uint8 ``[H, W, 3]`` BGR, its labels, and the visible masks, bool ``[H, W]``."""
     size_hw = random_size(rng)
     if rng.random() < COIN_SCENES:
         shapes, masks = coin_grid(rng, size_hw)

@@ -2,11 +2,10 @@
 
     python examples/shapes/train.py --data data/shapes --work-dir work/shapes
 
-Stages: first the pixel decoder alone, by a loss that only training has (dense_supervision.py), then the whole
-model on small inputs, which are cheap, at last at the size that is served. One optimizer and one learning-rate
-curve run through all of them.
-Every 500 steps, and at the end, the weights alone are written to WORK_DIR/mask2former_shapes.pth.
-``--resume`` goes on from the last full checkpoint.
+Stages: first the pixel decoder alone, by a loss that only training has (dense_supervision.py); then the whole model
+on small inputs, which are cheap; last the whole model at the served size. All stages share one optimizer and one
+learning-rate curve. Every 500 steps, and at the end, the weights are written to WORK_DIR/mask2former_shapes.pth.
+``--resume`` resumes from the last full checkpoint.
 """
 
 import argparse
@@ -52,7 +51,7 @@ class ForwardTrainLoop(IterBasedTrainLoop):
 
 
 class LengthFromConfig(Hook):
-    """Let a resumed run end where the config says, also when the run it goes on from was to be longer."""
+    """Let a resumed run end where the config says, even if the earlier run was to be longer."""
 
     def after_load_checkpoint(self, runner, checkpoint):  # noqa: ARG002 (mmengine's names)
         """Drop the ends that the schedulers were saved with."""
@@ -62,19 +61,19 @@ class LengthFromConfig(Hook):
 
 
 class SaveWeights(Hook):
-    """Write the weights alone, next to the checkpoints, every ``interval`` steps and at the end."""
+    """Write the weights alone, beside the checkpoints, every ``interval`` steps and at the end."""
 
     def __init__(self, interval, classes):
         self.interval = interval
         self.classes = classes
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):  # noqa: ARG002 (mmengine's names)
-        """Write where the interval is full."""
+        """Write the weights every ``interval`` steps."""
         if self.every_n_train_iters(runner, self.interval):
             self.after_train(runner)
 
     def after_train(self, runner):
-        """Write once more."""
+        """Write the weights."""
         save_weights(runner.model, Path(runner.work_dir) / WEIGHTS, self.classes, runner.iter)
 
 
@@ -90,12 +89,12 @@ def save_weights(model, path, classes, step):
 
 
 def configure(data, work_dir, max_iters):
-    """The config of this folder, for the given data, output folder and length of the run."""
+    """Return the config of this folder for the given data, output folder and length of the run."""
     cfg = Config.fromfile(CONFIG)
     cfg.work_dir = str(work_dir)
     cfg.model.panoptic_head.type = "DenselySupervisedHead"
     cfg.train_dataloader.dataset.data_root = str(data)
-    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None  # evaluate.py does that
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None  # see evaluate.py
     cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
     if max_iters:
         cfg.max_iters = max_iters
@@ -106,7 +105,7 @@ def configure(data, work_dir, max_iters):
 
 
 def set_stage(cfg, side, until, dense_only=False):
-    """Let ``cfg`` train on ``side`` x ``side`` inputs up to step ``until``."""
+    """Make ``cfg`` train on ``side`` x ``side`` inputs up to step ``until``."""
     cfg.model.panoptic_head.dense_only = dense_only
     cfg.train_cfg.max_iters = until
     cfg.model.data_preprocessor.batch_augments[0].size = (side, side)
@@ -119,13 +118,13 @@ def set_stage(cfg, side, until, dense_only=False):
 
 
 def latest(work_dir):
-    """The last full checkpoint in ``work_dir`` and its step: (None, 0) where there is none."""
+    """Return the last full checkpoint in ``work_dir`` and its step; (None, 0) without one."""
     path = find_latest_checkpoint(str(work_dir))
     return (path, int(Path(path).stem.rsplit("_", 1)[1])) if path else (None, 0)
 
 
 def train(data, work_dir, *, max_iters=None, resume=False, init=None):
-    """Run the stages of the config, each going on from the checkpoint that the one before it left."""
+    """Run the stages of the config; each resumes from the checkpoint of the stage before."""
     for number in range(len(configure(data, work_dir, max_iters).stages)):
         cfg = configure(data, work_dir, max_iters)
         stage = cfg.stages[number]
@@ -135,7 +134,7 @@ def train(data, work_dir, *, max_iters=None, resume=False, init=None):
             continue
         set_stage(cfg, stage["side"], until, stage.get("dense_only", False))
         cfg.resume, cfg.load_from = checkpoint is not None, checkpoint or init
-        cfg.randomness.seed += done  # other shuffles than those already seen
+        cfg.randomness.seed += done  # shuffles that differ from those already seen
         cfg.experiment_name = f"stage_{number}_from_{done}"
         runner = Runner.from_cfg(cfg)
         runner.register_hook(LengthFromConfig())
@@ -149,7 +148,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder that generate.py wrote")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder for log and checkpoints")
     parser.add_argument("--max-iters", type=int, help="length of the whole run in steps; default: the config's")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint")
     parser.add_argument("--init", help="start from these weights instead of random ones")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads")
     args = parser.parse_args()

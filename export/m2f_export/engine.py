@@ -50,7 +50,7 @@ class Profile:
                 raise ExportError(f"profile: {name} must be 1 <= smallest <= usual <= largest; got {sizes}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EngineReport:
     """What was built.
 
@@ -116,13 +116,8 @@ def build_engine(
     _write(plan, engine)
     if timing_cache is not None:
         _write(timing_cache, config.get_timing_cache().serialize())
-    return EngineReport(
-        backend=backend,
-        version=trt.__version__,
-        layers=network.num_layers,
-        size=plan.stat().st_size,
-        seconds=time.monotonic() - started,
-    )
+    size, seconds = plan.stat().st_size, time.monotonic() - started
+    return EngineReport(backend, version=trt.__version__, layers=network.num_layers, size=size, seconds=seconds)
 
 
 def check_target(backend: str, version: str, target: str) -> str | None:

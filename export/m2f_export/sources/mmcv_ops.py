@@ -31,23 +31,17 @@ class _MissingOps(types.ModuleType):
         return missing
 
 
-def ensure_mmcv_ops() -> bool:
+def ensure_mmcv_ops() -> None:
     """Register a stand-in for `mmcv._ext` if the compiled module is not installed.
 
     Call this function before the first import of mmdet. A second call, or a call with the full mmcv installed, changes
     nothing.
-
-    Returns:
-        True: the compiled operators are installed. False: the stand-in is registered.
     """
     # mmengine 0.10 imports pkg_resources; a user who exports a model cannot change that
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    if _EXTENSION in sys.modules:
-        return not isinstance(sys.modules[_EXTENSION], _MissingOps)
-    if importlib.util.find_spec(_EXTENSION) is not None:
-        return True
+    if _EXTENSION in sys.modules or importlib.util.find_spec(_EXTENSION) is not None:
+        return
     stand_in = _MissingOps(_EXTENSION)
     # A spec without a loader: mmengine reads the spec, and takes a missing loader for "not compiled".
     stand_in.__spec__ = importlib.machinery.ModuleSpec(_EXTENSION, loader=None)
     sys.modules[_EXTENSION] = stand_in
-    return False
