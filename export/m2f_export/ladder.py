@@ -322,12 +322,7 @@ def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
         ExportError: ONNX Runtime does not load the model.
     """
     session = open_session(model)
-
-    def run(sample: Sample) -> Logits:
-        cls_logits, mask_logits = session.run(list(OUTPUTS), {INPUT: sample.pixels})
-        return cls_logits, mask_logits
-
-    return run
+    return lambda sample: tuple(session.run(list(OUTPUTS), {INPUT: sample.pixels}))
 
 
 def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: int = PIXELS_AT_ONCE) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def check_deploy_config(path: Path) -> tuple[list[Finding], DeployConfig | None]
         config = read_deploy_config(path)
     except ExportError as failure:
         return [catalogue.DEPLOY_CONFIG_INVALID(path, reason=str(failure).removeprefix(f"{path}: "))], None
-    checks = (_unread, _masks, _names, _graph, _sizes, _backend)
+    checks = (_unread, _names, _graph, _backend)
     return [finding for check in checks for finding in check(path, config)], config
 
 
@@ -78,9 +78,6 @@ def _unread(path: Path, config: DeployConfig) -> Iterator[Finding]:
         yield catalogue.KEYS_OF_MMDEPLOY(path, keys=listed(others))
     if keys := _set_keys(config):
         yield catalogue.MMDEPLOY_IGNORES(path, keys=listed(f"{key}={getattr(config.settings, key)}" for key in keys))
-
-
-def _masks(path: Path, config: DeployConfig) -> Iterator[Finding]:
     if not config.settings.export_postprocess_mask:
         yield catalogue.MASKS_OFF(path)
 
@@ -98,9 +95,6 @@ def _names(path: Path, config: DeployConfig) -> Iterator[Finding]:
 def _graph(path: Path, config: DeployConfig) -> Iterator[Finding]:
     if config.opset is not None and config.opset < GRID_SAMPLE_OPSET:
         yield catalogue.DEPLOY_OPSET(path, opset=config.opset)
-
-
-def _sizes(path: Path, config: DeployConfig) -> Iterator[Finding]:
     free = config.dynamic_axes.get(INPUT, {})
     if config.input_shape is None and not {2, 3} & free.keys():
         yield catalogue.INPUT_SHAPE_MISSING(path)

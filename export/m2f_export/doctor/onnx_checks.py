@@ -103,7 +103,7 @@ def check_onnx(path: Path, *, trial_bytes: int = TRIAL_BYTES) -> tuple[list[Find
         inputs={value.name: _value(value) for value in model.graph.input if value.name not in initialized},
         outputs={value.name: _value(value) for value in model.graph.output},
     )
-    findings = [*_operators(path, model), *_opset(path, model), *_inputs(graph), *_outputs(graph)]
+    findings = [*_operators(path, model), *_inputs(graph), *_outputs(graph)]
     if model.ByteSize() <= trial_bytes:
         findings += _double_grid_sample(path, model)
     if not any(finding.level == "error" for finding in findings):
@@ -165,6 +165,8 @@ def _custom_operators(model: onnx.ModelProto) -> Counter[str]:
 
 
 def _operators(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
+    if 0 < (opset := opset_of(model)) < GRID_SAMPLE_OPSET:
+        yield catalogue.ONNX_OPSET(path, opset=opset)
     if not (custom := _custom_operators(model)):
         return
     operators = listed(f"{name} (x{count})" for name, count in sorted(custom.items()))
@@ -174,11 +176,6 @@ def _operators(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
         yield catalogue.GRID_SAMPLER_OP(path, operators=operators, name=path.name)
     else:
         yield catalogue.CUSTOM_OP(path, operators=operators)
-
-
-def _opset(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
-    if 0 < (opset := opset_of(model)) < GRID_SAMPLE_OPSET:
-        yield catalogue.ONNX_OPSET(path, opset=opset)
 
 
 def _double_grid_sample(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
