@@ -42,6 +42,12 @@ def logits_engine(queries=12, columns=5, *, opset=17, kind=TensorProto.FLOAT, na
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def open_session(model):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # the tests run in a worker for each core
+    return ort.InferenceSession(model.SerializeToString(), options)
+
+
 @pytest.fixture(scope="module")
 def build(export):
     """A function from the head's settings to a function from logits and sizes to its outputs."""
@@ -51,7 +57,7 @@ def build(export):
         key = (*cls_logits.shape[1:], *sorted(settings.items()))
         if key not in sessions:
             model = export.attach_head(logits_engine(*cls_logits.shape[1:]), export.InstanceHead(**settings))
-            sessions[key] = ort.InferenceSession(model.SerializeToString())
+            sessions[key] = open_session(model)
         sizes = {"img_shape": np.array(img_shape, np.int32), "ori_shape": np.array(ori_shape, np.int32)}
         inputs = {"cls_logits_in": cls_logits, "mask_logits_in": mask_logits, **sizes}
         return dict(zip(export.OUTPUTS, sessions[key].run(list(export.OUTPUTS), inputs), strict=True))
@@ -121,7 +127,7 @@ def test_equals_the_python_postprocess_at_every_size(build, name):
     assert differing <= 1e-5 * got["masks"].size
 
 
-@pytest.mark.parametrize(("top_k", "threshold"), [(1, 0.0), (5, 0.3), (30, 0.0), (100, 0.3), (100, 1.0)])
+@pytest.mark.parametrize(("top_k", "threshold"), [(1, 0.0), (30, 0.3), (100, 1.0)])
 def test_a_batch_of_different_sizes(build, top_k, threshold):
     """Fewer rows than queries, more, and as many as there can be."""
     rng = np.random.default_rng(1)
@@ -219,8 +225,8 @@ def test_the_embedded_model_on_real_images(export):
     """Pixels may differ only where a logit rounds to the other side of 0; there are few of these."""
     engine = onnx.load(EMBEDDED)
     head = export.InstanceHead(top_k=100, score_threshold=0.05)
-    session = ort.InferenceSession(export.attach_head(engine, head).SerializeToString())
-    logits = ort.InferenceSession(EMBEDDED)
+    session = open_session(export.attach_head(engine, head))
+    logits = open_session(engine)
     batch, img_shape, ori_shape = Preprocessing(
         scale=(256, 256), input_size=(256, 256), pad_value=(124, 116, 104)
     )([path.read_bytes() for path in IMAGES])  # fmt: skip
@@ -253,7 +259,7 @@ def test_the_graph_is_plain(export, masks):
 @pytest.mark.parametrize("opset", [13, 20])
 def test_engines_of_other_opsets(export, opset):
     model = export.attach_head(logits_engine(opset=opset), export.InstanceHead())
-    session = ort.InferenceSession(model.SerializeToString())
+    session = open_session(model)
     cls_logits, mask_logits = blobs(np.random.default_rng(4))
     inputs = {"cls_logits_in": cls_logits[None], "mask_logits_in": mask_logits[None]}
     sizes = {"img_shape": np.array([[96, 120]], np.int32), "ori_shape": np.array([[77, 99]], np.int32)}
