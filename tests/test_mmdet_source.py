@@ -92,7 +92,7 @@ def test_names_come_from_the_data_set_where_nothing_else_says(source, tmp_path, 
 def test_names_of_another_number_of_classes_are_not_believed(source, tmp_path):
     """People forget `metainfo`: their checkpoint then states the 80 names of COCO."""
     fewer = "\nmodel['panoptic_head'].update(num_things_classes=3, loss_cls=dict(class_weight=[1.0] * 3 + [0.1]))\n"
-    assert source.describe_mmdet(small_config(tmp_path, R50, fewer)).class_names == ()
+    assert source.describe_mmdet(small_config(tmp_path, R50, fewer)).facts.class_names == ()
 
 
 def test_a_network_that_takes_bgr_gets_it(source, tmp_path):
