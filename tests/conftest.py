@@ -1,6 +1,7 @@
 """What tests share: the real server on the real repository, certificates, a front, deploy configs."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -82,20 +83,38 @@ def deploy_config(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def mmdeploys_onnx(tmp_path_factory):
-    """What MMDeploy makes of the embedded model for ONNX Runtime."""
-    from mmdeploy_exporter import mmdeploy_export
+def shared_folder(tmp_path_factory):
+    """A folder for what is made once for all workers, and a lock to hold while making it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
-    return mmdeploy_export(tmp_path_factory.mktemp("mmdeploy"), "onnxruntime")
+    @contextlib.contextmanager
+    def locked(name):
+        (folder / name).mkdir(exist_ok=True)
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder / name
+
+    return locked
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
+def mmdeploys_onnx(shared_folder):
+    """What MMDeploy makes of the embedded model for ONNX Runtime."""
+    from mmdeploy_exporter import mmdeploy_export
+
+    with shared_folder("mmdeploy") as folder:
+        done = folder / "end2end.onnx"
+        return done if done.exists() else mmdeploy_export(folder, "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder):
     """The embedded checkpoint as a repository in half precision with its head beside it, and the report."""
     from exports import export_embedded
 
-    folder = tmp_path_factory.getbasetemp()
-    return export_embedded((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exported")
+    with shared_folder("exported") as folder:
+        return export_embedded(folder)
 
 
 @pytest.fixture(scope="session")
