@@ -170,7 +170,7 @@ def test_against_another_setting_differences_are_found(m2f, scene, make_server):
     assert against["differ"]
     assert against["score_max"] == 0
     shown = m2f(scene[0], "--against", other).stdout
-    assert f"{against['matched']} of {against['instances']} instances have a partner there" in shown
+    assert f"{against['matched']} of {against['instances']} instances have a partner; " in shown
 
 
 def test_a_model_without_names(m2f, scene, make_server):

@@ -269,7 +269,7 @@ def test_against_another_server_differences_are_found(m2f, scene):
     assert len(against["differ"]) == 1
     assert against["differ"][0].endswith("1.png")
     shown = m2f(scene, "--against", m2f.start("blind").url).stdout
-    assert "other segments are found, false or missed" in shown
+    assert "other numbers of found, false or missed segments" in shown
     assert f"{against['difference']['PQ']:+.4f}" in shown
 
 

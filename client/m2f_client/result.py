@@ -15,7 +15,7 @@ import numpy.typing as npt
 from m2f import rle as coco_rle
 from m2f.errors import InputError
 from m2f.rle import packed_width
-from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, check
+from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, Array, check
 from m2f_client.client_errors import OutputNotRequested, ServerError
 from m2f_client.converters import archive, coco
 from m2f_client.images import ImageSource, encoded
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from m2f_client.converters.polygons import Polygon
-
-Array = npt.NDArray[Any]
 
 MASK_OUTPUTS = ("masks", "packed_masks", "rle")
 """Outputs that hold the masks, the fastest to read first."""

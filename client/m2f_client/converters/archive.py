@@ -9,15 +9,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from m2f.contract import OUTPUTS
 from m2f.errors import M2FError
-
-Array = npt.NDArray[Any]
+from m2f_client.answer import Array
 
 MAX_BYTES = 1 << 30
 """Default limit of `load`."""

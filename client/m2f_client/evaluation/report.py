@@ -85,22 +85,20 @@ def summary(document: Document) -> list[str | Table]:
         about += f" with {sent}"
     if "panoptic" in document:
         panoptic = document["panoptic"]
-        means = {name: panoptic[name] for name in ("all", "things", "stuff")}
-        parts: list[str | Table] = [about, _figures_table(means, list(panoptic["all"]))]
-        parts.append(_classes_table(panoptic["per_class"]))
-        return parts + (_panoptic_comparison(document["against"]) if "against" in document else [])
-    means = {"masks": document["segm"], "boxes": document["bbox"]}
-    parts = [about, _figures_table(means, SHOWN), _classes_table(document["segm"]["per_class"])]
-    if "against" in document:
-        parts += _comparison(document["against"])
-    return parts
+        rows = {name: panoptic[name] for name in ("all", "things", "stuff")}
+        columns, classes, compare = tuple(panoptic["all"]), panoptic["per_class"], _panoptic_comparison
+    else:
+        rows = {"masks": document["segm"], "boxes": document["bbox"]}
+        columns, classes, compare = SHOWN, document["segm"]["per_class"], _comparison
+    comparison = compare(document["against"]) if "against" in document else []
+    return [about, _figures_table(rows, columns), _classes_table(classes), *comparison]
 
 
 def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
-    found = (
-        f"{other['matched']} of {other['instances']} instances have a partner there, {other['extra']} there have none"
-    )
-    lines = [f"against {other['name']}, {other['images']} images: {found}"]
+    lines = [
+        f"against {other['name']}, {other['images']} images: {other['matched']} of {other['instances']} instances "
+        f"have a partner; {other['extra']} instances of the other answer have none"
+    ]
     if other["iou"] is not None:
         lines.append(
             f"mean mask IoU {other['iou']:.4f}; scores differ by {other['score_max']:.1e} at most, "
@@ -108,18 +106,18 @@ def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
         )
     if other["differ"]:
         lines.append(f"images with an instance without a partner: {listed(other['differ'])}")
-    return [*lines, _differences_table("masks, here", other, COMPARED)]
+    return [*lines, _differences_table("masks, this server", other, COMPARED)]
 
 
 def _panoptic_comparison(other: Mapping[str, Any]) -> list[str | Table]:
     lines = [f"against {other['name']}, {other['images']} images"]
     if other["differ"]:
-        lines.append(f"images where other segments are found, false or missed: {listed(other['differ'])}")
-    return [*lines, _differences_table("here", other, list(other["before"]))]
+        lines.append(f"images with other numbers of found, false or missed segments: {listed(other['differ'])}")
+    return [*lines, _differences_table("this server", other, list(other["before"]))]
 
 
 def _differences_table(title: str, other: Mapping[str, Any], names: Sequence[str]) -> Table:
-    table = _figures_table({title: other["before"], "there": other["after"]}, names)
+    table = _figures_table({title: other["before"], "other": other["after"]}, names)
     changes = [other["difference"][name] for name in names]
     table.add_row("difference", *("-" if change is None else f"{change:+.4f}" for change in changes))
     return table
