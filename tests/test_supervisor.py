@@ -364,6 +364,11 @@ def test_a_server_that_never_answers_right_is_a_crash_loop_however_long_it_runs(
         run_supervisor(monkeypatch, iter(crash() for _ in range(9)), trouble="3 canaries failed", long_run_s=0)
 
 
+def test_a_call_that_fails_ends_the_server_as_a_crash_does(monkeypatch):
+    events = run_supervisor(monkeypatch, iter([CallError("GET /v2: connection refused")]))
+    assert [str(fields["why"]) for name, fields in events if name == "server_ended"] == ["GET /v2: connection refused"]
+
+
 def test_restarts_wait_longer_each_time(monkeypatch):
     events = run_supervisor(monkeypatch, iter([crash(), crash(), ModelLoadError({"worker": "gone"}), crash()]))
     assert [fields["restart_in"] for name, fields in events if name == "server_ended"] == [0.001, 0.002, 0.004, 0.008]

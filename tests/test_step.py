@@ -25,7 +25,7 @@ BROKEN = "mask2former_masks"
 @pytest.fixture(scope="module")
 def talkative(tmp_path_factory):
     """A server that logs every request and has a step that fails."""
-    repository = tmp_path_factory.mktemp("glue") / "models"
+    repository = tmp_path_factory.mktemp("step") / "models"
     shutil.copytree(REPOSITORY, repository)
     model = repository / BROKEN / "1" / "model.py"
     text, count = re.subn(r"return \{\"masks\".*", "return {'masks': 1 / 0}", model.read_text())
