@@ -8,7 +8,7 @@ Three more are settings rather than code:
   Versions: all up to mid-2026. Source: triton-inference-server/core, src/dynamic_batch_scheduler.cc.
 - `onnx_session` compares the graph with the configuration as it loads, because a failing `model_warmup` ends the server
   with a SIGSEGV one time in two. Version: 2.51, measured. Source: core, src/backend_model_instance.cc.
-- `pyproject.toml` allows NumPy < 2 only: under NumPy 2 the Python backend sends wrong empty tensors. Fixed in 24.11:
+- The extra `server` allows NumPy < 2 only: under NumPy 2 the Python backend sends wrong empty tensors. Fixed in 24.11:
   https://github.com/triton-inference-server/python_backend/pull/384
 """
 

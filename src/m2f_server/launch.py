@@ -27,7 +27,7 @@ LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # another process may take a free port before the server does
 _OWN_LOG_BYTES = 8 << 20  # largest size of a temporary log that standard error has too
 _ENVIRONMENT = {  # the caller's own values have priority
-    "OMP_NUM_THREADS": "1",  # of each model instance; more threads slow each other down
+    "OMP_NUM_THREADS": "1",  # threads of each model instance; more slow each other down
     "OPENBLAS_NUM_THREADS": "1",
     **triton_2_51.ENVIRONMENT,
 }

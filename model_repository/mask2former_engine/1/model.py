@@ -1,4 +1,4 @@
-"""1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu`."""
+"""Run 1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu`."""
 
 import numpy as np
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
@@ -20,6 +20,6 @@ class TritonPythonModel(BatchedModel):
             raise InputError("input must be finite; it holds NaN or infinity")
         try:
             cls_logits, mask_logits = self.session.run(["cls_logits", "mask_logits"], {"input": arrays["input"]})
-        except InvalidArgument as error:  # an input size that the graph does not take
+        except InvalidArgument as error:  # for example an input size that the graph does not take
             raise InputError(str(error)) from error
         return {"cls_logits": cls_logits, "mask_logits": mask_logits}

@@ -1,4 +1,4 @@
-"""1/model.onnx, an engine with its head, on ONNX Runtime: the head engine of `--model-config-name=cpu`."""
+"""Run 1/model.onnx, an engine with its head, on ONNX Runtime: the head engine of `--model-config-name=cpu`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from m2f.errors import InputError
 from m2f_backend.onnx_session import open_session
 from m2f_backend.step import Arrays, StepModel
 
-MAX_BYTES = 1 << 30  # of the masks of a response: no request has fewer rows than the graph
+MAX_BYTES = 1 << 30  # largest size of the masks of a response
 
 
 class TritonPythonModel(StepModel):
@@ -34,11 +34,11 @@ class TritonPythonModel(StepModel):
         self.check_size(arrays["ori_shape"])
         try:
             return dict(zip(self.names, self.session.run(self.names, arrays), strict=True))
-        except InvalidArgument as error:  # an input size that the graph does not take
+        except InvalidArgument as error:  # for example an input size that the graph does not take
             raise InputError(str(error)) from error
 
     def check_size(self, ori_shape: npt.NDArray[np.int32]) -> None:
-        """Refuse what would not fit in memory: every row is made at full size, whatever it scores."""
+        """Refuse masks that do not fit in memory: the graph makes every row at full size, even with a score of 0."""
         height, width = ori_shape.max(axis=0).tolist()
         if (num_bytes := len(ori_shape) * self.rows * height * width) > MAX_BYTES:
             raise InputError(
