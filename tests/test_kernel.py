@@ -12,8 +12,7 @@ import pytest
 from logits import blobs
 
 from m2f import native
-from m2f.errors import InputError
-from m2f.kernels import BEST, KERNELS, NUMPY, find_kernel
+from m2f.kernels import BEST, KERNELS, NUMPY
 from m2f.logits import ImageLogits
 from m2f.postprocess import postprocess
 from m2f.settings import Settings
@@ -39,12 +38,6 @@ def test_without_a_library_for_this_machine_there_is_no_native_kernel(tmp_path):
     assert native.load(tmp_path / "none.so") == ()
     (tmp_path / "kernel.so").write_bytes(b"\x7fELF, but no more")
     assert native.load(tmp_path / "kernel.so") == ()
-
-
-def test_kernels_are_found_by_name():
-    assert [find_kernel(str(kernel)) for kernel in KERNELS] == list(KERNELS)
-    with pytest.raises(InputError, match=r"kernel 'cuda' cannot run here; allowed: .*numpy"):
-        find_kernel("cuda")
 
 
 @needs_compiler

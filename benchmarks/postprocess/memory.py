@@ -9,9 +9,10 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from m2f.kernels import KERNELS, find_kernel
+from m2f.kernels import KERNELS
 
 from . import ours
 from .scenes import ROOT, Case, synthetic
@@ -74,8 +75,9 @@ def _status(name: str) -> int:
 
 
 def _function(way: str) -> Callable[[Case], object]:
-    if way in map(str, KERNELS):
-        return lambda case: ours.run(case, find_kernel(way))
+    for kernel in KERNELS:
+        if way == kernel.name:
+            return partial(ours.run, kernel=kernel)
     from .peers import PEERS  # noqa: PLC0415 (torch would be in the way where it is not what is measured)
 
     return PEERS[way]

@@ -94,19 +94,13 @@ def dense_masks(
     return masks
 
 
-def one_per_query(queries: int, classes: int) -> int:
-    """Return the values computed for a pixel of instances or of a panoptic map, given Q and C."""
-    del classes
-    return queries
-
-
 def of_each_image(
     arrays: Mapping[str, npt.NDArray[Any]],
     work: Callable[[ImageLogits], T],
     *,
     mask_stride: int = 4,
     max_pixels: int = MAX_PIXELS,
-    values: Callable[[int, int], int] = one_per_query,
+    values: Callable[[int, int], int] = lambda queries, _classes: queries,
 ) -> list[T]:
     """Return the result of `work` for each image of a request.
 
@@ -115,7 +109,7 @@ def of_each_image(
         work: function of the logits of one image.
         mask_stride: network-input pixels per mask cell along each axis.
         max_pixels: largest allowed width x height of an original image.
-        values: number of values that `work` computes for a pixel, given Q and C.
+        values: number of values that `work` computes for a pixel, given Q and C; default: Q.
 
     Raises:
         InputError: shapes that do not fit together, an image that is too large, or more than MAX_WORK values for all

@@ -125,13 +125,10 @@ def select(
     before any mask work changes nothing. A pair that is dropped for its class alone still takes a place among the best.
 
     Args:
-        scores: float32 [Q, C].
+        scores: class scores, float32 [Q, C].
         settings: how many pairs are taken.
-        thresholds: float32 [C].
-        max_candidates: most pairs allowed.
-
-    Raises:
-        InputError: there are more than `max_candidates` pairs.
+        thresholds: lowest score of an instance of each class, float32 [C].
+        max_candidates: number of pairs above which InputError is raised.
     """
     flat = scores.reshape(-1)
     order = np.flatnonzero(flat >= thresholds.min(initial=np.inf))
@@ -151,12 +148,6 @@ def select(
 
 def keep(found: Scored, settings: Settings, thresholds: Floats, limits: WorkLimits = WORK_LIMITS) -> Ints:
     """Apply thresholds, NMS, the cap per class and the cap per image, in this order.
-
-    Args:
-        found: the candidates with their masks.
-        settings: limits and semantics.
-        thresholds: float32 [C].
-        limits: most candidates and edges that may be compared.
 
     Returns:
         int64 [K], the candidates that stay, best first; equal scores stay in the order of the candidates.
