@@ -2,6 +2,7 @@ import io
 import itertools
 import struct
 import sys
+import warnings
 
 import bad_images
 import cv2
@@ -202,15 +203,18 @@ def exif_blocks(draw):
 
 
 @given(exif_blocks())
-@pytest.mark.filterwarnings("ignore")
 def test_the_orientation_is_the_one_that_pillow_reads(block):
     exif = Image.Exif()
-    try:
-        exif.load(block)
-        expected = exif.get(0x112)
-    except (SyntaxError, struct.error):
-        expected = None
+    with warnings.catch_warnings(record=True) as damages:
+        warnings.simplefilter("always")
+        try:
+            exif.load(block)
+            expected = exif.get(0x112)
+        except (SyntaxError, struct.error):
+            expected = None
     ours = exif_orientation(block)
+    if damages and Image.__version__ >= "13":  # it reads on behind a damaged value; Pillow 12 and m2f stop there
+        return
     assert (ours is None) == (expected is None)
     if not isinstance(expected, TiffImagePlugin.IFDRational):  # no camera writes a fraction: it turns nothing
         turns = range(2, 9)
