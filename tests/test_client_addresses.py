@@ -24,6 +24,7 @@ from m2f_client.transports.http import Targets
         ("grpcs://a,b:1", ("a:443", "b:1"), ""),
         ("http://a:1,b/base/path/", ("a:1", "b:8000"), "/base/path"),
         ("https://a", ("a:443",), ""),
+        ("http://bücher/bä se%20", ("xn--bcher-kva:8000",), "/b%C3%A4%20se%20"),
         ("grpc://[::1]:1,[::2]", ("[::1]:1", "[::2]:8001"), ""),
     ],
 )

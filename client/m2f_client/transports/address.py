@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.tls import Tls
@@ -66,7 +66,7 @@ class Endpoint:
             url=url,
             scheme=scheme,
             targets=tuple(_target(url, scheme, host) for host in hosts.split(",")),
-            path=path,
+            path=quote(path, safe="/%:@!$&'()*+,;=~"),
             headers=_checked_headers(headers or {}),
             tls=secure,
         )
@@ -76,15 +76,14 @@ def _target(url: str, scheme: str, host: str) -> str:
     try:
         parts = urlsplit(f"{scheme}://{host.strip()}")
         port = parts.port or _DEFAULT_PORTS[scheme]
-        (parts.hostname or "").encode("idna")  # as the look-up does: a label may be too long
+        host_name = (parts.hostname or "").encode("idna").decode()
     except ValueError as error:
         raise InvalidAddress(f"{url!r} is not an address: {error}") from None
     if not parts.hostname or parts.query or parts.fragment:
         raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
     if parts.username is not None:
         raise InvalidAddress("an address has no user and password here; send headers={'authorization': ...}")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname  # IPv6
-    return f"{name}:{port}"
+    return f"[{host_name}]:{port}" if ":" in host_name else f"{host_name}:{port}"  # IPv6
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

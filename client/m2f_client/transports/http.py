@@ -84,21 +84,21 @@ class HttpTransport:
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
         """Return the configuration of `model`; see `Transport.model_config`."""
-        config: dict[str, Any] = await self._call(_read_json, timeout, f"models/{quote(model)}/config")
+        config: dict[str, Any] = await self._call(_as_json, timeout, f"models/{quote(model)}/config")
         return config
 
     async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
         """Let the server map memory; see `Connection.register_memory`."""
         body = json.dumps({"key": f"/{name}", "offset": 0, "byte_size": byte_size}).encode()
-        await self._call(_read_nothing, timeout, f"systemsharedmemory/region/{name}/register", body)
+        await self._call(_as_is, timeout, f"systemsharedmemory/region/{name}/register", body)
 
     async def unregister_memory(self, name: str, timeout: float | None) -> None:
         """Let the server unmap memory; see `Connection.unregister_memory`."""
-        await self._call(_read_nothing, timeout, f"systemsharedmemory/region/{name}/unregister", b"")
+        await self._call(_as_is, timeout, f"systemsharedmemory/region/{name}/unregister", b"")
 
     async def statistics(self, timeout: float | None) -> Sequence[Mapping[str, Any]]:
         """Return the server's statistics; see `Connection.statistics`."""
-        answer = await self._call(_read_json, timeout, "models/stats")
+        answer = await self._call(_as_json, timeout, "models/stats")
         with readable():
             stats: Sequence[Mapping[str, Any]] = answer["model_stats"]
         return stats
@@ -142,18 +142,13 @@ class HttpTransport:
         self, target: str, path: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
     ) -> Any:
         """Return the response, from a second try if the connection breaks: the server may have closed an idle one."""
-        host, _, port = target.rpartition(":")
+        timeouts = {} if self._waiting.asynchronous else dict.fromkeys(("connect", "read", "write"), deadline)
         call = {
             "method": "GET" if body is None else "POST",
-            "url": httpcore.URL(
-                scheme=self._endpoint.scheme,
-                host=host.strip("[]").encode("idna"),
-                port=int(port),
-                target=(self._endpoint.path + path).encode(),
-            ),
-            "headers": {"host": target.encode("idna"), **headers},
+            "url": f"{self._endpoint.scheme}://{target}{self._endpoint.path}{path}",
+            "headers": {"host": target, **headers},
             "content": body,
-            "extensions": {} if self._waiting.asynchronous else {"timeout": _timeouts(deadline)},
+            "extensions": {"timeout": timeouts},
         }
         with self._waiting.limit(deadline.left()):
             with suppress(*_HUNG_UP):
@@ -162,40 +157,30 @@ class HttpTransport:
 
     def _pool(self) -> Any:
         """Return the connections of this process: those of a parent process stay the parent's."""
-        pool = self._pools.get(os.getpid())
-        if pool is None:
+        if os.getpid() not in self._pools:
             tls = self._endpoint.tls
             options: dict[str, Any] = {"ssl_context": tls and tls.context(), "max_connections": None}
-            pool = (
-                httpcore.AsyncConnectionPool(**options)
-                if self._waiting.asynchronous
-                else httpcore.ConnectionPool(**options, network_backend=_Network())
-            )
-            pool = self._pools.setdefault(os.getpid(), pool)
-        return pool
+            blocking = not self._waiting.asynchronous
+            pool: Any = httpcore.ConnectionPool if blocking else httpcore.AsyncConnectionPool
+            self._pools.setdefault(os.getpid(), pool(**options, network_backend=_Network() if blocking else None))
+        return self._pools[os.getpid()]
 
 
-def _read_json(_: Mapping[str, str], content: bytes) -> Any:
+def _as_is(_: Mapping[str, str], content: bytes) -> bytes:
+    return content
+
+
+def _as_json(_: Mapping[str, str], content: bytes) -> Any:
     return json.loads(content)
 
 
-def _read_nothing(_: Mapping[str, str], content: bytes) -> None:
-    """Triton answers a registration with an empty body."""
-
-
 def _refusal(status: int, content: bytes) -> InferenceServerException:
-    """Return the error in an answer; its message is None where the body is not one of Triton's."""
-    message: str | None = ""
-    if content:
-        try:
-            message = json.loads(content)["error"]
-        except (LookupError, RecursionError, TypeError, ValueError):
-            message = None
+    """Return the error in an answer. Its message is None if the body is not Triton's JSON."""
+    try:
+        message = json.loads(content)["error"] if content else ""
+    except (LookupError, RecursionError, TypeError, ValueError):
+        message = None
     return InferenceServerException(message, str(status))
-
-
-def _timeouts(deadline: Deadline) -> dict[str, Any]:
-    return dict.fromkeys(("connect", "read", "write"), deadline)
 
 
 class _Network(httpcore.SyncBackend):
@@ -226,8 +211,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
     ) -> _Stream:
-        arguments = ssl_context, server_hostname, _left(timeout)
-        return _Stream(_in_thread(self._stream.start_tls, timeout, *arguments))
+        return _Stream(_in_thread(self._stream.start_tls, timeout, ssl_context, server_hostname, _left(timeout)))
 
 
 def _left(deadline: Deadline) -> float | None:
