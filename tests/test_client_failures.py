@@ -90,6 +90,12 @@ def grpc_error(code, message):
         ),
         (
             HTTP,
+            OSError("Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed"),
+            ServerUnavailable,
+            f"no HTTP server at {HTTP} (Connection refused); start one with: m2f serve",
+        ),
+        (
+            HTTP,
             socket.gaierror(-2, "Name or service not known"),
             ServerUnavailable,
             f"no HTTP server at {HTTP} (Name or service not known); start one with: m2f serve",

@@ -44,6 +44,7 @@ _NO_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 _TLS_FAILED = re.compile(r"handshake failed|certificate|verification check", re.IGNORECASE)
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
 _HUNG_UP = re.compile(r"closed|disconnected|reset|broken pipe", re.IGNORECASE)
 _RESTRICTED = re.compile(r"restricted, expecting header '([^']+)'")  # UNAVAILABLE over gRPC
@@ -97,7 +98,9 @@ def translate(error: Exception, url: str, timeout: float | None, proxy: str | No
         return ServerUnavailable(f"the server at {url} closed the connection")
     for cause in reversed(causes):
         if isinstance(cause, OSError):
-            system = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+            found = _ERRNO.search(str(cause))  # asyncio has one error, without a number, for several addresses
+            number = cause.errno or int(found[1] if found else 0)
+            system = os.strerror(number) if number > 0 else cause.strerror
             return _nobody_there(url, system or str(cause))
     return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
 

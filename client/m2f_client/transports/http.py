@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
@@ -29,8 +30,8 @@ T = TypeVar("T")
 
 _HEADER_SIZE = "inference-header-content-length"
 _ERRORS = (InferenceServerException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
-_HUNG_UP = (httpcore.ReadError, httpcore.RemoteProtocolError)
-_PIECE = 1 << 20  # bytes written at once: httpcore copies what is left of a buffer after each write
+_HUNG_UP = (httpcore.ReadError, httpcore.RemoteProtocolError, ConnectionResetError, BrokenPipeError)
+_PIECE = 1 << 20  # bytes written or read at once: httpcore copies what is left of a buffer after each write
 
 
 class Targets:
@@ -158,11 +159,11 @@ class HttpTransport:
     def _pool(self) -> Any:
         """Return the connections of this process: those of a parent process stay the parent's."""
         if os.getpid() not in self._pools:
-            tls = self._endpoint.tls
-            options: dict[str, Any] = {"ssl_context": tls and tls.context(), "max_connections": None}
-            blocking = not self._waiting.asynchronous
-            pool: Any = httpcore.ConnectionPool if blocking else httpcore.AsyncConnectionPool
-            self._pools.setdefault(os.getpid(), pool(**options, network_backend=_Network() if blocking else None))
+            tls = None if self._endpoint.tls is None else self._endpoint.tls.context()
+            pool: Any = httpcore.ConnectionPool(tls, max_connections=None, network_backend=_Network())
+            if self._waiting.asynchronous:
+                pool = httpcore.AsyncConnectionPool(tls, max_connections=None, network_backend=_AwaitedNetwork(tls))
+            self._pools.setdefault(os.getpid(), pool)
         return self._pools[os.getpid()]
 
 
@@ -192,8 +193,11 @@ class _Network(httpcore.SyncBackend):
 
 
 class _Stream(httpcore.NetworkStream):
+    """Sends a request's headers and body together, when the answer is read: the server wakes up once."""
+
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        self._unsent = b""
 
     def close(self) -> None:
         self._stream.close()
@@ -202,16 +206,63 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.get_extra_info(info)
 
     def read(self, max_bytes: int, timeout: Any = None) -> bytes:
+        unsent, self._unsent = self._unsent, b""
+        with suppress(httpcore.WriteError):  # the server may have refused the request before it was whole
+            for start in range(0, len(unsent), _PIECE):
+                self._stream.write(unsent[start : start + _PIECE], _left(timeout))
         return self._stream.read(max_bytes, _left(timeout))
 
-    def write(self, buffer: bytes, timeout: Any = None) -> None:
-        for start in range(0, len(buffer), _PIECE):
-            self._stream.write(buffer[start : start + _PIECE], _left(timeout))
+    def write(self, buffer: bytes, timeout: Any = None) -> None:  # noqa: ARG002 (part of the interface)
+        self._unsent += buffer
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
     ) -> _Stream:
         return _Stream(_in_thread(self._stream.start_tls, timeout, ssl_context, server_hostname, _left(timeout)))
+
+
+class _AwaitedNetwork(httpcore.AsyncNetworkBackend):
+    """asyncio's streams. anyio's, httpcore's default, take more work for each request.
+
+    Args:
+        tls: for connections with TLS.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+
+    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> _AwaitedStream:
+        return _AwaitedStream(*await asyncio.open_connection(host, port, ssl=self._tls, limit=_PIECE))
+
+
+class _AwaitedStream(httpcore.AsyncNetworkStream):
+    """`_Stream`, awaited. `Waiting.limit` bounds the time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._unsent = b""
+
+    async def aclose(self) -> None:
+        self._writer.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":  # asked of an idle connection: has the server closed it?
+            return self._reader.at_eof() or self._writer.is_closing()
+        return self._writer.get_extra_info(info)
+
+    async def read(self, max_bytes: int, timeout: Any = None) -> bytes:  # noqa: ARG002 (part of the interface)
+        unsent, self._unsent = self._unsent, b""
+        if unsent:
+            with suppress(ConnectionError):
+                self._writer.write(unsent)
+                await self._writer.drain()
+        return await self._reader.read(_PIECE)
+
+    async def write(self, buffer: bytes, timeout: Any = None) -> None:  # noqa: ARG002
+        self._unsent += buffer
+
+    async def start_tls(self, *_: Any, **__: Any) -> _AwaitedStream:
+        return self  # it has TLS from the start
 
 
 def _left(deadline: Deadline) -> float | None:
