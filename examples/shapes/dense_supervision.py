@@ -1,8 +1,8 @@
-"""A loss that only training has: name the class at every pixel, straight from the pixel decoder's features.
+"""A loss for training only: predict the class of every pixel from the pixel decoder's features.
 
-Queries alone learn classes late here: a query must first find its object before its class can be right.
-One 1x1 convolution a feature map that says what each pixel shows teaches backbone and pixel decoder the
-classes from the first step on. The convolutions are not part of the model that is saved.
+Queries alone learn classes late: a query must find its object before its class can be right. A 1x1 convolution on each
+feature map predicts the class of each pixel, which teaches backbone and pixel decoder the classes from the first step.
+The saved model does not contain the convolutions.
 """
 
 import torch
@@ -59,7 +59,7 @@ class DenselySupervisedHead(Mask2FormerHead):
         return losses
 
     def dense_loss(self, maps):
-        """Mean cross entropy over the feature maps; ``maps`` are int64 ``[B, H, W]``."""
+        """Return the mean cross entropy over the feature maps; ``maps`` are int64 ``[B, H, W]``."""
         weight = torch.ones(self.num_classes + 1)
         weight[-1] = BACKGROUND_WEIGHT
         terms = [

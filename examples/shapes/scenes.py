@@ -36,7 +36,7 @@ class Shape:
 
 
 def noise_octaves(rng, size_hw, octaves=4, base=3):
-    """Sum of smooth random fields, each twice as fine and half as strong: ``[H, W]``, about -1..1."""
+    """Return the sum of smooth random fields, each twice as fine and half as strong: ``[H, W]``, about -1..1."""
     height, width = size_hw
     field = np.zeros((height, width), np.float32)
     for octave in range(octaves):
@@ -47,7 +47,7 @@ def noise_octaves(rng, size_hw, octaves=4, base=3):
 
 
 def gradient(rng, size_hw):
-    """A linear ramp in a random direction: ``[H, W]``, -1..1."""
+    """Make a linear ramp in a random direction: ``[H, W]``, -1..1."""
     height, width = size_hw
     angle = rng.uniform(0, 2 * np.pi)
     ys, xs = np.linspace(-1, 1, height), np.linspace(-1, 1, width)
@@ -56,7 +56,7 @@ def gradient(rng, size_hw):
 
 
 def stripes(rng, size_hw, *, waviness=0.0):
-    """Parallel bands, bent by noise where ``waviness`` is set (wood): ``[H, W]``, -1..1."""
+    """Make parallel bands, bent by noise where ``waviness`` is set (wood): ``[H, W]``, -1..1."""
     count = rng.uniform(3, 14)
     phase = gradient(rng, size_hw) * count * np.pi
     if waviness:
@@ -65,12 +65,12 @@ def stripes(rng, size_hw, *, waviness=0.0):
 
 
 def checks(rng, size_hw):
-    """A soft checkerboard: ``[H, W]``, -1..1."""
+    """Make a soft checkerboard: ``[H, W]``, -1..1."""
     return np.tanh(3 * stripes(rng, size_hw) * stripes(rng, size_hw))
 
 
 def texture(rng, size_hw):
-    """One of the patterns, at random: ``[H, W]``, about -1..1."""
+    """Return a random pattern: ``[H, W]``, about -1..1."""
     kind = rng.integers(6)
     if kind == 0:
         return stripes(rng, size_hw)
@@ -84,13 +84,13 @@ def texture(rng, size_hw):
 
 
 def random_colour(rng):
-    """A BGR colour, float32 ``[3]``, muted more often than not."""
+    """Return a BGR colour, float32 ``[3]``, in most cases muted."""
     hsv = np.array([[[rng.uniform(0, 180), 255 * rng.beta(1.6, 1.6), rng.uniform(40, 245)]]])
     return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
 def blurred_blobs(rng, image):
-    """Large out-of-focus patches of colour, as an unsharp photograph has."""
+    """Add large out-of-focus patches of colour, as an unsharp photograph has."""
     height, width = image.shape[:2]
     small = cv2.resize(image, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
     for _ in range(rng.integers(2, 7)):
@@ -102,7 +102,7 @@ def blurred_blobs(rng, image):
 
 
 def background(rng, size_hw):
-    """A textured, unevenly lit ground: float32 ``[H, W, 3]``."""
+    """Paint a textured, unevenly lit ground: float32 ``[H, W, 3]``."""
     image = np.empty((*size_hw, 3), np.float32)
     image[:] = random_colour(rng)
     if rng.random() < 0.5:
@@ -143,12 +143,12 @@ def add_distractors(rng, image):
 
 
 def polar(radii, angles):
-    """Points at the given radii and angles around the origin: ``[N, 2]``."""
+    """Return the points at the given radii and angles around the origin: ``[N, 2]``."""
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=-1)
 
 
 def outlines(rng, label):
-    """Contours of an object of class ``label`` in a unit circle, unrotated: a list of ``[N, 2]``."""
+    """Return the contours of an object of class ``label`` in a unit circle, unrotated: a list of ``[N, 2]``."""
     name = CLASSES[label]
     circle = polar(1.0, np.linspace(0, 2 * np.pi, 72, endpoint=False)) * (1.0, rng.uniform(0.88, 1.0))
     if name == "circle":
@@ -167,7 +167,7 @@ def outlines(rng, label):
 
 
 def rasterise(contours, size_hw):
-    """Coverage of the contours' even-odd inside: float32 ``[H, W]``, 0..1.
+    """Return the coverage of the contours' even-odd inside: float32 ``[H, W]``, 0..1.
 
     Only the bounding box is drawn, ``SUPERSAMPLE`` times finer, then averaged down.
     """
@@ -187,7 +187,7 @@ def rasterise(contours, size_hw):
 
 
 def make_shape(rng, label, centre, radius, size_hw):
-    """An object of class ``label`` at ``centre`` with a random rotation."""
+    """Make an object of class ``label`` at ``centre`` with a random rotation."""
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     contours = [c @ rotation.T * radius + centre for c in outlines(rng, label)]
@@ -213,7 +213,7 @@ def place(shapes, masks, candidate):
 
 
 def scatter(rng, size_hw):
-    """Objects of all classes at random places: shapes from back to front, and their visible masks."""
+    """Place objects of all classes at random places: shapes from back to front, and their visible masks."""
     height, width = size_hw
     short, long = min(size_hw), max(size_hw)
     smallest, largest = MIN_SIDE * long / 2, 0.65 * short / 2
@@ -235,7 +235,7 @@ def scatter(rng, size_hw):
 
 
 def coin_grid(rng, size_hw):
-    """Rows of at most 24 discs that hardly touch: shapes and visible masks."""
+    """Place rows of at most 24 discs that hardly touch: shapes and visible masks."""
     height, width = size_hw
     across = int(rng.integers(2, 7))
     down = max(1, min(24 // across, round(across * height / width), 6))
@@ -257,7 +257,7 @@ def coin_grid(rng, size_hw):
 
 
 def shade(rng, shape, size_hw):
-    """Light on a round body from one side: ``[H, W]``, about -1..1."""
+    """Return the light on a round body from one side: ``[H, W]``, about -1..1."""
     light = rng.uniform(0, 2 * np.pi)
     ys, xs = np.ogrid[: size_hw[0], : size_hw[1]]
     along = (xs + 0.5 - shape.centre[0]) * np.cos(light) + (ys + 0.5 - shape.centre[1]) * np.sin(light)
@@ -265,7 +265,7 @@ def shade(rng, shape, size_hw):
 
 
 def fill(rng, shape, behind):
-    """Colours for an object, ``[H, W, 3]``, that differ from the colour ``behind`` it ``[3]``."""
+    """Return the colours for an object, ``[H, W, 3]``, that differ from the colour ``behind`` it ``[3]``."""
     size_hw = shape.alpha.shape
     colour = random_colour(rng)
     for _ in range(10):
@@ -288,7 +288,7 @@ def cast_shadow(rng, image, alpha, radius):
 
 
 def window(shape, size_hw, slack=0.5):
-    """Slices of the part of the picture that an object and its shadow can touch."""
+    """Return the slices of the part of the picture that an object and its shadow can touch."""
     reach = shape.radius * (1 + slack) + 4
     x1, y1 = np.maximum(np.floor(shape.centre - reach).astype(int), 0)
     x2, y2 = np.minimum(np.ceil(shape.centre + reach).astype(int), size_hw[::-1])
@@ -313,7 +313,7 @@ def paint(rng, image, shapes, filler, shadow_chance):
 
 
 def coin_relief(rng, shape, behind, *, level):
-    """Grey metal: a lit disc with a raised rim and a worn, noisy picture on it."""
+    """Paint grey metal: a lit disc with a raised rim and a worn, noisy picture on it."""
     size_hw = shape.alpha.shape
     ys, xs = np.ogrid[: size_hw[0], : size_hw[1]]
     distance = np.hypot(xs + 0.5 - shape.centre[0], ys + 0.5 - shape.centre[1]) / shape.radius
@@ -325,7 +325,7 @@ def coin_relief(rng, shape, behind, *, level):
 
 
 def coin_ground(rng, size_hw):
-    """A dark, grainy, unevenly lit table: ``[H, W, 3]``, all channels equal."""
+    """Paint a dark, grainy, unevenly lit table: ``[H, W, 3]``, all channels equal."""
     grey = rng.uniform(35, 95) + gradient(rng, size_hw) * rng.uniform(5, 45)
     grey = grey + noise_octaves(rng, size_hw, 5, 3) * rng.uniform(3, 14)
     return np.repeat(np.clip(grey, 5, 255)[..., None], 3, axis=2).astype(np.float32)
@@ -349,7 +349,7 @@ def finish(rng, image):
 
 
 def random_size(rng):
-    """Height and width: sides 140..480, aspect ratio 0.5..2."""
+    """Return a height and width: sides 140..480, aspect ratio 0.5..2."""
     long = int(rng.integers(200, 481))
     short = int(np.clip(long * rng.uniform(0.5, 1.0), 140, long))
     return (short, long) if rng.random() < 0.55 else (long, short)

@@ -172,7 +172,7 @@ class _Section:
         self.sections: list[_Section] = []
 
     def take(self, key: str, allowed: str, accepts: type | Callable[[Any], bool], default: Any) -> Any:
-        """Return a value, or the default where it is absent or None."""
+        """Return a value; the default if the key is absent or None."""
         self.read.add(key)
         value = self.content.get(key)
         if value is None:

@@ -165,7 +165,7 @@ def _axis_operator(*, cells: int, stride: int, valid: torch.Tensor, original: to
 
 
 def _cell_weights(position: torch.Tensor, cells: int, stride: int) -> torch.Tensor:
-    """Bilinear weights [N, out, cells] of the cells at positions [N, out] of the padded network input."""
+    """Return the bilinear weights [N, out, cells] of the cells at positions [N, out] of the padded network input."""
     centre = ((position + 0.5) / stride - 0.5).clamp(min=0).clamp(max=cells - 1)
     return (1 - (centre[..., None] - torch.arange(cells)).abs()).relu()
 

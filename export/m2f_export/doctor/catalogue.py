@@ -139,7 +139,7 @@ BATCH_BAKED = error("batch-baked", "the batch is baked in: axis 0 is free, but a
     "m2f export makes the batch really free; or set max_batch_size: 1 and no dynamic_batching")
 FULL_SIZE_MASKS = warning("full-size-masks",
     "full-size masks: {example}{queries} x {height} x {width} in mask_logits, {full} a response; at stride 4: {small}",
-    "sixteen times the memory and traffic, for pixels that the post-processing can interpolate where it needs them",
+    "sixteen times the memory and traffic, for pixels that the post-processing can interpolate itself",
     "m2f export leaves the upsampling out; to serve it unchanged, set mask_stride to 1 in mask2former_postprocess")
 
 # TensorRT plans
@@ -227,7 +227,7 @@ ENGINE_TENSOR = error("engine-tensor", "{kind} '{name}': {model} has none of tha
 ENGINE_DTYPE = error("engine-dtype", "{kind} '{name}' is TYPE_{stated}; in {model} it is {real}", _ENGINE_FAILS,
     "data_type: TYPE_{wanted}")
 ENGINE_DIMS = error("engine-dims", "{kind} '{name}' has dims {stated}; in {model} they are {real}", _ENGINE_FAILS,
-    "dims: {real}, or -1 where it is free")
+    "dims: {real}, or -1 for free axes")
 _WARMUP = "the warm-up fails, and Triton does not load the model"
 WARMUP_NAME = error("warmup", "warm-up '{warmup}' feeds '{name}'", _WARMUP, "the inputs are: {inputs}")
 WARMUP_DTYPE = error("warmup", "warm-up '{warmup}' feeds {stated}; the input is {wanted}", _WARMUP,

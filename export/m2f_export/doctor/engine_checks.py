@@ -109,5 +109,5 @@ def _warmup(where: Path, config: Any, graph: Graph | None) -> Iterator[Finding]:
 
 
 def _dims(shape: tuple[int | None, ...]) -> list[int]:
-    """Return a shape as a configuration writes it: -1 where it is free."""
+    """Return a shape as a configuration writes it: -1 for free axes."""
     return [-1 if side is None else side for side in shape]

@@ -59,13 +59,13 @@ class Graph:
 
     @property
     def batch(self) -> int | None:
-        """The batch size that the input is fixed to; None where the batch is free."""
+        """The batch size that the input is fixed to; None if the batch is free."""
         shape = self.inputs[INPUT].shape if INPUT in self.inputs else None
         return shape[0] if shape else None
 
     @property
     def input_size(self) -> tuple[int | None, int | None]:
-        """Height and width of the input; None where they are free or unknown."""
+        """Height and width of the input; None if free or unknown."""
         value = self.inputs.get(INPUT)
         if value is None or value.shape is None or len(value.shape) != 4:
             return None, None

@@ -138,7 +138,7 @@ def _preprocessing(model: Model | None) -> tuple[Preprocessing | None, list[Find
 
 
 def _served_settings(steps: list[Model]) -> Settings | None:
-    """Return the settings of all steps together; None where there are none or they cannot be read."""
+    """Return the settings of all steps together; None without steps, or if a setting cannot be read."""
     together = {key: text for step in reversed(steps) for key, text in step.parameters().items()}
     try:
         return Settings.from_repository(together) if steps else None

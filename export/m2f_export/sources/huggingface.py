@@ -55,7 +55,7 @@ class Network(torch.nn.Module):
         self.model = model
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised RGB [N, 3, H, W] -> cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4]."""
+        """Compute normalised RGB [N, 3, H, W] -> cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4]."""
         # without it, `use_auxiliary_loss` decides whether the states that the logits come from exist
         outputs = self.model(pixel_values=image, output_hidden_states=True)
         return outputs.class_queries_logits, outputs.masks_queries_logits

@@ -52,7 +52,7 @@ class Network(torch.nn.Module):
         self.takes_bgr = takes_bgr
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised RGB [N, 3, H, W] -> cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4] of the last layer."""
+        """Compute normalised RGB [N, 3, H, W] -> last layer's cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4]."""
         with RewriterContext({}, rewriter_manager=REWRITES):
             features = self.model.extract_feat(image.flip(1) if self.takes_bgr else image)
             classes, masks = self.model.panoptic_head(features, [])
