@@ -59,13 +59,15 @@ class FakeTriton:
         answers: "ok" or a word of REFUSALS for every request; or one for each request, the last for all after it.
         outputs: name -> datatype, shape, bytes.
         body, encoding: over HTTP, another body with its JSON's length, and a Content-Encoding.
-        headers, paths: of the HTTP requests so far.
+        headers: of each request so far; gRPC calls them metadata.
+        paths: of the HTTP requests so far.
+        timeouts: seconds that each gRPC request had left so far.
     """
 
     def __init__(self, scheme, answers="ok"):
         self.calls, self.answers, self.outputs = 0, answers, dict(GOOD)
         self.body = self.encoding = None
-        self.headers, self.paths = [], []
+        self.headers, self.paths, self.timeouts = [], [], []
         self.stop, port = self._serve_http() if scheme == "http" else self._serve_grpc()
         self.address = f"127.0.0.1:{port}"
         self.url = f"{scheme}://{self.address}"
@@ -142,6 +144,8 @@ class FakeTriton:
                 return service_pb2.ModelConfigResponse(config=None if fake.body else config)
 
             def _refuse(self, context):
+                fake.headers.append(dict(context.invocation_metadata()))
+                fake.timeouts.append(context.time_remaining())
                 if refusal := fake._refusal():
                     context.abort(*refusal[1:])
 

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from conftest import ROOT
 from fake_triton import KINDS, SCHEMES, ask, ask_once, fakes, names, predict
 from pictures import picture
 
-from m2f_client import Client, InvalidAddress, InvalidRequest, ModelNotFound, ServerUnavailable
+from m2f_client import Client, InvalidAddress, InvalidRequest, ModelNotFound, ServerUnavailable, Timeout
+from m2f_client.transports import protocol
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.http import Targets
 
@@ -126,6 +128,33 @@ def test_all_are_away(kind, scheme):
             server.stop()
         with pytest.raises(ServerUnavailable, match=f"at {url}"):
             ask_once(kind, predict, url)
+
+
+@pytest.fixture
+def slow_servers(scheme, monkeypatch):
+    """Two servers that take ten minutes to say that they are stopping, by the client's clock."""
+    with fakes(scheme, "unloaded", "unloaded") as (url, servers):
+        clock = SimpleNamespace(monotonic=lambda: 600.0 * sum(server.calls for server in servers))
+        monkeypatch.setattr(protocol, "time", clock)
+        yield url, servers
+
+
+@KINDS
+@pytest.mark.parametrize("scheme", ["http"])
+def test_http_asks_no_other_server_when_the_time_is_over(kind, slow_servers):
+    url, servers = slow_servers
+    with pytest.raises(Timeout, match="within 500 s"):
+        ask_once(kind, predict, url, timeout=500.0)
+    assert [server.calls for server in servers] == [1, 0]
+
+
+@KINDS
+@pytest.mark.parametrize("scheme", ["grpc"])
+def test_grpc_gives_each_server_the_time_that_is_left(kind, slow_servers):
+    url, servers = slow_servers
+    with pytest.raises(ServerUnavailable):
+        ask_once(kind, predict, url, timeout=2000.0)  # asks for 2000, 1400 and 800 s
+    assert min(seconds for server in servers for seconds in server.timeouts) < 1000
 
 
 def test_none_of_several_names_is_known():

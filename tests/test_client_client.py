@@ -54,6 +54,7 @@ def test_unreadable_path_is_named_and_nothing_is_sent(tmp_path, name):
     [
         (("scores",), False, ("scores",)),
         (("rle",), False, ("rle", "size")),  # a mask needs its size
+        (("packed_masks",), False, ("packed_masks", "size")),  # the width is not a multiple of 8
         (("masks",), False, ("masks",)),
         (("scores",), True, ("scores", "num_instances")),  # padding must be cut
         (("masks",), True, ("masks", "num_instances", "size")),

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -30,7 +31,7 @@ from m2f_client import (
     ServerUnavailable,
     Timeout,
 )
-from m2f_client.transports import region_guard
+from m2f_client.transports import protocol, region_guard
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.connect import connect
 from m2f_client.transports.protocol import Request
@@ -52,8 +53,10 @@ class FakeServer:
 
     def __init__(self):
         self.regions, self.log, self.size, self.failures, self.answer = {}, [], LARGE, [], None
+        self.timeouts = []
 
-    async def register_memory(self, name, byte_size, timeout):  # noqa: ARG002
+    async def register_memory(self, name, byte_size, timeout):
+        self.timeouts.append(timeout)
         if self.failures:
             raise self.failures.pop()
         with (FOLDER / name).open("r+b") as file:
@@ -61,6 +64,7 @@ class FakeServer:
         self.log.append(("register", byte_size))
 
     async def infer(self, request):
+        self.timeouts.append(request.timeout)
         self.log.append(("infer", {name: place.byte_size for name, place in request.places.items()}))
         if self.failures:
             raise self.failures.pop()
@@ -194,6 +198,16 @@ def test_a_timeout_says_how_much_the_request_had(fake, transport):
     fake.failures.append(Timeout("no answer within 0.4997 s"))
     with pytest.raises(Timeout, match=r"within 0\.5 s"):
         infer(transport, timeout=0.5)
+
+
+def test_each_wait_of_a_request_gets_the_time_that_is_left(fake, transport, monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: float(len(fake.timeouts)))  # each wait takes a second
+    monkeypatch.setattr(protocol, "time", clock)
+    infer(transport, timeout=60.0)
+    assert fake.timeouts == [60.0, 59.0]  # a small region, the answer
+    fake.size *= 2
+    infer(transport, timeout=60.0)
+    assert fake.timeouts[2:] == [60.0, 59.0, 58.0]  # a region, an answer that does not fit, the answer
 
 
 def test_each_request_in_flight_has_a_region_of_its_own():

@@ -139,13 +139,21 @@ def test_it_appears_when_all_is_well_and_nothing_else_stays(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["mine"]
 
 
-def test_an_export_is_replaced(tmp_path):
+def test_an_export_is_replaced(tmp_path, monkeypatch):
+    there, rmtree = [], shutil.rmtree
+
+    def look_and_remove(folder, **options):
+        there.append((tmp_path / "mine" / repository.REPORT).read_text())
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", look_and_remove)
     for text in ("1", "2"):
         with repository.staged(tmp_path / "mine") as stage:
             (stage / repository.REPORT).write_text(text)
             (stage / text).touch()
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["2", repository.REPORT]
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert there[-2:] == ["2", "2"]  # the new one is in place before the old one is deleted
 
 
 def test_a_failure_leaves_the_old_one(tmp_path):
@@ -159,6 +167,15 @@ def test_a_failure_leaves_the_old_one(tmp_path):
 
     with pytest.raises(ExportError, match="drifts"):
         fail()
+    assert (tmp_path / "mine" / repository.REPORT).read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_stage_that_cannot_be_moved_leaves_the_old_one(tmp_path):
+    with repository.staged(tmp_path / "mine") as stage:
+        (stage / repository.REPORT).write_text("1")
+    with pytest.raises(FileNotFoundError), repository.staged(tmp_path / "mine") as stage:
+        stage.rmdir()
     assert (tmp_path / "mine" / repository.REPORT).read_text() == "1"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
