@@ -77,5 +77,6 @@ def test_some_scenes(mmdet_masks):
 
 
 @pytest.mark.exact
+@pytest.mark.timeout(3600)
 def test_ten_thousand_scenes(mmdet_masks):
     check(*compare(mmdet_masks, 10_000, seed=2))
