@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from m2f.errors import InputError
 from m2f.exif import exif_orientation
-from m2f.image import FORMATS, decode_image
+from m2f.image import FORMATS, decode_image, decode_jpeg
 
 PHOTO = Image.fromarray(photo())
 ALPHA = Image.fromarray(np.random.default_rng(1).integers(0, 256, (61, 83), dtype=np.uint8))
@@ -95,7 +95,8 @@ def by_pillow(data, max_pixels=1 << 26):
     return decode_image(data, max_pixels=max_pixels, jpeg_decoder=None)
 
 
-either_way = pytest.mark.parametrize("decode", [decode, by_pillow])
+needs_simplejpeg = pytest.mark.skipif(decode_jpeg is None, reason="needs simplejpeg")
+either_way = pytest.mark.parametrize("decode", [pytest.param(decode, marks=needs_simplejpeg), by_pillow])
 
 
 @either_way
@@ -357,8 +358,8 @@ def test_a_jpeg_of_very_many_tables_is_refused(end, decode):
         decode(many_parts("jpeg 4:2:0", end + table, 1100))
 
 
+@needs_simplejpeg
 def test_a_jpeg_of_fewer_pixels_than_its_header_says_is_not_filled_up_with_grey():
-    pytest.importorskip("simplejpeg")
     data = FILES["jpeg 4:2:0"]
     with pytest.raises(InputError, match="truncated, it has too few pixels"):
         decode(data[:-500] + b"\xff\xd9")
