@@ -118,7 +118,13 @@ def test_config_name_and_a_path_with_a_space(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_says_ready_and_stops_cleanly_on_a_signal(repository, number):
-    process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS)
+    before = signal.signal(
+        number, signal.default_int_handler
+    )  # a shell's background job ignores SIGINT, and hands it on
+    try:
+        process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS)
+    finally:
+        signal.signal(number, before)
     line = process.stdout.readline()
     assert line.startswith("m2f: ready  http://127.0.0.1:")
     assert "(1 model, " in line
