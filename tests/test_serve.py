@@ -118,9 +118,7 @@ def test_config_name_and_a_path_with_a_space(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_says_ready_and_stops_cleanly_on_a_signal(repository, number):
-    before = signal.signal(
-        number, signal.default_int_handler
-    )  # a shell's background job ignores SIGINT, and hands it on
+    before = signal.signal(number, signal.default_int_handler)  # a background job of a shell ignores SIGINT
     try:
         process = command("--model-repository", str(repository), *FREE_PORT_OPTIONS)
     finally:
