@@ -17,12 +17,19 @@ from nginx_front import configure, running
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)  # what is printed is compared
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost,h"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads: a worker of the tests for each core
 hypothesis.settings.register_profile("m2f", deadline=None)  # a machine may stall
 hypothesis.settings.load_profile("m2f")
 
 ROOT = Path(__file__).parents[1]
 IMAGES = sorted(path for path in (ROOT / "examples/images").iterdir() if path.suffix in (".jpg", ".png", ".webp"))
+
+
+def pytest_runtest_setup(item):
+    """Give PyTorch one thread: two workers share the cores, and threads that wait for each other spin."""
+    if item.get_closest_marker("torch"):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ def data(tmp_path_factory):
 def through_mmdet(data, evaluate):
     import torch
 
-    torch.set_num_threads(1)  # threads that wait for each other cost more than they save on small images
     return evaluate.predict_dataset(evaluate.load_model(CHECKPOINT), data)
 
 
