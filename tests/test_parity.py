@@ -20,7 +20,6 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def through_mmdet(data, evaluate):
-    import torch
 
     return evaluate.predict_dataset(evaluate.load_model(CHECKPOINT), data)
 
