@@ -105,7 +105,7 @@ def page(chromium, address, request):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.goto(address)
-    page.get_by_text("Least score").wait_for()
+    page.get_by_text("Minimum score").wait_for()
     yield page
     assert {url.hostname for url in asked if url.scheme in ("http", "https", "ws", "wss")} == {"127.0.0.1"}
     assert errors == []

@@ -91,7 +91,7 @@ class TimedClient:
 
         Args:
             image: JPEG, PNG or WebP file.
-            score_threshold: least score, 0 to 1.
+            score_threshold: minimum score, 0 to 1.
             classes: class indices to look for; empty: all.
 
         Raises:
