@@ -32,10 +32,10 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser of this machine.")
 @timeout_option
 def demo(*, url: str, host: str, port: int, examples: Path | None, open_browser: bool, timeout: float) -> None:
-    """Try a server in the browser: drop an image, move the threshold, choose classes.
+    """Try a server in the browser.
 
-    The page shows the instances and the time of each step on the server. It works without the internet and sends
-    images to the server only. Ctrl-C stops the page.
+    Drop an image, move the minimum score, choose classes. The page shows the instances and the time of each step on
+    the server. It works without the internet and sends images to the server only. Ctrl-C stops the page.
 
     Exit code: 0 stopped; 1 the server does not answer, or the port is taken; 2 wrong usage.
     """

@@ -23,18 +23,20 @@ from m2f_client.transports.protocol import Parameter
 @click.command(name="eval")
 @click.argument("dataset", type=click.Path(exists=True, path_type=Path))
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
-              help="The folder of the images. Default: searched for beside the annotations.")  # fmt: skip
+              help="Folder of the images. Default: searched for beside the annotations.")  # fmt: skip
 @url_option
 @click.option(
     "--against",
     metavar="URL|FILE",
-    help="Also compare with another server, or with the results.json of another run (instances).",
+    help="Also compare with another server, or with the results.json of another run (not with --panoptic).",
 )
-@click.option("--panoptic", is_flag=True, help="Panoptic quality instead of AP; DATASET has COCO panoptic annotations.")
+@click.option(
+    "--panoptic", is_flag=True, help="Compute panoptic quality, not AP; DATASET has COCO panoptic annotations."
+)
 @click.option("--by-index", is_flag=True,
-              help="The model's classes are the categories, in the order of ids. Default: by name.")  # fmt: skip
+              help="Match classes and categories by their order (ids ascending). Default: by name.")  # fmt: skip
 @click.option("--score-threshold", type=float, metavar="SCORE",
-              help="Least score (0 to 1) that counts. Default: 0, as AP needs, not the server's.")  # fmt: skip
+              help="Minimum score (0 to 1). Default: 0, because AP counts all scores.")  # fmt: skip
 @parameter_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Write metrics.json and, for instances, results.json (COCO) and precision_recall.png.")  # fmt: skip
@@ -56,7 +58,9 @@ def evaluate(
     concurrency: int,
     timeout: float,
 ) -> None:
-    """Measure a server on a data set: COCO's mask and box AP, or panoptic quality.
+    """Measure a server on a COCO data set.
+
+    The figures are mask and box AP, or panoptic quality.
 
     DATASET is a COCO annotation file, or a folder with annotations/*.json. The model's classes are the categories of
     the same name. Images that fail are reported on standard error and left out.

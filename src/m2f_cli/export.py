@@ -30,7 +30,7 @@ PATH = click.Path(path_type=Path)
               help="Serve with the post_processing of this MMDeploy deploy config (.py, .json).")
 @click.option("--size", type=int, nargs=2, metavar="HEIGHT WIDTH", help="Fix the size of the input.  [default: free]")
 @click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True,
-              help="Input: pixels, normalised in the graph, or floats, normalised before it.")
+              help="Input: uint8 pixels that the graph normalises, or normalised floats.")
 @click.option("--precision", type=click.Choice(PRECISIONS),
               help="Precision of the graph.  [default: the deploy config's, or fp32]")
 @click.option("--head", type=click.Choice(MASKS),
@@ -51,7 +51,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS.
 
     Every step is compared with the step before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. If a step
-    drifts, nothing is written.
+    drifts beyond its tolerance, nothing is written.
     """
     if (repository is None) == (onnx is None):
         raise click.UsageError("give one of --repository and --onnx")

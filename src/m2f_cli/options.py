@@ -48,7 +48,7 @@ parameter_option = click.option(
 )  # fmt: skip
 concurrency_option = click.option(
     "--concurrency", type=click.IntRange(1, MAX_CONCURRENCY), default=4, metavar="N", show_default=True,
-    help=f"Images in work at once, up to {MAX_CONCURRENCY}.",
+    help=f"Images in flight at once, up to {MAX_CONCURRENCY}.",
 )  # fmt: skip
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS", show_default=True,

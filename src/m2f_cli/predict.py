@@ -19,7 +19,7 @@ from m2f_client.transports.protocol import Parameter
 @click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @url_option
-@click.option("--score-threshold", type=float, help="Least score (0 to 1). Default: the server's.")
+@click.option("--score-threshold", type=float, help="Minimum score (0 to 1). Default: the server's.")
 @click.option("--classes", help="Only these classes, by index or name, comma-separated.")
 @parameter_option
 @click.option(
@@ -38,7 +38,7 @@ from m2f_client.transports.protocol import Parameter
     help="Write a JSON line for each image to this file, as soon as it is done; - prints the lines instead of tables.",
 )  # fmt: skip
 @click.option("--every", type=click.IntRange(min=1), default=1, metavar="N", show_default=True,
-              help="Of a video, take every N-th frame.")  # fmt: skip
+              help="Take every N-th frame of a video.")  # fmt: skip
 @concurrency_option
 @timeout_option
 def predict(

@@ -29,10 +29,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     default=Path("model_repository"),
     show_default=True,
     metavar="DIR",
-    help="The folder that the server serves; the new version is written to it.",
+    help="The model repository of the running server; the new version is written to it.",
 )
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's HTTP address.")
-@click.option("--admin-token-file", type=_FILE, required=True, help="The file that m2f serve was started with.")
+@click.option("--admin-token-file", type=_FILE, required=True, help="The --admin-token-file of the running m2f serve.")
 @click.option(
     "--image",
     "images",
@@ -46,7 +46,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.FloatRange(0, 1),
     default=0.95,
     show_default=True,
-    help="Least agreement of the new engine's instances with the old engine's. Use 0 for retrained weights.",
+    help="Minimum agreement of the new engine's instances with the old engine's. Use 0 for retrained weights.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def rollout(
@@ -59,10 +59,11 @@ def rollout(
     min_agreement: float,
     as_json: bool,
 ) -> None:
-    """Replace the engine of a running server by a new model.plan or model.onnx.
+    """Replace the engine of a running server.
 
-    The new engine is loaded beside the serving engine, and both see the same images. If the new engine does not load,
-    or finds other instances, it is refused and clients notice nothing. Else it takes over between two requests.
+    ENGINE is a new model.plan or model.onnx. It is loaded beside the serving engine, and both get the same images. If
+    the new engine does not load, or finds other instances than the serving engine, it is refused and clients notice
+    nothing. Otherwise the new engine takes over between two requests.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a SIGTERM takes the new version back, as Ctrl-C does
     try:

@@ -38,7 +38,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     default=Path("model_repository"),
     show_default=True,
     metavar="DIR",
-    help="The folder of models.",
+    help="Folder of the model repository.",
 )
 @click.option(
     "--config-name",
@@ -51,13 +51,13 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")
 @click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Metrics port; 0 picks a free one.")
 @click.option(
-    "--health-port", type=_PORT, default=8003, show_default=True, help="Port of /live, /ready; 0 is a free one."
+    "--health-port", type=_PORT, default=8003, show_default=True, help="Port of /live and /ready; 0 picks a free one."
 )
 @click.option(
-    "--admin-token-file", type=_FILE, help="File with the secret of the restricted APIs. Default: a random one."
+    "--admin-token-file", type=_FILE, help="File with the secret of the restricted APIs. Default: a random secret."
 )
 @click.option(
-    "--tls-cert", type=_FILE, help="Certificate (PEM) of gRPC. HTTP has no TLS, so it then listens on loopback only."
+    "--tls-cert", type=_FILE, help="Certificate (PEM) of gRPC. HTTP has no TLS and then listens on loopback only."
 )
 @click.option("--tls-key", type=_FILE, help="Private key (PEM) of the certificate.")
 @click.option("--tls-client-ca", type=_FILE, help="Accept only clients with a certificate of this authority (mTLS).")
@@ -66,14 +66,14 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     type=click.FloatRange(min=0),
     default=120.0,
     show_default=True,
-    help="Seconds until all models must be ready.",
+    help="Seconds to wait until all models are ready.",
 )
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=20.0,
     show_default=True,
-    help="Seconds to answer requests in flight after a stop signal.",
+    help="Seconds to wait for requests in flight after a stop signal.",
 )
 @click.option("--log-file", type=_FILE, help="Append the server's log to this file; - is standard error.")
 @click.option("--log-verbose", is_flag=True, help="Write a verbose log, and show it.")
