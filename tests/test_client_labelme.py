@@ -71,6 +71,8 @@ def test_pieces_share_a_group_and_holes_make_a_mask():
         ("dog", "polygon", 1),
         ("cat", "mask", None),  # and nothing for the empty one
     ]
+    corners = [[1.5, 1.5], [1.5, 3.5], [3.5, 1.5], [3.5, 3.5]]  # centres of pixels
+    assert sorted(document["shapes"][0]["points"]) == corners
     assert document["shapes"][3]["points"] == [[2, 1], [8, 6]]
     assert document["imagePath"] == "sub/a.jpg"
     assert document["imageData"] is None

@@ -12,7 +12,7 @@ from kserve import connect, image_input
 from pictures import encode, photo, png_header_only
 from tritonclient.utils import InferenceServerException
 
-from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
+from m2f.contract import CANARY_ID, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL
 from m2f.errors import ERROR_KINDS
 from m2f.record import PHASES
 from m2f_server import serve
@@ -54,6 +54,8 @@ class Growth:
 def test_work_is_counted(counting):
     grown = Growth(counting)
     infer = connect(counting, "http").infer
+    image = image_input(encode(photo()))
+    counting.control.infer(PUBLIC_MODEL, image, ["num_instances"], request_id=CANARY_ID, timeout=60.0)  # is not counted
     files = [encode(photo(), kind) for kind in ("jpg", "png", "png", "webp")]
     found = infer(PUBLIC_MODEL, image_input(*files), ["num_instances"], score_threshold=0.0)["num_instances"]
     assert grown.reaches(len(files), "m2f_instances_count")

@@ -189,7 +189,7 @@ def test_scores_are_the_class_scores_and_must_be_above_the_threshold(run):
 
 def test_no_object_first(run):
     first = [[0.0, 0.0, 9.0], [9.0, 0.0, 0.0]]
-    assert [s["category_id"] for s in run(first, flat(3, 9), background_label_id=0).segments] == [1]
+    assert [s["category_id"] for s in run(first, flat(9, 3), background_label_id=0).segments] == [1]
 
 
 def test_nothing_found_is_void(run):
