@@ -37,9 +37,9 @@ def read(url):
     return Exposition([sample for family in text_string_to_metric_families(text) for sample in family.samples])
 
 
-def wait_until(condition, read):
+def wait_until(condition, read, *, within=WITHIN_S):
     """Read again and again until it satisfies the condition; return the last reading, whether it does or not."""
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + within
     while not condition(reading := read()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return reading

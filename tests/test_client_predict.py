@@ -213,7 +213,7 @@ def test_ctrl_c_finishes_what_is_in_flight(folder, number):
 
 
 def test_a_second_ctrl_c_ends_at_once(folder):
-    with start(folder, "in", "--jsonl", "run.jsonl", delay=20) as running:
+    with start(folder, "in", "--jsonl", "run.jsonl", delay=6) as running:
         wait_for(running, lambda: server.fake.requests)
         running.send_signal(signal.SIGINT)
         while "again" not in (line := running.stderr.readline()):

@@ -155,10 +155,12 @@ def refuse_under_load(server, tmp_path, rate=None):
     return load.outcomes
 
 
+@pytest.mark.more
 def test_versions_roll_under_load(served):
     roll_under_load(served, 2, RATE)
 
 
+@pytest.mark.more
 def test_bad_versions_are_refused_under_load(served, tmp_path):
     refuse_under_load(served, tmp_path, RATE)
     roll(served, GOOD)  # and the good one after them is taken

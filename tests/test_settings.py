@@ -190,7 +190,7 @@ def test_a_request_for_other_semantics_leaves_no_object_where_the_model_has_it()
     assert Settings().override({"semantics": "tao"}).background_label_id == -1
 
 
-@pytest.mark.parametrize(("kind", "head"), [(Settings, "as mmdetection"), (Preprocessing, "default")])
+@pytest.mark.parametrize(("kind", "head"), [(Settings, "default"), (Preprocessing, "default")])
 def test_the_documentation_has_every_key_with_its_meaning_and_default(kind, head):
     """The tables of docs/parameters.md, made from the fields."""
     rows = []

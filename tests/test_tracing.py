@@ -74,10 +74,10 @@ def traced():
 
 def trace(client, spans, count):
     """Send a request and return the spans of its trace; once more if they do not come: an export is not repeated."""
-    for _ in range(3):
+    for _ in range(20):
         spans.clear()
         client.predict(encode(photo()))
-        if len(seen := wait_until(lambda seen: len(seen) >= count, lambda: list(spans))) >= count:
+        if len(seen := wait_until(lambda seen: len(seen) >= count, lambda: list(spans), within=3)) >= count:
             break
     return seen
 

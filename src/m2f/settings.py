@@ -81,7 +81,7 @@ class Settings(Parameters):
         True, BOOLEAN, "true: pixels that a query wins outside its own mask are void in `panoptic`"
     )
     semantics: str = parameter(
-        "mmdet", _SEMANTICS, "whose post-processing: `mmdet`, `detectron2`, `huggingface`, `tao`"
+        "mmdet", _SEMANTICS, "the system whose post-processing is used: `mmdet`, `detectron2`, `huggingface`, `tao`"
     )
 
     def __post_init__(self) -> None:
