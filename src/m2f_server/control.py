@@ -95,7 +95,7 @@ class Control:
         return self._json("GET", f"/v2/models/{quote(model)}/config")
 
     def is_ready(self, model: str) -> bool:
-        """Return whether a model reports that it is ready. Triton 26.01 and later report a dead stub here."""
+        """Return whether a model reports that it is ready. Triton 25.12 and later report a dead stub here."""
         try:
             self.call("GET", f"/v2/models/{quote(model)}/ready")
         except CallError as error:

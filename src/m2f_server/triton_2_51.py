@@ -6,7 +6,7 @@ The Python models have workarounds of their own: `m2f_backend.stub_2_51`.
 Two more are whole modules:
 
 - `stubs` reads the process table, because Triton neither notices nor restarts a dead stub; each of its requests fails
-  after one second. Triton reports the model as not ready from 26.01 on. Source: python_backend, src/stub_launcher.cc.
+  after one second. Triton reports the model as not ready from 25.12 on. Source: python_backend, src/stub_launcher.cc.
 - `locate` composes a Python environment, because the interpreter in a stub ignores PYTHONPATH, PYTHONHOME and the
   user's site-packages. It looks for `python3` on PATH. Source: python_backend, src/pb_stub.cc.
 """
