@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from m2f.preprocess import Preprocessing
 from m2f.settings import PANOPTIC_KEYS, Settings
 from m2f_export.export_errors import ExportError
-from m2f_export.sources.base import Source
+
+if TYPE_CHECKING:  # it needs torch, which a server without the exporter does not have
+    from m2f_export.sources.base import Source
 
 HERE = Path(__file__).parent
 REPORT = "export.json"  # Triton looks at folders only
