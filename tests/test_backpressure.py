@@ -17,7 +17,7 @@ MODEL = "mask2former_preprocess"
 
 
 class Clock:
-    """Time that passes only while somebody sleeps; it counts the naps."""
+    """A clock that moves only when `sleep` is called; `naps` counts the calls."""
 
     now, naps = 100.0, 0
 

@@ -152,7 +152,7 @@ class Bare(FakeTransport):
 
 @KINDS
 @pytest.mark.parametrize(
-    ("transport", "names"), [(FakeTransport, ("cat",)), (Bare, None)], ids=["names", "a repository of somebody else"]
+    ("transport", "names"), [(FakeTransport, ("cat",)), (Bare, None)], ids=["names", "no class names"]
 )
 def test_class_names_are_read_once(kind, transport, names):
     fake = transport(lambda _: {}, config=config_with('["cat"]'))

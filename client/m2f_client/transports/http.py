@@ -160,9 +160,11 @@ class HttpTransport:
         """Return the connections of this process: those of a parent process stay the parent's."""
         if os.getpid() not in self._pools:
             tls = None if self._endpoint.tls is None else self._endpoint.tls.context()
-            pool: Any = httpcore.ConnectionPool(tls, max_connections=None, network_backend=_Network())
+            pool: Any
             if self._waiting.asynchronous:
                 pool = httpcore.AsyncConnectionPool(tls, max_connections=None, network_backend=_AwaitedNetwork(tls))
+            else:
+                pool = httpcore.ConnectionPool(tls, max_connections=None, network_backend=_Network())
             self._pools.setdefault(os.getpid(), pool)
         return self._pools[os.getpid()]
 
