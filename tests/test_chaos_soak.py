@@ -3,6 +3,8 @@
 import os
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -250,17 +252,35 @@ def test_the_slope_is_that_of_the_growth():
         assert abs(slope(samples, lambda s: s.memory["a"])) < 0.1
 
 
+TAKES_32_MB = """
+import mmap
+print("before", flush=True)
+input()
+taken = mmap.mmap(-1, 32 << 20)
+for page in range(0, len(taken), mmap.PAGESIZE):
+    taken[page] = 1
+print("after", flush=True)
+input()
+"""
+
+
 def test_what_is_taken_is_seen():
-    here = {"this": psutil.Process()}
     name = f"m2f-soak-test-{os.getpid()}"
-    before = sample(here, name, 0)
-    taken, segment = bytearray(os.urandom(32 * MB)), Path("/dev/shm", name)
-    try:
-        segment.write_bytes(bytes(16 * MB))
-        after = sample(here, name, 1)
-    finally:
-        segment.unlink()
-    assert len(taken) == 32 * MB
-    assert after.memory["this"] - before.memory["this"] >= 28  # of 32; this process may take more meanwhile
+    segment = Path("/dev/shm", name)
+    command = [sys.executable, "-c", TAKES_32_MB]  # a process of its own, which takes nothing else meanwhile
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        here = {"this": psutil.Process(process.pid)}
+        assert process.stdout.readline() == "before\n"
+        before = sample(here, name, 0)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "after\n"
+        try:
+            segment.write_bytes(bytes(16 * MB))
+            after = sample(here, name, 1)
+        finally:
+            segment.unlink()
+        process.communicate("\n")
+    assert after.memory["this"] - before.memory["this"] == pytest.approx(32, abs=1)
     assert shared(after.memory) == pytest.approx(16, abs=1)
     assert after.held["segments"] == 1
