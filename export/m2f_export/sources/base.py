@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from m2f.errors import shown
+from m2f.limits import MAX_CLASSES
 from m2f.model_facts import NO_FACTS, ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
+from m2f_export.export_errors import ExportError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +41,26 @@ class Source:
     settings: Settings = field(default_factory=Settings)
     divisor: int = 32
     fixed_size: tuple[int, int] | None = None
+
+
+def checked_names(names: Sequence[object], where: str) -> tuple[str, ...]:
+    """Return class names if every name is text.
+
+    Args:
+        names: the names by label, as a file states them.
+        where: the file and the key, for messages.
+
+    Raises:
+        ExportError: a name is not text, or there are more than the server takes.
+    """
+    if len(names) > MAX_CLASSES:
+        raise ExportError(f"{where}: {len(names)} classes; allowed: up to {MAX_CLASSES}")
+    for label, name in enumerate(names):
+        if not isinstance(name, str) or not _is_unicode(name):
+            raise ExportError(f"{where}: the name of class {label} is {shown(name)}; allowed: text")
+    return tuple(map(str, names))
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: JSON can hold half of a character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

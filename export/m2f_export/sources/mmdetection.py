@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError
 from m2f_export.sources.base import Source
+from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_classes
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
 ensure_mmcv_ops()
@@ -64,8 +64,8 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
 
     Args:
         config: a `.py` configuration whose model is a `Mask2Former`.
-        checkpoint: a checkpoint of mmdetection's training, or plain weights under `state_dict`. Only tensors and plain
-            values are unpickled.
+        checkpoint: a checkpoint of mmdetection's training, or weights alone. Only tensors and plain values are
+            unpickled.
 
     Raises:
         ExportError: a file is missing or cannot be read, the model is of another architecture, the weights do not fit,
@@ -74,11 +74,8 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
     settings = read_config(config)
     contents = read_checkpoint(checkpoint)
     model = build_model(settings, config)
-    try:
-        model.load_state_dict(contents["state_dict"], strict=True)
-    except RuntimeError as error:
-        raise ExportError(f"{checkpoint} does not fit {config}: {_first_lines(error)}") from error
-    return as_source(model, settings, config, trained_on=_classes_of(contents))
+    load_weights(model, contents, checkpoint, config)
+    return as_source(model, settings, config, trained_on=stated_classes(contents, checkpoint))
 
 
 def describe_mmdet(config: Path) -> Source:
@@ -162,41 +159,6 @@ def build_model(settings: Config, config: Path) -> Any:
         raise ExportError(f"mmdetection cannot build the model of {config}: {_first_lines(error)}") from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: a dict with `state_dict` and perhaps `meta`.
-
-    Raises:
-        ExportError: the file is missing, or is not a checkpoint.
-    """
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file")
-    try:
-        # mmengine pickles its message log beside the weights. Inert objects replace everything but tensors and plain
-        # values, so no code of the file ever runs.
-        unsafe = [(_Inert, name) for name in torch.serialization.get_unsafe_globals_in_checkpoint(path)]
-        with torch.serialization.safe_globals(unsafe):  # type: ignore[arg-type]
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
-        raise ExportError(f"{path} is not a checkpoint that torch can read: {_first_lines(error)}") from error
-    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), Mapping):
-        found = f"keys {', '.join(map(str, contents))[:200]}" if isinstance(contents, dict) else type(contents).__name__
-        raise ExportError(f"{path} holds no weights under 'state_dict'; found {found}")
-    return contents
-
-
-class _Inert:
-    """Stands for any pickled object."""
-
-    def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
 def _preprocessing(
     settings: Config, preprocessor: Mapping[str, Any], config: Path, *, takes_bgr: bool
 ) -> Preprocessing:
@@ -252,12 +214,6 @@ def _class_names(settings: Config, trained_on: tuple[str, ...], num_classes: int
         getattr(known, "METAINFO", {}).get("classes", ()),
     )
     return next((tuple(names) for names in stated if len(names) == num_classes), ())
-
-
-def _classes_of(contents: Mapping[str, Any]) -> tuple[str, ...]:
-    meta = contents.get("meta") or {}
-    names = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _first_lines(error: Exception, limit: int = 600) -> str:

@@ -1,0 +1,217 @@
+"""The weights of a checkpoint, put into a network, whatever the training wrapped around them.
+
+Every tensor of a file has a dotted name: the keys of the dictionaries that hold it, `state_dict.backbone.conv1.weight`.
+The weights of a network are the tensors whose names end in the network's own names, all behind one prefix. So nested
+dictionaries, `module.` (DistributedDataParallel, averaged models), `model.` (Lightning) and plain weights are one case.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from m2f_export.export_errors import ExportError, reason
+from m2f_export.files import check_file
+from m2f_export.sources.base import checked_names
+
+# Parts of names that come from wrappers and may stand anywhere: torch.compile, FSDP, activation checkpointing,
+# DistributedDataParallel.
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"})
+_IMMATERIAL = "num_batches_tracked"  # a counter of training, which files of other tools lack
+_DEEPEST = 8  # dictionaries in dictionaries
+_SHOWN = 3  # names of each kind in a message
+_ZIP, _PICKLE, _GZIP = b"PK\x03\x04", b"\x80", b"\x1f\x8b"
+_LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch.save before PyTorch 1.6: the number after two bytes
+
+
+def read_checkpoint(path: Path) -> Mapping[Any, Any]:
+    """Read a checkpoint: a dictionary that `torch.save` wrote, or a safetensors file.
+
+    Only tensors and plain values are unpickled, so no code of the file ever runs.
+
+    Raises:
+        ExportError: the file cannot be read, or is not a checkpoint.
+    """
+    head = check_file(path)
+    if foreign := _foreign(path, head):
+        raise ExportError(f"{path} is not a checkpoint that torch can read: it is {foreign}")
+    try:
+        if head[8:10] == b'{"':  # safetensors: the length of a header, and the header
+            return load_file(path)
+        # mmengine pickles its message log beside the weights: inert objects replace everything but tensors and plain
+        # values
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if head.startswith(_ZIP) else []
+        with torch.serialization.safe_globals([(_Inert, name) for name in names]):  # type: ignore[misc]
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle is a program for torch's unpickler: it may raise anything
+        raise ExportError(f"{path} is not a checkpoint that torch can read: {reason(error)}") from error
+    if not isinstance(contents, Mapping):
+        found = "an object of Python" if isinstance(contents, _Inert) else f"a {type(contents).__name__}"
+        raise ExportError(f"{path} holds no weights, but {found}; allowed: a dictionary, such as model.state_dict()")
+    return contents
+
+
+def _foreign(path: Path, head: bytes) -> str:
+    """Return what else a file is, in words; empty if it may be a checkpoint."""
+    if head.startswith(_ZIP):
+        if not zipfile.is_zipfile(path):
+            return "incomplete: a copy or a download was interrupted"
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+            return "a zip archive: unpack it first"
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            return "compressed, which torch.save never does: unpack it, and zip it without compression"
+    elif head.startswith(_GZIP) or tarfile.is_tarfile(path):
+        return "an archive: unpack it first"
+    elif head.startswith(_PICKLE) and not head[2:].startswith(_LEGACY):
+        return "a pickle, as detectron2 writes them; allowed: what torch.save writes (.pth)"
+    return ""
+
+
+class _Inert:
+    """Stands for any pickled object."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def stated_classes(contents: Mapping[Any, Any], path: Path) -> tuple[str, ...]:
+    """Return the class names that a checkpoint of mmengine states; empty without any.
+
+    Raises:
+        ExportError: a name is not text.
+    """
+    meta = _mapping(contents.get("meta"))
+    names = _mapping(meta.get("dataset_meta")).get("classes") or meta.get("CLASSES")
+    if isinstance(names, str):
+        return (names,)
+    return checked_names(names, f"{path}: the classes in its 'meta'") if isinstance(names, list | tuple) else ()
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def load_weights(network: torch.nn.Module, contents: Mapping[Any, Any], path: Path, wanted_by: Path) -> None:
+    """Put the weights of a checkpoint into a network.
+
+    If there is a `state_dict`, only that is read: mmengine writes averaged weights there, and the others under
+    `ema_state_dict`.
+
+    Args:
+        network: the network; its weights are replaced.
+        contents: the checkpoint, as `read_checkpoint` returns it.
+        path: the checkpoint's file, for messages.
+        wanted_by: the network's configuration, for messages.
+
+    Raises:
+        ExportError: the weights are not those of the network, are there more than once, or are not finite. The message
+            shows up to three names of each kind.
+    """
+    own = network.state_dict()
+    stated = {key: value for key, value in contents.items() if key == "state_dict"}
+    tensors = dict(_tensors(stated)) or dict(_tensors(contents))
+    if not tensors:
+        raise ExportError(f"{path} holds no weights: there is no tensor in it; its keys: {_some(contents)}")
+    fits = sorted(_fits(own, tensors), key=lambda fit: len(fit.found), reverse=True)
+    if not fits:
+        raise ExportError(f"{path} does not fit {wanted_by}: it has {_some(tensors)}; needed: {_some(own)}")
+    best = fits[0]
+    if equal := [fit for fit in fits[1:] if len(fit.found) == len(best.found)]:
+        places = " and ".join(repr(fit.prefix) for fit in (best, *equal))
+        raise ExportError(f"{path} holds weights for {wanted_by} more than once, under {places}; allowed: once")
+    if problems := best.problems(own):
+        raise ExportError(f"{path} does not fit {wanted_by}: {'; '.join(problems)}")
+    try:
+        network.load_state_dict(best.found, strict=False)  # what is missing is immaterial
+    except (RuntimeError, NotImplementedError) as error:  # a kind of tensor that cannot be copied
+        raise ExportError(f"{path} cannot be loaded: {reason(error)}") from error
+    check_finite(network, path)
+
+
+@dataclass
+class _Fit:
+    """The tensors behind one prefix.
+
+    Attributes:
+        prefix: what stands before the network's own names, with the dot; may be empty.
+        found: the tensors that have a name of the network, by that name.
+        unexpected: names behind the prefix that the network does not have.
+    """
+
+    prefix: str
+    found: dict[str, torch.Tensor] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+
+    def problems(self, own: Mapping[str, torch.Tensor]) -> list[str]:
+        """Return why these are not the weights of a network, in words; empty if they are."""
+        shapes = {name: (list(tensor.shape), list(own[name].shape)) for name, tensor in self.found.items()}
+        kinds = {
+            "missing": [name for name in own if name not in self.found and not name.endswith(_IMMATERIAL)],
+            "unexpected": self.unexpected,
+            "of another shape": [f"{name} {has} for {needs}" for name, (has, needs) in shapes.items() if has != needs],
+        }
+        return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+
+
+def _fits(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[_Fit]:
+    """Return a fit for every prefix that has a name of the network behind it."""
+    wrappers = _WRAPPERS - {part for name in own for part in name.split(".")}
+    endings = {name: dict(_endings(name, wrappers)) for name in tensors}
+    prefixes = {prefix for ends in endings.values() for prefix, rest in ends.items() if rest in own}
+    fits = {prefix: _Fit(prefix) for prefix in prefixes}
+    for name, ends in endings.items():
+        for prefix in prefixes & ends.keys():
+            if ends[prefix] in own:
+                fits[prefix].found[ends[prefix]] = tensors[name]
+            else:
+                fits[prefix].unexpected.append(name)
+    return list(fits.values())
+
+
+def _endings(name: str, wrappers: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Split a dotted name before each of its parts: what is before it, and the rest without the wrappers' parts."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part not in wrappers:
+            yield ".".join([*parts[:at], ""]), ".".join(p for p in parts[at:] if p not in wrappers)
+
+
+def _tensors(contents: Mapping[Any, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return every tensor in nested dictionaries by its dotted name."""
+    for key, value in contents.items():
+        if isinstance(value, torch.Tensor):
+            yield f"{path}{key}", value
+        elif isinstance(value, Mapping) and depth < _DEEPEST:
+            yield from _tensors(value, f"{path}{key}.", depth + 1)
+
+
+def check_finite(network: torch.nn.Module, path: Path) -> None:
+    """Refuse weights that are NaN or infinite, as a training leaves them that diverged.
+
+    Raises:
+        ExportError: at least one weight is not finite; the message shows up to three names.
+    """
+    if wrong := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
+        raise ExportError(f"{path}: {len(wrong)} weights hold NaN or infinity ({_some(wrong)}): the training diverged")
+
+
+def _some(names: Iterable[object]) -> str:
+    """Return up to three names for a message."""
+    first = [str(name)[:200] for name in itertools.islice(names, _SHOWN + 1)]
+    return ", ".join(first[:_SHOWN]) + (", …" if len(first) > _SHOWN else "") or "none"

@@ -1,0 +1,272 @@
+"""The weights of a checkpoint, whatever the training wrapped around them."""
+
+import collections
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from exports import m2f_export
+from sources import CHECKPOINT, CONFIG
+
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import save_file  # noqa: E402
+
+from m2f_export.export_errors import ExportError  # noqa: E402
+from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_classes  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+
+def network():
+    """A network whose names have several parts, a batch norm with its counter included."""
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    return torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(4, 2)})
+
+
+TRAINED = {
+    name: torch.randn(tensor.shape) if tensor.ndim else tensor for name, tensor in network().state_dict().items()
+}
+OTHER = {name: torch.randn(tensor.shape) if tensor.ndim else tensor for name, tensor in TRAINED.items()}
+
+
+def renamed(change, weights=TRAINED):
+    return {change(name): tensor for name, tensor in weights.items()}
+
+
+def behind(prefix, weights=TRAINED):
+    return renamed(lambda name: prefix + name, weights)
+
+
+def nested(weights):
+    """Dictionaries in dictionaries, one for each part of a name."""
+    tree = {}
+    for name, tensor in weights.items():
+        *parts, last = name.split(".")
+        inner = tree
+        for part in parts:
+            inner = inner.setdefault(part, {})
+        inner[last] = tensor
+    return tree
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+AVERAGED = {"steps": torch.tensor(7), **behind("module.")}
+DOUBLED = behind("module.", behind("module."))
+
+WRAPPED = {
+    "mmengine": {"state_dict": TRAINED, "meta": {"epoch": 1}, "optimizer": OPTIMIZER, "message_hub": {}},
+    "weights alone": TRAINED,
+    "an ordered dictionary": collections.OrderedDict(TRAINED),
+    "DistributedDataParallel": {"state_dict": behind("module.")},
+    "DistributedDataParallel, alone": behind("module."),
+    "wrapped twice": {"state_dict": DOUBLED},
+    "Lightning": {"state_dict": behind("model.") | {"loss.weight": torch.ones(2)}, "pytorch-lightning_version": "2.0"},
+    "Lightning, parallel": {"state_dict": behind("model.module.")},
+    "parallel Lightning": {"state_dict": behind("module.model.")},
+    "torch.compile": {"state_dict": behind("_orig_mod.")},
+    "torch.compile in DistributedDataParallel": {"state_dict": behind("module._orig_mod.")},
+    "a part compiled": renamed(lambda name: name.replace("backbone.", "backbone._orig_mod.")),
+    "each part parallel": renamed(lambda name: name.replace(".", ".module.", 1)),
+    "FSDP": behind("_fsdp_wrapped_module.", renamed(lambda name: name.replace(".0.", ".0._fsdp_wrapped_module."))),
+    "checkpointed activations": renamed(lambda name: name.replace("backbone.", "backbone._checkpoint_wrapped_module.")),
+    "any other prefix": {"state_dict": behind("detector.net.")},
+    "model": {"model": TRAINED, "optimizer": OPTIMIZER, "scheduler": {"last_epoch": 3}, "epoch": 9},
+    "model_state_dict": {"model_state_dict": behind("module."), "loss": 0.1},
+    "nested": {"checkpoint": {"model": {"state_dict": TRAINED}}},
+    "nested in state_dict": {"state_dict": {"model": TRAINED}},
+    "a dictionary for each module": {"state_dict": nested(TRAINED)},
+    "averaged weights beside others": {"state_dict": TRAINED, "ema_state_dict": behind("module.", OTHER)},
+    "averaged weights only": {"ema_state_dict": AVERAGED, "meta": {}},
+    "averaged weights alone": AVERAGED,
+    "an empty state_dict": {"state_dict": {}, "model": TRAINED},
+    "without counters": {"state_dict": {k: v for k, v in TRAINED.items() if not k.endswith("num_batches_tracked")}},
+    "half precision": {name: t.half() if t.is_floating_point() else t for name, t in TRAINED.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_wrapped_weights_are_found(tmp_path, case):
+    torch.save(WRAPPED[case], tmp_path / "w.pth")
+    loaded = network()
+    load_weights(loaded, read_checkpoint(tmp_path / "w.pth"), tmp_path / "w.pth", tmp_path / "c.py")
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, TRAINED[name], atol=1e-2 if case == "half precision" else 0, rtol=0)
+
+
+def test_the_prefix_that_mmengine_strips_is_stripped_to_the_same_weights(tmp_path):
+    """Against mmengine's own loader."""
+    from mmengine.runner import load_checkpoint
+
+    torch.save({"state_dict": behind("module.")}, tmp_path / "w.pth")
+    theirs, ours = network(), network()
+    load_checkpoint(theirs, str(tmp_path / "w.pth"), map_location="cpu")
+    load_weights(ours, read_checkpoint(tmp_path / "w.pth"), tmp_path / "w.pth", tmp_path / "c.py")
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[name])
+
+
+def test_the_form_before_pytorch_1_6_and_safetensors_are_read(tmp_path):
+    torch.save({"state_dict": TRAINED}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(TRAINED, tmp_path / "w.safetensors")
+    shutil.copy(tmp_path / "w.safetensors", tmp_path / "w.pth")  # the content says what it is, not the name
+    for name in ("old.pth", "w.safetensors", "w.pth"):
+        loaded = network()
+        load_weights(loaded, read_checkpoint(tmp_path / name), tmp_path / name, tmp_path / "c.py")
+        assert torch.equal(loaded["head"].weight, TRAINED["head.weight"])
+
+
+def without(*names):
+    return {name: tensor for name, tensor in TRAINED.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"epoch": 3}, r"w\.pth holds no weights: there is no tensor in it; its keys: epoch$"),
+        ({}, r"holds no weights: .* its keys: none$"),
+        ({"state_dict": {"head.weight": 1}}, "holds no weights"),
+        ({"neck.w": torch.ones(1)}, r"w\.pth does not fit .*c\.py: it has neck\.w; needed: backbone\.0\.weight, "),
+        (without("head.bias"), r"w\.pth does not fit .*c\.py: 1 missing \(head\.bias\)$"),
+        (
+            renamed(lambda name: name.replace("backbone", "body")),
+            r": 6 missing \(backbone\.0\.weight, backbone\.0\.bias, backbone\.1\.weight, …\); 7 unexpected \(body\.0",
+        ),
+        (
+            {"state_dict": behind("module.", TRAINED | {"neck": torch.ones(1)})},
+            r": 1 unexpected \(state_dict\.module\.neck\)$",
+        ),
+        (
+            TRAINED | {"head.weight": torch.ones(3, 4), "head.bias": torch.ones(3)},
+            r": 2 of another shape \(head\.weight \[3, 4\] for \[2, 4\], head\.bias \[3\] for \[2\]\)$",
+        ),
+        (TRAINED | {"head.weight": torch.ones(1).expand(1 << 20, 1 << 20)}, r"1 of another shape"),
+        (
+            {"model": TRAINED, "ema": OTHER},
+            r"w\.pth holds weights for .*c\.py more than once, under 'model\.' and 'ema\.'; allowed: once",
+        ),
+        (
+            TRAINED | {"head.bias": torch.tensor([1.0, float("nan")])},
+            r"w\.pth: 1 weights hold NaN or infinity \(head\.bias\): the training diverged",
+        ),
+        ({"head.bias": torch.ones(2).to_sparse(), **without("head.bias")}, r"w\.pth cannot be loaded: "),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_named_in_a_few_words(tmp_path, contents, message):
+    torch.save(contents, tmp_path / "w.pth")
+    with pytest.raises(ExportError, match=message) as failure:
+        load_weights(network(), read_checkpoint(tmp_path / "w.pth"), tmp_path / "w.pth", tmp_path / "c.py")
+    assert len(str(failure.value)) < 600
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4838904\n"
+
+
+class Whole:
+    """Pickles as an object: `torch.save(model)`."""
+
+    def __reduce__(self):
+        return (Fraction, (1, 2))
+
+
+def zipped(path, name="model/config.json", kind=zipfile.ZIP_STORED, content=b"{}"):
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        archive.writestr(name, content)
+
+
+def truncated(path):
+    path.write_bytes(CHECKPOINT.read_bytes()[:100_000])
+
+
+def tarred(path):
+    shutil.make_archive(path.parent / "t", "tar", path.parent, ".")
+    (path.parent / "t.tar").rename(path)
+
+
+FILES = {
+    "missing": (lambda _: None, r"w\.pth: no such file"),
+    "empty": (lambda path: path.write_bytes(b""), r"w\.pth is empty: a copy or a download was interrupted"),
+    "text": (lambda path: path.write_bytes(b"epoch_12.pth"), r"w\.pth is not a checkpoint that torch can read"),
+    "pointer": (lambda path: path.write_bytes(POINTER), r"w\.pth is a Git LFS pointer, .*git lfs pull"),
+    "page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>"), r"w\.pth is a web page"),
+    "folder": (lambda path: path.mkdir(), r"w\.pth is a folder; allowed: a file"),
+    "pipe": (os.mkfifo, r"w\.pth is not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), r"w\.pth is not a regular file"),
+    "dangling": (lambda path: path.symlink_to("blobs/1"), r"w\.pth is a link to blobs/1, which does not exist"),
+    "circle": (lambda path: path.symlink_to(path), r"w\.pth cannot be read: Too many levels of symbolic links"),
+    "truncated": (truncated, r"w\.pth is not a checkpoint .*: it is incomplete: a copy or a download"),
+    "zip": (zipped, r"w\.pth is not a checkpoint .*: it is a zip archive: unpack it"),
+    "bomb": (lambda path: zipped(path, "w/data.pkl", zipfile.ZIP_DEFLATED, bytes(10_000_000)), r"it is compressed"),
+    "tar": (tarred, r"it is an archive: unpack it"),
+    "detectron2": (
+        lambda path: path.write_bytes(pickle.dumps({"model": {"w": np.ones(2)}, "__author__": "x"})),
+        r"it is a pickle, as detectron2 writes them; allowed: .*\.pth",
+    ),
+    "list": (lambda path: torch.save([1, 2], path), r"w\.pth holds no weights, but a list; allowed: a dictionary"),
+    "object": (lambda path: torch.save(Whole(), path), r"w\.pth holds no weights, but an object of Python"),
+    "safetensors": (lambda path: path.write_bytes(b'\xff\xff\xff\xff\0\0\0\0{"a"'), r"w\.pth is not a checkpoint"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, case):
+    write, message = FILES[case]
+    write(tmp_path / "w.pth")
+    with pytest.raises(ExportError, match=message):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("case", ["pointer", "truncated", "detectron2", "list"])
+def test_the_command_names_it_too(tmp_path, case):
+    write, message = FILES[case]
+    write(tmp_path / "w.pth")
+    result = m2f_export(CONFIG, tmp_path / "w.pth", "--onnx", tmp_path / "model.onnx")
+    assert result.exit_code == 1
+    assert_one_message(result, message)
+
+
+def assert_one_message(result, message):
+    """One line, without a traceback."""
+    assert re.search(message, result.stderr), result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("meta", "classes"),
+    [
+        ({"dataset_meta": {"classes": ("a", "b")}}, ("a", "b")),
+        ({"CLASSES": ["a"]}, ("a",)),
+        ({"CLASSES": "rings"}, ("rings",)),
+        ({"dataset_meta": None}, ()),
+        ({"dataset_meta": {"classes": None}}, ()),
+        ({"dataset_meta": {"classes": {"0": "a"}}}, ()),
+        (None, ()),
+        ([1], ()),
+    ],
+)
+def test_class_names_of_a_checkpoint(tmp_path, meta, classes):
+    assert stated_classes({"meta": meta}, tmp_path / "w.pth") == classes
+
+
+def test_class_names_that_are_not_text_are_refused(tmp_path):
+    with pytest.raises(
+        ExportError, match=r"w\.pth: the classes in its 'meta': the name of class 1 is 7; allowed: text"
+    ):
+        stated_classes({"meta": {"CLASSES": ("a", 7)}}, tmp_path / "w.pth")
+
+
+@pytest.mark.more
+def test_a_wrapped_checkpoint_is_exported(tmp_path):
+    """As distributed training of a compiled model writes it."""
+    weights = torch.load(CHECKPOINT, weights_only=True)["state_dict"]
+    torch.save({"state_dict": behind("module._orig_mod.", weights)}, tmp_path / "w.pth")
+    result = m2f_export(CONFIG, tmp_path / "w.pth", "--onnx", tmp_path / "model.onnx", "--size", 64, 64)
+    assert result.exit_code == 0, result.output
