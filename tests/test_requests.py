@@ -74,6 +74,7 @@ PARAMETER_EFFECTS = [
     ({"keep_top_k": 3}, lambda base, got: got["queries"][0].tolist() == base["queries"][0, :3].tolist()),
     ({"max_output_boxes_per_class": 1}, lambda _, got: len(set(got["labels"][0])) == got["num_instances"][0, 0]),
     ({"classes": "ring,0"}, lambda _, got: set(got["labels"][0]) <= {0, 4}),
+    ({"classes": '["ring", 0]'}, lambda _, got: set(got["labels"][0]) == {0, 4}),
     (
         {"class_score_thresholds": "circle=1,1=0.9"},
         lambda _, got: not (got["labels"] == 0).any() and (got["scores"][got["labels"] == 1] >= 0.9).all(),

@@ -10,6 +10,8 @@ from m2f.errors import InputError
 from m2f.preprocess import Preprocessing
 from m2f.settings import KEYS, Settings
 
+THRESHOLDS = 'a string such as "circle=0.7,2=0.3" or a JSON object, each threshold from 0 to 1'
+
 
 def test_the_defaults_are_mmdetections():
     assert Settings() == Settings(
@@ -51,14 +53,13 @@ def test_an_unknown_key_lists_the_allowed_ones():
         ("max_output_boxes_per_class", "many", "a whole number >= 1, or -1 for no limit"),
         ("background_label_id", 80, "-1 (no-object comes last) or 0 (first)"),
         ("export_postprocess_mask", 1, "true or false"),
-        ("classes", 3, "a string of class indices or names, comma-separated"),
-        ("class_score_thresholds", 0.5, 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
-        ("class_score_thresholds", "0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
-        ("class_score_thresholds", "=0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
-        ("class_score_thresholds", "1=", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
-        ("class_score_thresholds", "1=1.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
-        ("class_score_thresholds", "1=nan", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
-        ("class_score_thresholds", "1=0.5,,2=0.5", 'a string such as "circle=0.7,2=0.3", each threshold from 0 to 1'),
+        ("classes", 3, "a string of class indices or names, comma-separated or a JSON list"),
+        ("class_score_thresholds", 0.5, THRESHOLDS),
+        ("class_score_thresholds", "0.5", THRESHOLDS),
+        ("class_score_thresholds", "=0.5", THRESHOLDS),
+        ("class_score_thresholds", "1=", THRESHOLDS),
+        ("class_score_thresholds", "1=1.5", THRESHOLDS),
+        ("class_score_thresholds", "1=nan", THRESHOLDS),
         ("panoptic_score_threshold", 1.5, "a number from 0 to 1"),
         ("panoptic_overlap_threshold", "0.8", "a number from 0 to 1"),
         ("panoptic_filter_low_score", 1, "true or false"),

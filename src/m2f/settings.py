@@ -6,13 +6,14 @@ request with Triton request parameters of the same names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from m2f.class_lists import LABELS, THRESHOLDS, ClassNames
 from m2f.errors import InputError, shown
 from m2f.parameters import (
     BOOLEAN,
@@ -28,26 +29,6 @@ from m2f.parameters import (
 )
 from m2f.profiles import PROFILES
 
-_NAMES_SHOWN = 100  # most class names in an error message
-
-
-def _threshold_pairs(text: str) -> list[tuple[str, float]]:
-    """Read `"circle=0.7,2=0.3"`; a name may hold an equals sign. Raises ValueError where a threshold is no number."""
-    words = [word.rpartition("=") for word in text.split(",")] if text.strip() else []
-    return [(name.strip(), float(value)) for name, _, value in words]
-
-
-def _are_thresholds(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and all(word and 0 <= number <= 1 for word, number in _threshold_pairs(value))
-    except ValueError:
-        return False
-
-
-_LABELS = Allowed(
-    "a string of class indices or names, comma-separated", lambda value: isinstance(value, str), is_text=True
-)
-_THRESHOLDS = Allowed('a string such as "circle=0.7,2=0.3", each threshold from 0 to 1', _are_thresholds, is_text=True)
 _SEMANTICS = one_of(PROFILES)
 _BACKGROUND = Allowed("-1 (no-object comes last) or 0 (first)", lambda value: is_int(value) and value in (-1, 0))
 
@@ -67,9 +48,9 @@ class Settings(Parameters):
         None, _BACKGROUND, "column of no-object in the class logits: -1 the last, 0 the first"
     )
     export_postprocess_mask: bool = parameter(True, BOOLEAN, "false: `rle`, `masks` and `packed_masks` come back empty")
-    classes: str = parameter("", _LABELS, 'only these classes, by index or name: `"0,2"`, `"circle,ring"`; empty: all')
+    classes: str = parameter("", LABELS, 'only these classes, by index or name: `"0,2"`, `"circle,ring"`; empty: all')
     class_score_thresholds: str = parameter(
-        "", _THRESHOLDS, 'thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`'
+        "", THRESHOLDS, 'thresholds of single classes in place of `score_threshold`: `"circle=0.7,2=0.3"`'
     )
     panoptic_score_threshold: float = parameter(
         0.8, FRACTION, "a query gets pixels of `panoptic` only if its class score is above this"
@@ -112,8 +93,7 @@ class Settings(Parameters):
         """
         if not self.classes.strip():
             return None
-        words = dict.fromkeys(word.strip() for word in self.classes.split(","))
-        return frozenset(map(_class_finder("classes", class_names, num_classes), words))
+        return frozenset(ClassNames(class_names, num_classes).labels(self.classes)) or None
 
     def thresholds(self, class_names: tuple[str, ...], num_classes: int) -> npt.NDArray[np.float32]:
         """Return the lowest score of an instance of each class: float32 [C].
@@ -122,10 +102,10 @@ class Settings(Parameters):
             InputError: `class_score_thresholds` names a class that the model does not have, or names a class twice.
         """
         thresholds = np.full(num_classes, self.score_threshold, np.float32)
+        if not self.class_score_thresholds.strip():
+            return thresholds
         named = set()
-        find = _class_finder("class_score_thresholds", class_names, num_classes)
-        for word, threshold in _threshold_pairs(self.class_score_thresholds):
-            label = find(word)
+        for label, threshold in ClassNames(class_names, num_classes).thresholds(self.class_score_thresholds):
             if label in named:
                 raise InputError(
                     f"parameter 'class_score_thresholds' has class {label} twice; allowed: once", kind="parameter"
@@ -137,24 +117,3 @@ class Settings(Parameters):
 
 KEYS = tuple(Settings.__dataclass_fields__)
 PANOPTIC_KEYS = tuple(name for name in KEYS if name.startswith("panoptic_"))
-
-
-def _class_finder(key: str, class_names: tuple[str, ...], num_classes: int) -> Callable[[str], int]:
-    """Return a function from a class's name or index to its index.
-
-    Of several classes with one name, the function finds the first. It raises InputError where there is no such class.
-    """
-    by_name = {name: index for index, name in reversed(list(enumerate(class_names[:num_classes])))}
-
-    def find(word: str) -> int:
-        if word in by_name:
-            return by_name[word]
-        if word.isdecimal() and len(word) <= len(str(num_classes)) and int(word) < num_classes:
-            return int(word)
-        more = f" and {len(class_names) - _NAMES_SHOWN} more" if len(class_names) > _NAMES_SHOWN else ""
-        known = f"; names: {', '.join(class_names[:_NAMES_SHOWN])}{more}" if class_names else ""
-        raise InputError(
-            f"parameter '{key}' has no class {shown(word)}; allowed: 0 to {num_classes - 1}{known}", kind="parameter"
-        )
-
-    return find

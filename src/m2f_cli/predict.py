@@ -20,7 +20,7 @@ from m2f_client.transports.protocol import Parameter
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @url_option
 @click.option("--score-threshold", type=float, help="Minimum score (0 to 1). Default: the server's.")
-@click.option("--classes", help="Only these classes, by index or name, comma-separated.")
+@click.option("--classes", help="Only these classes, by index or name, comma-separated or a JSON list.")
 @parameter_option
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
