@@ -256,7 +256,7 @@ TAKES_32_MB = """
 import mmap
 print("before", flush=True)
 input()
-taken = mmap.mmap(-1, 32 << 20)
+taken = mmap.mmap(-1, 32 << 20, mmap.MAP_PRIVATE)
 for page in range(0, len(taken), mmap.PAGESIZE):
     taken[page] = 1
 print("after", flush=True)
