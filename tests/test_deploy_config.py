@@ -52,6 +52,7 @@ def test_absent_sections_are_the_defaults(tmp_path):
     assert config.ignored == ()
 
 
+@pytest.mark.torch
 def test_python_with_bases(tmp_path):
     written(tmp_path, f"codebase_config = {ISSUE_2775['codebase_config']}", "base.py")
     override = """
@@ -67,6 +68,7 @@ backend_config = dict(type='onnxruntime', precision='fp16')
     assert config.dynamic_axes == {"input": {0: "batch", 2: "height"}}
 
 
+@pytest.mark.torch
 def test_a_missing_base_is_named(tmp_path):
     path = written(tmp_path, "_base_ = ['../_base_/base_panoptic-seg_static.py']", "mine.py")
     with pytest.raises(ExportError, match=r"mine\.py: its `_base_` is missing: .*base_panoptic-seg_static\.py"):
@@ -193,8 +195,10 @@ def test_a_wrong_value_is_named(tmp_path, key, value, message):
         ("list.json", "[1]", "holds list, not an object"),
         ("other.json", '{"model": {}}', "not a deploy config: .* its keys: model"),
         ("config.yaml", "a: 1", r"is a \.py or \.json file"),
-        ("broken.py", "onnx_config = (", "cannot be read as an mmengine config"),
-        ("raises.py", "raise RuntimeError('no')", "cannot be read as an mmengine config"),
+        pytest.param("broken.py", "onnx_config = (", "cannot be read as an mmengine config", marks=pytest.mark.torch),
+        pytest.param(
+            "raises.py", "raise RuntimeError('no')", "cannot be read as an mmengine config", marks=pytest.mark.torch
+        ),
     ],
 )
 def test_a_file_that_is_no_deploy_config(tmp_path, name, content, message):

@@ -240,6 +240,7 @@ def wrong_commands(page):
             yield f"{program} {' '.join(words)}: {error}"
 
 
+@pytest.mark.torch  # `m2f export` imports it
 def test_commands_parse():
     assert wrong(wrong_commands) == []
 
@@ -260,6 +261,7 @@ def wrong_mentions(page):
             yield f"{program} {' '.join(words)}: {error}"
 
 
+@pytest.mark.torch  # `m2f export` imports it
 def test_mentioned_commands_exist():
     assert wrong(wrong_mentions) == []
 
