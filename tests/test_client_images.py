@@ -7,11 +7,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from memory import peak_of
+from pictures import encode, photo
+from PIL import Image, features
+from tiffs import pages, picture_tags, tiff
 
 from m2f.image import decode_image
 from m2f_client import InvalidRequest, UnreadableImage
-from m2f_client.images import encoded, image_tensor
+from m2f_client.images import TRANSCODED_SUFFIXES, encoded, image_tensor
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (13, 21, 3), np.uint8)
@@ -146,3 +149,127 @@ def test_the_encoder_agrees_with_pillow_on_large_pictures():
 def test_importing_the_client_needs_neither_pillow_nor_opencv():
     code = "import sys, m2f_client; sys.exit(any(name in sys.modules for name in ('PIL', 'cv2', 'tritonclient')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Files of formats that the server does not read
+
+PHOTO = Image.fromarray(photo())
+ALPHA = PHOTO.convert("RGBA")
+ALPHA.putalpha(77)
+DEEP = Image.fromarray(np.random.default_rng(1).integers(0, 1 << 16, (61, 83), dtype=np.uint16))
+LZW, BIG = {"compression": "tiff_lzw"}, {"big_tiff": True}
+OTHER_FILES = {
+    "tiff": encode(PHOTO, "tiff"),
+    "tiff lzw": encode(PHOTO, "tiff", **LZW),
+    "tiff of 64 bits": encode(PHOTO, "tiff", **BIG),
+    "tiff grey": encode(PHOTO.convert("L"), "tiff"),
+    "tiff black and white, fax": encode(PHOTO.convert("1"), "tiff", compression="group4"),
+    "tiff palette": encode(PHOTO.convert("P"), "tiff", **LZW),
+    "tiff 16-bit grey": encode(DEEP, "tiff"),
+    "tiff 16-bit grey lzw": encode(DEEP, "tiff", **LZW),
+    "tiff cmyk": encode(PHOTO.convert("CMYK"), "tiff"),
+    "tiff jpeg": encode(PHOTO, "tiff", compression="jpeg"),
+    "tiff with smaller copies": pages(0, 1, 1),
+    "bmp": encode(PHOTO, "bmp"),
+    "bmp palette": encode(PHOTO.convert("P"), "bmp"),
+    "bmp alpha": encode(ALPHA, "bmp"),
+    "ppm": encode(PHOTO, "ppm"),
+    "pgm": encode(PHOTO.convert("L"), "ppm"),
+    "pgm 16-bit": encode(DEEP, "ppm"),
+    "pbm": encode(PHOTO.convert("1"), "ppm"),
+    "jpeg 2000": encode(PHOTO, "jpeg2000"),
+    "jpeg 2000 16-bit": encode(DEEP, "jpeg2000"),
+}
+AS_PILLOW = {  # what OpenCV does not read, or blends
+    "tiff alpha": encode(ALPHA, "tiff"),
+    "gif": encode(PHOTO, "gif"),
+    "gif of two pictures": encode(PHOTO, "gif", save_all=True, append_images=[PHOTO.rotate(180)]),
+    "sgi": encode(PHOTO, "sgi"),
+    "qoi": encode(PHOTO, "qoi"),
+    "avif": encode(PHOTO, "avif") if features.check("avif") else None,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_file_of_another_format_has_the_pixels_that_mmdetection_reads(name):
+    """mmcv reads with cv2.imdecode in colour mode."""
+    expected = cv2.imdecode(np.frombuffer(OTHER_FILES[name], np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.array_equal(seen_by_the_server(encoded(OTHER_FILES[name])), expected)
+
+
+@pytest.mark.parametrize("name", [name for name, data in AS_PILLOW.items() if data])
+def test_a_file_of_another_format_has_the_pixels_that_pillow_reads(name):
+    expected = np.asarray(Image.open(io.BytesIO(AS_PILLOW[name])).convert("RGB"))
+    assert np.array_equal(seen_by_the_server(encoded(AS_PILLOW[name])), expected)
+
+
+@pytest.mark.parametrize("options", [{}, LZW], ids=["", "lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_upright(orientation, options):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    tiff = encode(PHOTO, "tiff", exif=exif, **options)
+    assert np.array_equal(seen_by_the_server(encoded(tiff)), seen_by_the_server(encode(PHOTO, "png", exif=exif)))
+
+
+@pytest.mark.parametrize("suffix", TRANSCODED_SUFFIXES)
+def test_every_suffix_is_one_that_pillow_knows(suffix):
+    """A file of each suffix is sent as PNG, whatever its name's case."""
+    known = {**Image.registered_extensions(), ".pnm": "PPM", ".dib": "BMP"}
+    assert known[suffix] in ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "QOI", "SGI", "TIFF")
+
+
+def test_a_path_is_read_by_its_content(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(OTHER_FILES["bmp"])
+    (tmp_path / "a.tif").write_bytes(encode(PHOTO, "png"))
+    assert np.array_equal(decoded(encoded(tmp_path / "a.jpg")), np.asarray(PHOTO))
+    assert encoded(tmp_path / "a.tif") == encode(PHOTO, "png")
+
+
+@pytest.mark.parametrize("data", [b"", b"P5", b"BM"[:1], b"GIF90a", b"text", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"])
+def test_a_file_of_an_unknown_format_is_left_to_the_server(data):
+    assert encoded(data) == data
+
+
+def many_pages(count):
+    return tiff(*[picture_tags()] * count)
+
+
+EXIF_IN_A_CIRCLE = tiff(picture_tags((34665, 4, 1, 72)), last=72)  # its EXIF and its next picture are itself
+SHARED = tiff([*picture_tags(), *((tag, 1, 1 << 20, 8) for tag in range(1000, 1200))], tail=bytes(1 << 20))
+NUMBERS = tiff(picture_tags((34736, 12, 2 << 20, 8)), tail=bytes(16 << 20))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encode(Image.new("F", (9, 9)), "tiff"), "values of 32 bits or with a sign .Pillow's mode 'F'.* allowed are 8"),
+        (encode(Image.new("I", (9, 9)), "tiff"), "Pillow's mode 'I'"),
+        (pages(None, None, None), "the TIFF has 3 pictures; allowed is 1: split the file"),
+        (pages(0, 0, 1, big_tiff=True), "the TIFF has 2 pictures"),
+        (many_pages(7000), "takes too long to decode: more than 65536 parts"),
+        (SHARED, "its parts lie on top of each other"),
+        (NUMBERS, "more than 1048576 numbers in its tags"),
+        (tiff(picture_tags(**{"256": 60_000, "257": 60_000})), "too large"),
+        (tiff(picture_tags(**{"256": 70_000, "257": 1})), "too large: 70000 x 1; .* and 65535 along a side"),
+        (OTHER_FILES["tiff"][:9], "damaged"),
+        (OTHER_FILES["tiff lzw"][:-300], "damaged"),
+        (OTHER_FILES["bmp"][:-300], "the image is damaged: .*truncated"),
+        (OTHER_FILES["ppm"][:-300], "damaged"),
+        (b"P6\n99999 99999\n255\n", "too large"),
+        (b"GIF89a\xff\xff\xff\xff\xf7\0\0", "a kind of GIF that this Pillow does not read"),
+        (b"BM" + bytes(99), "damaged"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_bad_file_of_another_format_says_why(data, message):
+    def refused():
+        with pytest.raises(UnreadableImage, match=message):
+            encoded(data)
+
+    assert peak_of(refused)[1] < 4 * len(data) + (64 << 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tiff_that_points_at_itself():
+    assert seen_by_the_server(encoded(EXIF_IN_A_CIRCLE)).shape == (8, 8, 3)

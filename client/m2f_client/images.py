@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from collections.abc import Sequence
@@ -12,15 +13,34 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import numpy.typing as npt
 
-from m2f.limits import MAX_BATCH_SIZE, MAX_SIDE
+from m2f.errors import InputError
+from m2f.limits import MAX_BATCH_SIZE, MAX_PIXELS, MAX_SIDE
 from m2f_client.client_errors import InvalidRequest, UnreadableImage
 
 if TYPE_CHECKING:
     import PIL.Image
 
 ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, npt.NDArray[np.uint8], "PIL.Image.Image"]
-"""Path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image."""
+"""Path or bytes of an image file; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image."""
 
+SERVED_SUFFIXES = (".apng", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".webp")
+"""Suffixes of the files that the server reads: JPEG, PNG and WebP."""
+
+TRANSCODED_SUFFIXES = (
+    ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpx", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".sgi", ".tif",
+    ".tiff",
+)  # fmt: skip
+"""Suffixes of the files that the client sends as PNG."""
+
+IMAGE_SUFFIXES = tuple(sorted(SERVED_SUFFIXES + TRANSCODED_SUFFIXES))
+"""Suffixes of all image files that can be sent. A name only says which files of a folder are images; what is in a file
+decides how it is read."""
+
+_TRANSCODED = re.compile(  # a group for each format that the client sends as PNG, in Pillow's words
+    rb"(?P<TIFF>II\*\0|MM\0\*|II\+\0|MM\0\+)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)|(?P<PPM>P[1-6][\s#])|(?P<QOI>qoif)"
+    rb"|(?P<SGI>\x01\xda)|(?P<JPEG2000>\xff\x4f\xff\x51|\0\0\0\x0cjP )|(?P<AVIF>....ftypavi[fs])",
+    re.DOTALL,
+)
 _DEEP_MODES = ("I", "F")  # starts of Pillow's modes of more than 8 bits, which define no value for white
 
 _END_OF_SIDES = 24  # bytes of signature, head of the first chunk, width and height
@@ -43,18 +63,18 @@ def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
 
 
 def encoded(image: ImageSource) -> bytes:
-    """Return the bytes of an image file: files unchanged, pixels as PNG, without loss.
+    """Return an image as the server reads it: its own formats unchanged, other files and pixels as PNG, without loss.
 
     Of a Pillow image, palettes are looked up and alpha is dropped; an EXIF orientation is not applied.
 
     Raises:
         InvalidRequest: the image has another type, an array another dtype or shape, a Pillow image more than 8 bits.
-        UnreadableImage: the file cannot be read.
+        UnreadableImage: the file cannot be read or transcoded.
     """
     if isinstance(image, bytes):
-        return image
+        return served(image)
     if isinstance(image, str | os.PathLike):
-        return _read(image)
+        return served(_read(image))
     if isinstance(image, np.ndarray):
         return _png(image)
     if _is_pillow(image):
@@ -63,6 +83,30 @@ def encoded(image: ImageSource) -> bytes:
         f"an image is a path, bytes, a uint8 array or a Pillow image; got {type(image).__name__}"
         + (" (for a list of images: predict_batch)" if isinstance(image, list | tuple) else "")
     )
+
+
+def served(data: bytes) -> bytes:
+    """Return a file as the server reads it: TIFF, BMP and other formats of `TRANSCODED_SUFFIXES` as PNG, upright.
+
+    The pixels are those that the server would read of a PNG: 16 bits keep their high byte, alpha is dropped, and of an
+    animation the first picture counts. Files of any other format are returned unchanged; the server judges them.
+
+    Raises:
+        UnreadableImage: the file is damaged, larger than Pillow's limit on pixels, a TIFF of several pictures or of
+            values that state no white, or this Pillow does not read its format.
+    """
+    found = _TRANSCODED.match(data)
+    if not found or not found.lastgroup:
+        return data
+    from PIL import Image  # noqa: PLC0415 (slow, and only needed for these formats)
+
+    from m2f.image import decode_image  # noqa: PLC0415 (imports Pillow and OpenCV)
+
+    max_pixels = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow's own limit; the server has another
+    try:
+        return _png(decode_image(data, max_pixels=max_pixels, formats=(found.lastgroup,)))
+    except InputError as error:
+        raise UnreadableImage(str(error)) from error
 
 
 def pixels_of_png(data: bytes) -> int | None:

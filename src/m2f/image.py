@@ -9,14 +9,15 @@ gets the files that the other two refuse, and says what is wrong with them. One 
 is refused, because Pillow would fill it up with grey. PNG never goes to OpenCV: its last release for NumPy 1, 4.11,
 crashes on damaged animations (as opencv/opencv#27744).
 
-Two parts of a file are hidden from Pillow, because it would unpack every value in them: EXIF (see `exif`), and the
-index of a JPEG of several pictures.
+Three parts of a JPEG are hidden from Pillow, because it would unpack every value in them: EXIF (see `exif`), the index
+of several pictures, and Photoshop's settings. `survey` refuses files that are built to take long.
+
+The server reads `FORMATS`. The client reads more formats with the same code, and sends their pixels as PNG.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,11 +26,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from m2f.errors import InputError
 from m2f.exif import EXIF, orientation
 from m2f.limits import MAX_SIDE
 from m2f.record import image_decoded
+from m2f.slow import MAX_PARTS, too_many_parts, too_slow
+from m2f.survey import survey
+from m2f.tiff import check_tiff
 
 try:
     from simplejpeg import decode_jpeg
@@ -38,43 +43,45 @@ except ImportError:  # no wheel for this machine: Pillow decodes JPEG, too, at h
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _STRIP_ROWS = 64
-_MAX_READS = 1 << 16  # Pillow reads a chunk of a PNG in 4 reads; libpng's chunks are 8 KiB: 1 << 13 in 64 MiB
 _MAX_SCANS = 64  # of a JPEG: encoders make about 10, and each is a pass over all pixels
 _MAX_PASSES = 20  # over `max_pixels`: libjpeg makes 10 scans of colour, 18 of CMYK, mozjpeg up to 16
-_MAX_TABLES = 1 << 16  # bytes of a JPEG's tables before its first scan: encoders write about 1,000
-_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xef\xfe])")  # of a JPEG: markers with a length, and EOI
-_EOI, _SOS, _APP0, _APP1 = 0xD9, 0xDA, 0xE0, 0xE1
-_SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # headers of a JPEG that is not progressive
-_INDEX = b"MPF\0"  # index of the pictures in a JPEG of several
+_MAX_COPIES = 8  # Pillow reads the pixels of a sound file once, the tags of a TIFF up to 4 times
+_NAMES = {"WEBP": "WebP", "JPEG2000": "JPEG 2000"}
+_UNBOUNDED_MODES = ("I", "F")
+_HIDDEN = (EXIF, b"MPF\0", b"Photoshop 3.0\0")
 Pixels = npt.NDArray[np.uint8]
 
 
 class _File(io.BytesIO):
-    """A file in memory that refuses to be read in millions of tiny parts, which would take minutes.
+    """A file in memory that refuses to be read in millions of tiny parts, or again and again: it would take minutes.
 
     A part that begins with one of `hidden` is read with another first byte, so that Pillow does not recognise it.
     """
 
-    _reads = 0
+    _parts, _bytes = 0, 0
 
     def __init__(self, data: bytes, hidden: tuple[bytes, ...] = ()) -> None:
         super().__init__(data)
-        self._hidden = hidden
+        self._hidden, self._allowed = hidden, _MAX_COPIES * len(data)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self._reads += 1
-        if self._reads > _MAX_READS:
-            raise _too_slow(f"more than {_MAX_READS} parts")
         part = super().read(size)
+        self._parts, self._bytes = self._parts + 1, self._bytes + len(part)
+        if self._parts > MAX_PARTS:
+            raise too_many_parts()
+        if self._bytes > self._allowed:
+            raise too_slow(f"its parts lie on top of each other, more than {_MAX_COPIES} deep")
         return b"\0" + part[1:] if part.startswith(self._hidden) else part
 
 
-def _too_slow(why: str) -> InputError:
-    return InputError(f"the image takes too long to decode: {why}", kind="image_too_large")
-
-
-def decode_image(data: bytes, *, max_pixels: int, jpeg_decoder: Callable[..., Pixels] | None = decode_jpeg) -> Pixels:
-    """Decode one JPEG, PNG or WebP image to RGB uint8 [H, W, 3].
+def decode_image(
+    data: bytes,
+    *,
+    max_pixels: int,
+    formats: tuple[str, ...] = FORMATS,
+    jpeg_decoder: Callable[..., Pixels] | None = decode_jpeg,
+) -> Pixels:
+    """Decode one image to RGB uint8 [H, W, 3].
 
     Peak memory, in bytes a pixel: 3 for a JPEG (6 if EXIF turns it, up to 9 if it is progressive), 6 for a WebP, 7 for
     a PNG.
@@ -82,6 +89,7 @@ def decode_image(data: bytes, *, max_pixels: int, jpeg_decoder: Callable[..., Pi
     Args:
         data: the encoded file.
         max_pixels: largest allowed width x height; checked in the header, before any pixel is decoded.
+        formats: the formats that are read, in Pillow's words.
         jpeg_decoder: simplejpeg's `decode_jpeg`; None: Pillow decodes JPEG.
 
     Raises:
@@ -90,20 +98,22 @@ def decode_image(data: bytes, *, max_pixels: int, jpeg_decoder: Callable[..., Pi
     """
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
-    with _reported(max_pixels):
-        pixels, turned = _decode(data, _open(data, max_pixels), jpeg_decoder)
+    with _reported(max_pixels, formats):
+        pixels, turned = _decode(data, _open(data, max_pixels, formats), jpeg_decoder)
         turn = _TURNS.get(turned)
         return turn(pixels) if turn else pixels
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
     """Read and check the header."""
-    if data.startswith(b"\xff\xd8"):
-        scans, exif = _survey_jpeg(data)
-        image = Image.open(_File(data, (EXIF, _INDEX)), formats=FORMATS)
-        image.info["exif"] = exif
-    else:
-        scans, image = 0, Image.open(_File(data), formats=FORMATS)
+    if formats == ("TIFF",):
+        check_tiff(data)
+    found = survey(data)
+    image = Image.open(_File(data, () if found.exif is None else _HIDDEN), formats=formats)
+    if found.exif is not None:
+        assert isinstance(image, ImageFile)
+        image.decodermaxblock = len(data)  # by default Pillow hands over 64 KiB, then these again and 64 KiB more, ...
+        image.info["exif"] = found.exif
     pixels = image.width * image.height
     if pixels > max_pixels or max(image.size) > MAX_SIDE:
         raise InputError(
@@ -112,48 +122,15 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
             kind="image_too_large",
         )
     allowed = min(_MAX_SCANS, _MAX_PASSES * max_pixels // pixels)
-    if scans > allowed:
-        raise _too_slow(f"{scans} scans; allowed are {allowed} of {image.width} x {image.height} pixels")
+    if found.scans > allowed:
+        raise too_slow(f"{found.scans} scans; allowed are {allowed} of {image.width} x {image.height} pixels")
+    if image.mode in _UNBOUNDED_MODES and image.format == "TIFF":
+        raise InputError(
+            f"the TIFF has values of 32 bits or with a sign (Pillow's mode {image.mode!r}), which state no value for "
+            "white; allowed are 8 and 16 bits",
+            kind="image_format",
+        )
     return image
-
-
-def _survey_jpeg(data: bytes) -> tuple[int, bytes]:
-    """Return the number of scans, and the EXIF of all segments before the first scan."""
-    scans, tables = 0, 0
-    components, exif = b"", []
-    for marker, content in _segments(data):
-        if marker == _SOS:
-            scans += 1
-            if scans == 1 and content[:1] == components:
-                break  # this scan has all components, and libjpeg reads no scan behind it
-        elif scans:
-            continue
-        elif marker == _APP1 and content.startswith(EXIF):
-            exif.append(content[len(EXIF) :])
-        elif marker < _APP0:
-            tables += len(content)
-            if tables > _MAX_TABLES:
-                raise _too_slow(f"more than {_MAX_TABLES} bytes of tables")
-            if marker in _SEQUENTIAL:
-                components = content[5:6]
-    return scans, b"".join(exif)
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the marker and the content of each segment of a JPEG, up to the end of its first picture."""
-    at, scanned = 2, False
-    for _ in range(_MAX_READS):
-        found = _MARKER.search(data, at)
-        if not found:
-            return
-        marker, at = found[1][0], found.end()
-        if marker != _EOI:
-            end = at + max(2, int.from_bytes(data[at : at + 2], "big"))
-            yield marker, data[at + 2 : end]
-            at, scanned = end, scanned or marker == _SOS
-        elif scanned:  # before a scan, Pillow reads on
-            return
-    raise _too_slow(f"more than {_MAX_READS} parts")
 
 
 def _decode(data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None) -> tuple[Pixels, object]:
@@ -226,16 +203,18 @@ _TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by EXIF's orientati
 
 
 @contextmanager
-def _reported(max_pixels: int) -> Iterator[None]:
+def _reported(max_pixels: int, formats: tuple[str, ...]) -> Iterator[None]:
     """Turn Pillow's errors into an InputError that says what is wrong with the file."""
     try:
         yield
     except InputError:
         raise
-    except UnidentifiedImageError:
-        raise InputError(
-            "not an image this server reads; allowed formats: JPEG, PNG, WebP", kind="image_format"
-        ) from None
+    except (UnidentifiedImageError, KeyError):  # KeyError: this Pillow does not have the format
+        names = ", ".join(_NAMES.get(name, name) for name in formats)
+        told = f"not an image this server reads; allowed formats: {names}"
+        if formats is not FORMATS:  # the file has the beginning of one of them
+            told = f"the image is damaged, or a kind of {names} that this Pillow does not read"
+        raise InputError(told, kind="image_format") from None
     except Image.DecompressionBombError:  # Pillow's own limit, about 179 megapixels
         raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error) as error:

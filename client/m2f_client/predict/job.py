@@ -15,6 +15,7 @@ from m2f.errors import M2FError
 from m2f_client.client import Client
 from m2f_client.converters import draw
 from m2f_client.converters.coco import panoptic_pixels, results
+from m2f_client.images import served
 from m2f_client.predict.journal import Line
 from m2f_client.predict.video import Frame
 from m2f_client.result import Result
@@ -95,7 +96,7 @@ class Job:
             return Outcome(item, {"file_name": item.name, "error": str(error)}, error=error, picture=picture)
 
     def _do(self, item: Item) -> Outcome:
-        data = item.read()
+        data = served(item.read())
         outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS * self.raw + PANOPTIC_OUTPUTS * self.panoptic
         result = self.client.predict(data, outputs=outputs, **self.parameters)
         line = line_of(item.name, result, self.names)

@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from m2f_client.client_errors import InvalidRequest, UnreadableImage
+from m2f_client.images import IMAGE_SUFFIXES
 from m2f_client.predict.video import VIDEO_SUFFIXES
 
 STDIN = "-"
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz")
 """Ends of the names of the files written for an image, after its stem."""
 
