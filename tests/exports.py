@@ -7,10 +7,18 @@ from sources import CHECKPOINT, CONFIG, ROOT
 
 from m2f_cli.main import main
 
+# The server of an export is on this machine, so no proxy is asked: these refuse every connection.
+PROXIES = dict.fromkeys(
+    ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy"),
+    "http://127.0.0.1:9",
+)
+NO_EXCEPTION = {"no_proxy": None, "NO_PROXY": None, "no_grpc_proxy": None}
+
 
 def m2f_export(*arguments):
-    """Run the command; return its result."""
-    return CliRunner().invoke(main, ["export", *map(str, arguments)], catch_exceptions=False)
+    """Run the command as behind a proxy; return its result."""
+    command = ["export", *map(str, arguments)]
+    return CliRunner().invoke(main, command, catch_exceptions=False, env={**PROXIES, **NO_EXCEPTION})
 
 
 def compare_on(images):

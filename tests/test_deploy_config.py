@@ -1,15 +1,23 @@
 """MMDeploy's deploy configs, in every form they come in."""
 
+import contextlib
 import json
 import subprocess
 import sys
 
+import hypothesis
 import pytest
-from deploy_configs import ISSUE_2775, changed
+from click.testing import CliRunner
+from deploy_configs import DEPLOY, ISSUE_2775, changed
+from json_mutations import mutated_json
 
 from m2f.settings import Settings
+from m2f_cli.main import main
 from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
+from m2f_export.doctor.deploy_checks import check_deploy_config
 from m2f_export.export_errors import ExportError
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4838904\n"
 
 SETTINGS = Settings(
     score_threshold=0.8, iou_threshold=0.5, max_output_boxes_per_class=200, pre_top_k=5000, keep_top_k=100
@@ -190,20 +198,68 @@ def test_a_wrong_value_is_named(tmp_path, key, value, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("broken.json", '{"onnx_config": ', "not JSON"),
-        ("empty.json", "", "not JSON"),
+        ("broken.json", '{"onnx_config": ', "is not JSON: "),
+        ("deep.json", '{"onnx_config": ' + "[" * 100_000, "is not JSON: maximum recursion"),
+        ("twice.json", '{"onnx_config": {"type": 1, "type": 2}}', "is not JSON: the key 'type' is there twice"),
+        ("empty.json", "", "is empty"),
+        ("pointer.json", LFS_POINTER, "is a Git LFS pointer"),
+        ("pointer.py", LFS_POINTER, "is a Git LFS pointer"),
         ("list.json", "[1]", "holds list, not an object"),
+        ("number.json", "1", "holds int, not an object"),
         ("other.json", '{"model": {}}', "not a deploy config: .* its keys: model"),
         ("config.yaml", "a: 1", r"is a \.py or \.json file"),
         pytest.param("broken.py", "onnx_config = (", "cannot be read as an mmengine config", marks=pytest.mark.torch),
         pytest.param(
-            "raises.py", "raise RuntimeError('no')", "cannot be read as an mmengine config", marks=pytest.mark.torch
+            "raises.py", "raise ValueError('no')", "cannot be read as an mmengine config: no", marks=pytest.mark.torch
+        ),
+        pytest.param(
+            "ends.py", "import sys; sys.exit(3)", "cannot be read as an mmengine config: 3", marks=pytest.mark.torch
         ),
     ],
 )
 def test_a_file_that_is_no_deploy_config(tmp_path, name, content, message):
-    with pytest.raises(ExportError, match=rf"{name}: .*{message}"):
-        read_deploy_config(written(tmp_path, content, name))
+    path = written(tmp_path, content, name)
+    with pytest.raises(ExportError, match=rf"{name}.* {message}"):
+        read_deploy_config(path)
+    refused = CliRunner().invoke(main, ["doctor", str(path)], catch_exceptions=False)
+    assert refused.exit_code == (2 if name.endswith(".yaml") else 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_a_deploy_config_is_utf_8(tmp_path, encoding):
+    """A byte order mark before it does no harm; Windows writes one."""
+    text = json.dumps(DEPLOY | {"note": "größer"}, ensure_ascii=False)
+    path = tmp_path / "deploy_config.json"
+    path.write_bytes(text.encode(encoding))
+    if encoding == "utf-8-sig":
+        assert read_deploy_config(path).settings.score_threshold == 0.8
+    else:
+        with pytest.raises(ExportError, match=r"deploy_config\.json is not JSON: it is not UTF-8"):
+            read_deploy_config(path)
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    path = tmp_path / "deploy_config.json"
+    with path.open("wb") as file:
+        file.write(b"{")
+        file.truncate(1 << 40)
+    with pytest.raises(ExportError, match=r"deploy_config\.json is larger than a configuration can be"):
+        read_deploy_config(path)
+
+
+@pytest.mark.parametrize("examples", [40, pytest.param(4000, marks=pytest.mark.chaos)])
+def test_any_other_value_is_read_or_refused(tmp_path, examples):
+    path = tmp_path / "deploy_config.json"
+
+    @hypothesis.settings(max_examples=examples, database=None)
+    @hypothesis.given(mutated_json(DEPLOY))
+    def check(content):
+        path.write_text(json.dumps(content))
+        with contextlib.suppress(ExportError):
+            read_deploy_config(path)
+        assert isinstance(check_deploy_config(path)[0], list)
+
+    check()
 
 
 def test_no_such_file(tmp_path):

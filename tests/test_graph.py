@@ -11,8 +11,7 @@ torch = pytest.importorskip("torch")
 
 from m2f_export import graph  # noqa: E402
 from m2f_export.export_errors import ExportError  # noqa: E402
-from m2f_export.ladder import open_session  # noqa: E402
-from m2f_export.onnx_files import check_graph, load_onnx, tensor_shapes  # noqa: E402
+from m2f_export.onnx_files import check_graph, load_onnx, open_session, tensor_shapes  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]  # torch's tracer and mmdet's imports say much
 
@@ -151,7 +150,7 @@ def test_a_network_that_cannot_be_traced_is_an_export_error(described, tmp_path)
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no such file"), (b"", "no graph"), (b"GIF89a", "not an ONNX model"), (b"\x08\x07", "no graph")],
+    [(None, "no such file"), (b"", "is empty"), (b"GIF89a", "not an ONNX model"), (b"\x08\x07", "no graph")],
 )
 def test_what_is_not_onnx_is_refused(tmp_path, content, message):
     if content is not None:

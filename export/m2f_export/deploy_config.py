@@ -7,7 +7,6 @@ repository. The keys are those of MMDeploy 1.3.1: `mmdeploy/utils/config_utils.p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 from m2f.errors import InputError
 from m2f.parameters import is_int
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
-from m2f_export.export_errors import ExportError
+from m2f_export.export_errors import ExportError, reason
+from m2f_export.files import check_file, read_json
 
 Shape = tuple[int, ...]
 
@@ -88,8 +88,7 @@ def read_deploy_config(path: Path) -> DeployConfig:
         ExportError: the file or its `_base_` is missing, the file is no deploy config, or a value is not allowed; the
             message names the file, the key, the value and what is allowed.
     """
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file")
+    check_file(path)
     readers = {".py": _load_python, ".json": _load_json}
     if path.suffix not in readers:
         raise ExportError(f"{path}: a deploy config is a .py or .json file")
@@ -108,21 +107,18 @@ def _load_python(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ExportError(f"{path}: a .py deploy config needs mmengine (no module named {error.name!r})") from error
     try:
-        return Config.fromfile(path).to_dict()
+        return dict(Config.fromfile(path).to_dict())
     except FileNotFoundError as error:
         raise ExportError(
-            f"{path}: its `_base_` is missing: {error}. MMDeploy's base configs are in its source tree under configs/, "
-            "not in its wheel: keep the file at its place in that tree, or give the JSON"
+            f"{path}: its `_base_` is missing: {reason(error)}. MMDeploy's base configs are in its source tree under "
+            "configs/, not in its wheel: keep the file at its place in that tree, or give the JSON"
         ) from error
-    except Exception as error:  # the file is a program: it may raise anything
-        raise ExportError(f"{path}: cannot be read as an mmengine config: {error}") from error
+    except (Exception, SystemExit) as error:  # the file is a program: it may raise anything, and end
+        raise ExportError(f"{path}: cannot be read as an mmengine config: {reason(error)}") from error
 
 
 def _load_json(path: Path) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: not JSON: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or not {"models", "pipeline"} & content.keys():
         return content
     detail = path.with_name("detail.json")

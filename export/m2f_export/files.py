@@ -63,6 +63,18 @@ def check_file(path: Path) -> bytes:
     return head
 
 
+def listing(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted.
+
+    Raises:
+        ExportError: the folder cannot be read.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be read: {error.strerror}") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

@@ -16,8 +16,8 @@ import onnxslim
 import torch
 
 from m2f.preprocess import Preprocessing
-from m2f_export.export_errors import ExportError
-from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph
+from m2f_export.export_errors import ExportError, reason
+from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph, check_input_size
 from m2f_export.sources.base import Source
 
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
@@ -69,6 +69,8 @@ def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> 
     size = size or source.fixed_size or source.preprocessing.input_size
     if source.fixed_size and size != source.fixed_size:
         raise ExportError(f"{source.kind} takes {source.fixed_size} only; got a size of {size}")
+    if size:
+        check_input_size(size, source.kind)
     if size and (min(size) < source.divisor or any(side % source.divisor for side in size)):
         raise ExportError(f"the input's height and width must be multiples of {source.divisor}; got {size}")
     preprocessing = replace(source.preprocessing, input_size=size)
@@ -112,8 +114,8 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
                 graph, (example,), traced, input_names=[INPUT], output_names=list(OUTPUTS),
                 dynamic_axes=axes, opset_version=OPSET, dynamo=False,
             )  # fmt: skip
-        except (RuntimeError, torch.onnx.OnnxExporterError) as error:
-            raise ExportError(f"{source.kind} cannot be traced: {error}") from error
+        except Exception as error:  # PyTorch's, or of any module of the network
+            raise ExportError(f"{source.kind} cannot be traced: {reason(error)}") from error
         slim = onnxslim.slim(onnx.load_from_string(traced.getvalue()))
     _state_shapes(slim, outputs, fixed=source.preprocessing.input_size is not None)
     check_graph(slim)

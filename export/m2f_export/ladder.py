@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import torch
 
 from m2f import agreement
@@ -24,9 +23,9 @@ from m2f.logits import ImageLogits
 from m2f.postprocess import Instances, postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
-from m2f_export.export_errors import ExportError
+from m2f_export.export_errors import ExportError, reason
 from m2f_export.graph import EngineGraph
-from m2f_export.onnx_files import INPUT, OUTPUTS
+from m2f_export.onnx_files import INPUT, OUTPUTS, open_session
 from m2f_export.sources.base import Source
 
 HEAD_TOLERANCE = 1e-4  # largest difference of a score between the head in the graph and the Python postprocess
@@ -301,20 +300,6 @@ def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
     return run
 
 
-def open_session(model: Path | bytes) -> ort.InferenceSession:
-    """Load an ONNX model, a file or serialised, into ONNX Runtime on the CPU.
-
-    Raises:
-        ExportError: ONNX Runtime does not load the model.
-    """
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # one of several engines in this process
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise ExportError(f"ONNX Runtime does not load the graph: {error}") from error
-
-
 def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:
     """Return a function that computes a sample's logits with an ONNX model, a file or serialised.
 
@@ -349,8 +334,8 @@ def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: i
         rows = [i % len(pixels) for i in range(count)]
         try:
             together = session.run(list(OUTPUTS), {INPUT: pixels[rows]})
-        except Exception as error:  # see open_session
-            raise ExportError(f"{path.name} refuses a batch of {count}: {error}") from error
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise ExportError(f"{path.name} refuses a batch of {count}: {reason(error)}") from error
         for output, logits, singles in zip(OUTPUTS, together, zip(*one_by_one, strict=True), strict=True):
             alone = np.concatenate([singles[i] for i in rows])
             difference = float(np.abs(logits - alone).mean()) if logits.shape == alone.shape else np.inf

@@ -1,16 +1,18 @@
-"""ONNX files: the names of an engine's tensors, reading a file, and what every graph here must be."""
+"""ONNX files: the names of an engine's tensors, reading and running a file, and what every graph here must be."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+import onnxruntime as ort
 
-from m2f_export.export_errors import ExportError
+from m2f_export.export_errors import ExportError, reason
+from m2f_export.files import check_file
 
 INPUT, OUTPUTS = "input", ("cls_logits", "mask_logits")
 OPSET = 17  # GridSample came with 16, LayerNormalization with 17
+MAX_INPUT_SIDE = 8192  # pixels: of a larger input the masks alone take gigabytes
 
 
 def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -21,17 +23,30 @@ def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
         weights: whether to read weights that are in files of their own.
 
     Raises:
-        ExportError: the file is missing, or is not an ONNX model.
+        ExportError: the file cannot be read, or is not an ONNX model; or a file of its weights is missing.
     """
+    check_file(path)
     try:
         model = onnx.load(path, load_external_data=weights)
-    except FileNotFoundError as error:
-        raise ExportError(f"{path}: no such file") from error
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        raise ExportError(f"{path} is not an ONNX model: {error}") from error
+    except Exception as error:  # protobuf, and ONNX's own checks of what the file says of its weights
+        raise ExportError(f"{path} is not an ONNX model: {reason(error)}") from error
     if not model.graph.node:
         raise ExportError(f"{path} is not an ONNX model: there is no graph in it")
     return model
+
+
+def open_session(model: Path | bytes) -> ort.InferenceSession:
+    """Load an ONNX model, a file or serialised, into ONNX Runtime on the CPU.
+
+    Raises:
+        ExportError: ONNX Runtime does not load the model.
+    """
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # one of several engines in this process
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ExportError(f"ONNX Runtime does not load the graph: {reason(error)}") from error
 
 
 def check_graph(model: onnx.ModelProto) -> None:
@@ -47,8 +62,8 @@ def check_graph(model: onnx.ModelProto) -> None:
         raise ExportError(f"the graph holds custom operators: {', '.join(custom)}; allowed: those of ONNX itself")
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"ONNX's checker refuses the graph: {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ExportError(f"ONNX's checker refuses the graph: {reason(error)}") from error
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -58,7 +73,20 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """Return the shape of each input and output by name; None where an axis is free."""
-    return {
-        value.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
-        for value in (*model.graph.input, *model.graph.output)
-    }
+    values = (*model.graph.input, *model.graph.output)
+    return {value.name: tuple(map(side, value.type.tensor_type.shape.dim)) for value in values}
+
+
+def side(axis: onnx.TensorShapeProto.Dimension) -> int | None:
+    """Return the length of an axis; None if the axis is free, which some exporters write as 0 or -1."""
+    return axis.dim_value if axis.dim_value > 0 else None
+
+
+def check_input_size(size: tuple[int, int], where: str) -> None:
+    """Refuse an input that no memory holds.
+
+    Raises:
+        ExportError: height or width is above `MAX_INPUT_SIDE`.
+    """
+    if max(size) > MAX_INPUT_SIDE:
+        raise ExportError(f"{where}: an input of {size} (height, width); allowed: up to {MAX_INPUT_SIDE} pixels a side")

@@ -15,6 +15,7 @@ import onnx
 
 from m2f.agreement import CONFIDENT, Found
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.errors import M2FError
 from m2f.limits import MAX_BATCH_SIZE
 from m2f.preprocess import Preprocessing
 from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
@@ -28,6 +29,7 @@ from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches
 from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
 from m2f_export.sources.base import Source
+from m2f_export.sources.recognise import recognise
 
 NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it on a CPU
 SHIPPED_THRESHOLD = 0.5  # without a deploy config: mmdetection's own threshold, 0, keeps a hundred instances an image
@@ -147,19 +149,15 @@ def read_source(request: ExportRequest) -> Source:
     Raises:
         ExportError: a file is missing or cannot be used; the message names the file.
     """
-    if request.model.is_dir():
-        if request.weights:
-            raise ExportError(f"{request.model} is a folder and holds its weights: {request.weights} is one too many")
+    kind = recognise(request.model, request.weights)
+    if kind == "Hugging Face":
         from m2f_export.sources.huggingface import load_huggingface  # noqa: PLC0415 (a second to import)
 
         return load_huggingface(request.model)
     from m2f_export.sources.mmdetection import describe_mmdet, load_mmdet  # noqa: PLC0415 (several seconds to import)
 
-    if request.weights is None:
-        raise ExportError(f"{request.model} needs its checkpoint: m2f export CONFIG CHECKPOINT")
-    if request.weights.suffix == ".onnx":
-        return describe_mmdet(request.model)
-    return load_mmdet(request.model, request.weights)
+    assert request.weights is not None  # else a folder
+    return describe_mmdet(request.model) if kind == "ONNX" else load_mmdet(request.model, request.weights)
 
 
 def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None) -> Profile:
@@ -303,7 +301,7 @@ class _Export:
         """Serve the repository and compare its answers, if a server is installed."""
         from m2f_client import Client  # noqa: PLC0415 (the client's and the server's extras may not be installed)
         from m2f_server.launch import serve  # noqa: PLC0415
-        from m2f_server.serve_errors import ServeError, ServerNotFoundError  # noqa: PLC0415
+        from m2f_server.serve_errors import ServerNotFoundError  # noqa: PLC0415
 
         def ask(sample: Sample) -> tuple[Logits, Found]:
             outputs = (*STRUCTURED_OUTPUTS, *RAW_OUTPUTS)
@@ -321,7 +319,9 @@ class _Export:
                 self.ladder.finish("Triton", ask)
         except ServerNotFoundError as error:
             self.say(f"not compared through Triton: {error}")
-        except ServeError as error:
+        except ExportError:
+            raise
+        except M2FError as error:  # of the server or of its client
             raise ExportError(f"Triton does not serve the repository: {error}") from error
 
     def report(self) -> dict[str, Any]:

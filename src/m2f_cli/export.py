@@ -10,8 +10,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from m2f.errors import M2FError
 from m2f.preprocess import LAYOUTS
-from m2f_export.export_errors import ExportError
+from m2f_export.export_errors import reason
 from m2f_export.head import MASKS
 from m2f_export.pipeline import NOT_ON_CPU, ExportRequest, export_graph, export_repository
 from m2f_export.precision import PRECISIONS
@@ -48,7 +49,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     """Turn a trained Mask2Former into a model repository.
 
     MODEL is an mmdetection configuration and WEIGHTS its checkpoint, or an ONNX file that MMDeploy made from it. Or
-    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS.
+    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS. Nothing is downloaded.
 
     Every step is compared with the step before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. If a step
     drifts beyond its tolerance, nothing is written.
@@ -61,8 +62,10 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     assert target is not None
     try:
         report = make(request, target, lambda line: notes.print(line, soft_wrap=True))
-    except ExportError as error:
+    except M2FError as error:
         raise click.ClickException(str(error)) from error
+    except (OSError, MemoryError) as error:  # a full disk, no temporary folder, too large a model
+        raise click.ClickException(reason(error)) from error
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return

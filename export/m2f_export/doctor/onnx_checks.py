@@ -21,7 +21,7 @@ from m2f_export.doctor.file_checks import check_content
 from m2f_export.doctor.findings import Finding, listed, megabytes
 from m2f_export.doctor.onnx_trial import Trial, try_batches
 from m2f_export.export_errors import ExportError
-from m2f_export.onnx_files import INPUT, load_onnx, opset_of
+from m2f_export.onnx_files import INPUT, load_onnx, opset_of, side
 
 HEAD_INPUTS = ("img_shape", "ori_shape")
 HEAD_OUTPUTS = ("scores", "labels", "boxes", "masks")  # a graph that holds the head
@@ -242,7 +242,7 @@ def _outputs(graph: Graph) -> Iterator[Finding]:
 
 def _try(graph: Graph, model: onnx.ModelProto, trial_bytes: int) -> tuple[list[Finding], Trial | None]:
     size = graph.path.stat().st_size + sum(_weights(model).values())
-    pixels = math.prod(side or 1 for side in graph.input_size)
+    pixels = (graph.batch or 1) * math.prod(length or 1 for length in graph.input_size)
     if size > trial_bytes or pixels > TRIAL_PIXELS:
         limits = {"max_size": megabytes(trial_bytes), "max_pixels": TRIAL_PIXELS}
         return [catalogue.NOT_RUN(graph.path, size=megabytes(size), pixels=pixels, **limits)], None
@@ -288,7 +288,7 @@ def _value(info: onnx.ValueInfoProto) -> Value:
     dtype = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if not tensor.HasField("shape"):
         return Value(dtype, None)
-    return Value(dtype, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim))
+    return Value(dtype, tuple(map(side, tensor.shape.dim)))
 
 
 def _first_line(failure: object) -> str:

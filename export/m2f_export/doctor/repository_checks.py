@@ -23,10 +23,10 @@ from m2f_export.doctor.findings import Finding, listed
 from m2f_export.doctor.model_configs import DEFAULT, Model, read_repository
 from m2f_export.doctor.onnx_checks import Graph, check_onnx
 from m2f_export.doctor.server_version import check_server
+from m2f_export.onnx_files import MAX_INPUT_SIDE
 
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
 PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
-MAX_INPUT_SIDE = 8192  # larger inputs are taken for a typing error, and not tried
 _FACTS, _LIMITS = tuple(ModelFacts.__dataclass_fields__), ("max_pixels", "max_output_bytes")
 _OWN_KEYS = tuple(key for key in KEYS if key not in PANOPTIC_KEYS)
 # The parameters that each step reads.

@@ -11,11 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, version_converter
 
-from m2f_export.export_errors import ExportError
-from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph, load_onnx, opset_of, tensor_shapes
+from m2f_export.export_errors import ExportError, reason
+from m2f_export.onnx_files import (
+    INPUT,
+    OPSET,
+    OUTPUTS,
+    check_graph,
+    check_input_size,
+    load_onnx,
+    open_session,
+    opset_of,
+    tensor_shapes,
+)
 from m2f_export.sources.base import Source
 
 _DOMAIN = "mmdeploy"
@@ -36,15 +45,18 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
         The source with the graph's layout, input size and mask stride.
 
     Raises:
-        ExportError: the file is not ONNX, its inputs or outputs are not those of the contract, or it has operators
-            that need a plugin.
+        ExportError: the file is not ONNX, its inputs or outputs are not those of the contract, it has operators that
+            need a plugin, or ONNX Runtime does not run it.
     """
     model = load_onnx(path)
     _check_names(model, path)
-    model = _standard_operators(model)
+    layout, size = _input(model, path)
+    try:
+        model = _standard_operators(model)
+    except Exception as error:  # the converter of opsets raises many types, and MMDeploy's attributes may be anything
+        raise ExportError(f"{path}: its operators cannot be replaced by those of ONNX: {reason(error)}") from error
     check_graph(model)
     onnx.save(model, output)
-    layout, size = _input(model, path)
     pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0, 0, 0)
     preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=pad_value)
     facts = replace(source.facts, mask_stride=_measured_stride(output, layout, size))
@@ -108,14 +120,26 @@ def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | N
         said = f"{TensorProto.DataType.Name(kind)} {list(shape)}"
         raise ExportError(f"{path}: {INPUT} is {said}; allowed: UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]")
     height, width = shape[1:3] if layout == "uint8_hwc" else shape[2:4]
-    return layout, (height, width) if height and width else None
+    if height is None or width is None:
+        return layout, None
+    check_input_size((height, width), str(path))
+    return layout, (height, width)
 
 
 def _measured_stride(path: Path, layout: str, size: tuple[int, int] | None) -> int:
     height, width = size or _TRIED_SIZE
     pixels = (1, height, width, 3) if layout == "uint8_hwc" else (1, 3, height, width)
     zeros = np.zeros(pixels, np.uint8 if layout == "uint8_hwc" else np.float32)
-    masks = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(["mask_logits"], {INPUT: zeros})[0]
-    if height % masks.shape[2] or height // masks.shape[2] * masks.shape[3] != width:
-        raise ExportError(f"mask_logits are {masks.shape[2:]} for an input of {(height, width)}: not a whole stride")
-    return height // masks.shape[2]
+    session = open_session(path)
+    try:
+        shape = session.run(["mask_logits"], {INPUT: zeros})[0].shape
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise ExportError(
+            f"ONNX Runtime does not run the graph for an image of {height, width}: {reason(error)}"
+        ) from error
+    if len(shape) != 4 or 0 in shape or height % shape[2] or height // shape[2] * shape[3] != width:
+        raise ExportError(
+            f"mask_logits are {list(shape)} for an image of {height, width}; allowed: [1, Q, H/n, W/n], n whole"
+        )
+    stride: int = height // shape[2]
+    return stride
