@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from fake_server import serving
 from PIL import Image
 from pycocotools.coco import COCO
 
-from m2f_cli.main import main
+from m2f_cli.main import COMMANDS, main
 from m2f_client import InvalidRequest, ModelNotFound
 from m2f_client.fake import result_of, stacked
 from m2f_client.predict.sources import unique_stems
@@ -277,6 +278,16 @@ def test_a_missing_extra_is_named(hidden, command, message):
     assert ran.returncode == 1
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_list_of_commands_says_what_each_command_says_and_imports_none():
+    code = "import sys; from m2f_cli.main import main; main(['-h'], standalone_mode=False); print(sorted(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    listing, _, modules = ran.stdout.rpartition("[")
+    assert "'m2f_cli.main'" in modules
+    assert not re.search(r"'(m2f_cli\.(?!main')|torch|cv2|numpy|onnx|PIL)", modules)
+    listed = dict(re.findall(r"^  (\w+) {2,}(.+)$", listing.partition("Commands:")[2], re.M))
+    assert listed == {name: main.get_command(None, name).get_short_help_str(limit=200) for name in COMMANDS}
 
 
 def test_the_command_starts_without_the_clients_requirements():

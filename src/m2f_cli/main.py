@@ -5,40 +5,69 @@ from __future__ import annotations
 import difflib
 import importlib
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import click
 
-COMMANDS = {  # name: (module, attribute, extra with its requirements)
-    "predict": ("m2f_cli.predict", "predict", "client"),
-    "eval": ("m2f_cli.eval", "evaluate", "eval"),
-    "demo": ("m2f_cli.demo", "demo", "demo"),
-    "export": ("m2f_cli.export", "export", "export"),
-    "doctor": ("m2f_cli.doctor", "doctor", "export"),
-    "serve": ("m2f_cli.serve", "serve", "server"),
-    "rollout": ("m2f_cli.rollout", "rollout", "models"),
+
+class Lazy(NamedTuple):
+    """Where a command is, and what the list of commands says of it.
+
+    Attributes:
+        module: module of the command.
+        attribute: name of the command in the module.
+        extra: extra with the command's requirements.
+        requirement: a module of that extra; without it the command is not installed.
+        summary: first sentence of the command's help.
+    """
+
+    module: str
+    attribute: str
+    extra: str
+    requirement: str
+    summary: str
+
+
+COMMANDS = {
+    "predict": Lazy("m2f_cli.predict", "predict", "client", "tritonclient", "Find the instances of images."),
+    "eval": Lazy("m2f_cli.eval", "evaluate", "eval", "faster_coco_eval", "Measure a server on a COCO data set."),
+    "demo": Lazy("m2f_cli.demo", "demo", "demo", "gradio", "Try a server in the browser."),
+    "export": Lazy(
+        "m2f_cli.export", "export", "export", "torch", "Turn a trained Mask2Former into a model repository."
+    ),
+    "doctor": Lazy(
+        "m2f_cli.doctor", "doctor", "export", "onnx", "Report what is wrong with PATH before a server does."
+    ),
+    "serve": Lazy(
+        "m2f_cli.serve", "serve", "server", "psutil", "Run Triton on a model repository until it is told to stop."
+    ),
+    "rollout": Lazy("m2f_cli.rollout", "rollout", "models", "psutil", "Replace the engine of a running server."),
 }
-HEAVY = {"demo": "gradio"}  # a requirement that the command imports only when it runs, because that takes seconds
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is called."""
+    """A group that imports a command when it is called, and lists all commands without importing any."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
         return sorted({*COMMANDS, *super().list_commands(ctx)})
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _summary(COMMANDS[name])) for name in self.list_commands(ctx)])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command. If its requirements are missing, return one that says what to install."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module, attribute, extra = COMMANDS[cmd_name]
-        heavy = HEAVY.get(cmd_name)
-        if heavy is not None and find_spec(heavy) is None:
-            return _not_installed(cmd_name, extra, heavy)
+        lazy = COMMANDS[cmd_name]
+        if find_spec(lazy.requirement) is None:
+            return _not_installed(cmd_name, lazy.extra, lazy.requirement)
         try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
+            command: click.Command = getattr(importlib.import_module(lazy.module), lazy.attribute)
         except ModuleNotFoundError as error:
-            return _not_installed(cmd_name, extra, error.name)
+            return _not_installed(cmd_name, lazy.extra, error.name)
         return command
 
     def resolve_command(
@@ -53,12 +82,20 @@ class LazyGroup(click.Group):
         raise click.UsageError(f"No such command {args[0]!r}. {hint}", ctx)
 
 
+def _summary(lazy: Lazy) -> str:
+    return lazy.summary if find_spec(lazy.requirement) else _needs(lazy.extra)
+
+
+def _needs(extra: str) -> str:
+    return f"Needs: pip install 'm2f[{extra}]'"
+
+
 def _not_installed(name: str, extra: str, module: str | None) -> click.Command:
     message = f"m2f {name} needs: pip install 'm2f[{extra}]' (no module named {module!r})"
 
     @click.command(
         name,
-        short_help=f"Needs: pip install 'm2f[{extra}]'",
+        short_help=_needs(extra),
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         add_help_option=False,
     )
