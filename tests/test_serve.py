@@ -32,7 +32,6 @@ from m2f_server import (
 )
 from m2f_server.diagnose import diagnose
 from m2f_server.ports import pick_ports
-from m2f_server.server_log import copy_log
 
 pytestmark = pytest.mark.server
 
@@ -235,22 +234,13 @@ def test_no_room_for_the_work_folder(repository, tmp_path, monkeypatch):
         pass
 
 
-def test_a_log_is_copied_to_its_end_whatever_becomes_of_the_file(tmp_path, capfd):
-    lines = [f"line {i}\n".encode() for i in range(100)]
-    copy_log(iter(lines), Path("/dev/full"), None)
-    assert capfd.readouterr().err.encode() == b"".join(lines)
-    copy_log(iter(lines), tmp_path / "log", 100)
-    assert (tmp_path / "log").stat().st_size <= 110
-    assert (tmp_path / "log").read_bytes().endswith(lines[-1])
-    copy_log(iter(lines), tmp_path / "whole", None)
-    assert (tmp_path / "whole").read_bytes() == b"".join(lines)
-
-
 def test_a_log_that_somebody_moved_is_no_obstacle(repository, tmp_path):
     with serve(model_repository=repository, log_file=tmp_path / "log", **FREE_PORTS) as server:
         (tmp_path / "log").unlink()
+        with pytest.raises(CallError, match="missing"):
+            server.control.reload("missing")
         os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(ServerCrashedError, match=r"killed by signal 9(.|\n)*log: No such file"):
+        with pytest.raises(ServerCrashedError, match=r"killed by signal 9(.|\n)*Started HTTPService"):
             server.wait()
 
 

@@ -6,8 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,9 +15,10 @@ from typing import Any
 import click
 
 from m2f.errors import M2FError
-from m2f_backend.logfmt import logfmt
-from m2f_server import launch
+from m2f_server import launch, open_files
+from m2f_server.addresses import resolve
 from m2f_server.launch import LOOPBACK
+from m2f_server.outlet import event_line, never_wait_for_a_reader
 from m2f_server.server import Server
 from m2f_server.server_tls import ServerTls
 from m2f_server.supervisor import Supervisor
@@ -93,8 +93,13 @@ def serve(
     ports = [port for port in (health_port, *(options[f"{name}_port"] for name in ("http", "grpc", "metrics"))) if port]
     if len(set(ports)) < len(ports):
         raise click.UsageError("--http-port, --grpc-port, --metrics-port and --health-port must differ")
-    start = partial(launch.serve, tls=_tls(tls_cert, tls_key, tls_client_ca), **options)
+    tls = _tls(tls_cert, tls_key, tls_client_ca)
+    never_wait_for_a_reader()
     try:
+        _raise_files_limit()
+        for name in ("host", "monitor_host"):  # once: a name server that fails later is no reason to end
+            options[name] = resolve(options[name], option=f"--{name.replace('_', '-')}")
+        start = partial(launch.serve, tls=tls, **options)
         with _signals() as (stop, hasten):
             Supervisor(
                 start=start,
@@ -112,13 +117,14 @@ def serve(
 
 
 def _log(event: str, **circumstances: object) -> None:
-    """Write a line to standard error, if it can be written to."""
-    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    with suppress(OSError):
-        click.echo(
-            logfmt(time=time, event=event, **{name: value for name, value in circumstances.items() if value != ""}),
-            err=True,
-        )
+    """Write a line to standard error."""
+    click.echo(event_line(event, **circumstances), err=True, nl=False)
+
+
+def _raise_files_limit() -> None:
+    limit = open_files.raise_limit()
+    if limit < open_files.WANTED:
+        _log("few_files", limit=limit, wanted=open_files.WANTED)
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:

@@ -4,6 +4,7 @@ from m2f_server.access import ADMIN_HEADER
 from m2f_server.launch import Server, serve
 from m2f_server.serve_errors import (
     AccessError,
+    AddressError,
     LibraryMissingError,
     ModelLoadError,
     PortTakenError,
@@ -19,6 +20,7 @@ from m2f_server.server_tls import ServerTls
 __all__ = [
     "ADMIN_HEADER",
     "AccessError",
+    "AddressError",
     "LibraryMissingError",
     "ModelLoadError",
     "PortTakenError",

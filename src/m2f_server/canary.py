@@ -46,13 +46,20 @@ class Verdict:
 
     Attributes:
         kind: the state of the server.
-        reason: why the server does not serve.
+        reason: why the server does not serve, in fixed words and names of models: anybody may read it at `/ready`.
         blame: the model that hangs or is not ready, if known.
+        detail: what the server answered, for the log.
     """
 
     kind: Kind
     reason: str = ""
     blame: str | None = None
+    detail: str = ""
+
+    @property
+    def why(self) -> str:
+        """Reason and detail."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class Canary:
             if not self._targets and (unready := self._unready()):
                 return Verdict(Kind.FAILS, f"model {unready} is not ready", unready)
         except CallError as error:
-            return Verdict(Kind.FAILS, str(error))
+            return Verdict(Kind.FAILS, "the server does not answer", detail=str(error))
         finally:
             self.seconds = time.monotonic() - started
         self._fastest = min(self._fastest, self.seconds)
@@ -170,18 +177,18 @@ class Canary:
                 return self._busy(target, f"no answer within {timeout:g} s: {stuck} works on a large request")
             return Verdict(Kind.FAILS, f"{target.name} does not answer within {timeout:g} s: {stuck} hangs", stuck)
         if error.status in _REJECTED:
-            return self._busy(target, str(error))
+            return self._busy(target, "the server refuses the canary", str(error))
         if error.status == http.client.BAD_REQUEST:  # a user's own ensemble refuses this image, so it works
             return Verdict(Kind.SERVES)
-        return Verdict(Kind.FAILS, str(error), self._unready())
+        return Verdict(Kind.FAILS, f"{target.name} answers the canary with an error", self._unready(), str(error))
 
-    def _busy(self, target: _Target, reason: str) -> Verdict:
+    def _busy(self, target: _Target, reason: str, detail: str = "") -> Verdict:
         """Return BUSY, or FAILS if a step hangs: requests have waited for it, and it has answered none."""
         now = self._look(target)
         then = self._busy_since.setdefault(target.name, now)
         seconds = now.at - then.at
         if seconds < self._timeout():
-            return Verdict(Kind.BUSY, reason)
+            return Verdict(Kind.BUSY, reason, detail=detail)
         waited_for = [step for step in target.steps if then.waiting.get(step) and now.waiting.get(step)]
         silent = [step for step in waited_for if not then.has_answered(step, now)]
         endless = seconds >= self._timing.longest_work_s
@@ -191,7 +198,7 @@ class Canary:
         if hung:  # the last step, because preprocessing waits for the later ones
             why = f"{hung[-1]} hangs: no answer in {seconds:.0f} s, though requests wait for it"
             return Verdict(Kind.FAILS, why, hung[-1])
-        return Verdict(Kind.BUSY, reason)
+        return Verdict(Kind.BUSY, reason, detail=detail)
 
     def _look(self, target: _Target) -> _Work:
         seconds = {step: self._processor_seconds(step) for step in target.steps}

@@ -7,7 +7,9 @@ from m2f_server.serve_errors import ModelLoadError, PortTakenError, ServeError, 
 _LOAD = re.compile(r"failed to load (?:model )?'(?P<name>[^']+)'(?: version \d+)?: (?P<reason>.*?)\"?$", re.MULTILINE)
 _POLL = re.compile(r"Poll failed for model directory '(?P<name>[^']+)': (?P<reason>.*?)\"?$", re.MULTILINE)
 _PARSE = re.compile(r"Error parsing text-format \S+: (?P<reason>.*)$", re.MULTILINE)
-_SOCKET = re.compile(r"failed to start (?P<protocol>\w+) service: .*Socket '(?P<host>.*):(?P<port>\d+)' already in use")
+_SOCKET = re.compile(
+    r"failed to start (?P<protocol>\w+) service: .*Socket '(?:ipv6:)?\[?(?P<host>.*?)\]?:(?P<port>\d+)' already in use"
+)
 _HINTS = {  # what to do about a reason
     re.compile("unable to find backend library"): (
         "This tritonserver has no such backend: use --config-name cpu, or run inside NVIDIA's container."

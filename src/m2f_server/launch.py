@@ -14,18 +14,21 @@ from pathlib import Path
 from m2f_backend.backpressure import METRICS
 from m2f_server import triton_2_51
 from m2f_server.access import Access, read_access
+from m2f_server.addresses import reachable, resolve, with_port
 from m2f_server.guard import ServerGuard
 from m2f_server.locate import prepare
+from m2f_server.open_files import raise_limit
+from m2f_server.outlet import LogFile, Outlet, standard_stream
 from m2f_server.ports import pick_ports
 from m2f_server.repository_check import check_repository
 from m2f_server.serve_errors import PortTakenError, ServeError
-from m2f_server.server import Server, reachable
-from m2f_server.server_log import copy_log
+from m2f_server.server import Server
+from m2f_server.server_log import ServerLog
 from m2f_server.server_tls import ServerTls
 
 LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # another process may take a free port before the server does
-_OWN_LOG_BYTES = 8 << 20  # largest size of a temporary log that standard error has too
+_OWN_LOG_BYTES = 8 << 20  # largest size of a temporary log
 _ENVIRONMENT = {  # the caller's own values have priority
     "OMP_NUM_THREADS": "1",  # threads of each model instance; more slow each other down
     "OPENBLAS_NUM_THREADS": "1",
@@ -75,14 +78,14 @@ def serve(
         model_repository: the folder of models.
         config_name: use `configs/<name>.pbtxt` of each model that has such a file, for example `cpu`. None uses
             `config.pbtxt`, the TensorRT setting for production.
-        host: IPv4 address to listen on for HTTP and gRPC.
-        monitor_host: IPv4 address to listen on for metrics.
+        host: IP address or name to listen on for HTTP and gRPC.
+        monitor_host: IP address or name to listen on for metrics.
         http_port: port of the HTTP API; 0 picks a free port.
         grpc_port: port of the gRPC API; 0 picks a free port.
         metrics_port: port of the Prometheus metrics; 0 picks a free port.
         timeout: seconds until all models must be ready.
-        log_file: file to which the server's log is appended. None writes it to a temporary file that is removed with
-            the server. `-` writes it to standard error.
+        log_file: file to which the server's log is appended. `-` is standard error. None is a temporary file of 8 MiB
+            at most, which is removed with the server. Lines that the file does not take are dropped and counted.
         log_verbose: write a verbose log, and copy it to standard error.
         admin_token_file: file with the secret of the restricted interfaces (see `access`); None uses a random secret.
         tls: certificates of the gRPC port. Triton has no TLS for HTTP, so HTTP then listens on loopback only.
@@ -95,10 +98,15 @@ def serve(
     Raises:
         ServeError: the server could not be started; the subclass says why.
     """
+    address = resolve(host, option="--host")
     options = _LaunchOptions(
         repository=Path(model_repository).absolute(),
         config_name=config_name,
-        hosts={"http": LOOPBACK if tls else host, "grpc": host, "metrics": monitor_host},
+        hosts={
+            "http": LOOPBACK if tls else address,
+            "grpc": address,
+            "metrics": resolve(monitor_host, option="--monitor-host"),
+        },
         ports={"http": http_port, "grpc": grpc_port, "metrics": metrics_port},
         timeout=timeout,
         log_file=Path(log_file).absolute() if log_file and str(log_file) != "-" else None,
@@ -132,6 +140,7 @@ def _running(options: _LaunchOptions) -> Iterator[Server]:
     work_dir = Path(tempfile.gettempdir()) / name
     with _start_errors():
         guard = ServerGuard(shm_prefix=name, work_dir=work_dir)
+    server: Server | None = None
     try:
         with _start_errors():
             work_dir.mkdir(mode=0o700)
@@ -143,6 +152,8 @@ def _running(options: _LaunchOptions) -> Iterator[Server]:
             server.stop()
     finally:
         guard.clean_up()
+        if server is not None:
+            server.log.close()
 
 
 @contextmanager
@@ -163,37 +174,36 @@ def _start(options: _LaunchOptions, guard: ServerGuard, *, name: str, work_dir: 
     installation = prepare(work_dir)
     identity = f"m2f-{secrets.token_hex(16)}"  # the server's name, which no other program can know
     ports = pick_ports(hosts=options.hosts, ports=options.ports)
-    metrics_url = f"{reachable(options.hosts['metrics'])}:{ports['metrics']}"
-    log_path = options.log_file or work_dir / "tritonserver.log"
-    log_start = log_path.stat().st_size if log_path.is_file() else 0
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [
-                str(installation.binary),
-                *installation.arguments,
-                *_arguments(options, name, identity, ports, work_dir),
-            ],
-            cwd=work_dir,
-            env={**_ENVIRONMENT, **os.environ, **installation.environment, METRICS: metrics_url},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if options.log_echo else log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    if process.stdout is not None:
-        max_bytes = None if options.log_file else _OWN_LOG_BYTES
-        threading.Thread(target=copy_log, args=(process.stdout, log_path, max_bytes), daemon=True).start()
+    metrics_url = with_port(reachable(options.hosts["metrics"]), ports["metrics"])
+    echo = standard_stream(2) if options.log_echo else None
+    log_file = _log_file(options, work_dir)
+    process = subprocess.Popen(
+        [str(installation.binary), *installation.arguments, *_arguments(options, name, identity, ports, work_dir)],
+        cwd=work_dir,
+        env={**_ENVIRONMENT, **os.environ, **installation.environment, METRICS: metrics_url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    log = ServerLog(process, file=Outlet(log_file), echo=echo)
     guard.watch(process.pid)
+    raise_limit(process.pid)
     return Server(
         process=process,
         identity=identity,
         hosts=options.hosts,
         ports=ports,
-        log_path=log_path,
-        log_start=log_start,
+        log=log,
         access=options.access,
         tls=options.tls is not None,
     )
+
+
+def _log_file(options: _LaunchOptions, work_dir: Path) -> LogFile:
+    if options.log_file:
+        return LogFile(options.log_file)
+    return LogFile(work_dir / "tritonserver.log", max_bytes=_OWN_LOG_BYTES)
 
 
 def _arguments(
@@ -212,7 +222,9 @@ def _arguments(
         *triton_2_51.ARGUMENTS,
     ]
     for protocol, port in ports.items():
-        arguments += [f"--{protocol}-address={options.hosts[protocol]}", f"--{protocol}-port={port}"]
+        host = options.hosts[protocol]
+        address = triton_2_51.IPV6[protocol].format(host) if ":" in host else host
+        arguments += [f"--{protocol}-address={address}", f"--{protocol}-port={port}"]
     arguments += options.access.arguments
     if options.tls:
         arguments += options.tls.arguments

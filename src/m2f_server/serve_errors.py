@@ -29,11 +29,15 @@ class TlsError(ServeError):
     """A certificate or key is invalid or cannot be read."""
 
 
+class AddressError(ServeError):
+    """An address to listen on does not exist, or does not belong to this machine."""
+
+
 class PortTakenError(ServeError):
-    """An address cannot be listened on.
+    """A port cannot be listened on.
 
     Attributes:
-        protocol: `http`, `grpc` or `metrics`.
+        protocol: `http`, `grpc`, `metrics` or `health`.
         port: the requested port.
     """
 

@@ -9,24 +9,19 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from m2f_backend.calls import CallError
 from m2f_server.access import Access
+from m2f_server.addresses import reachable, with_port
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
 from m2f_server.serve_errors import ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
+from m2f_server.server_log import ServerLog
 from m2f_server.triton_2_51 import EXIT_TIMEOUT_S
 
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # after SIGTERM; then the server is killed
 _POLL_S = 0.05
 _KILLED_WITHIN_S = 5.0
-_LAST_BYTES = 2**16  # read from the end of a log, which may be very long
-
-
-def reachable(host: str) -> str:
-    """Return the address at which this machine reaches a server that listens on `host`."""
-    return "127.0.0.1" if host == "0.0.0.0" else host
 
 
 @dataclass(kw_only=True, eq=False)
@@ -36,10 +31,9 @@ class Server:
     Attributes:
         process: the server's process, which leads its own process group.
         identity: name by which the server answers.
-        hosts: listening address by protocol (`http`, `grpc`, `metrics`).
+        hosts: IP address to listen on by protocol (`http`, `grpc`, `metrics`).
         ports: port by protocol.
-        log_path: file of the server's log.
-        log_start: size of the file before this server wrote to it.
+        log: the server's log.
         access: the secret of the restricted interfaces.
         tls: whether the gRPC port uses TLS.
         models: names of the models that are ready.
@@ -51,8 +45,7 @@ class Server:
     identity: str
     hosts: Mapping[str, str]
     ports: Mapping[str, int]
-    log_path: Path
-    log_start: int
+    log: ServerLog
     access: Access
     tls: bool
     models: list[str] = field(default_factory=list)
@@ -82,21 +75,15 @@ class Server:
         return f"http://{self._address('metrics')}/metrics"
 
     def _address(self, protocol: str) -> str:
-        return f"{reachable(self.hosts[protocol])}:{self.ports[protocol]}"
+        return with_port(reachable(self.hosts[protocol]), self.ports[protocol])
 
     def is_running(self) -> bool:
         """Return whether the server's process runs."""
         return self.process.poll() is None
 
-    def read_log(self, *, last: int | None = None) -> str:
-        """Return this server's log so far, or its `last` bytes. Earlier contents of the file are not part of it."""
-        try:
-            with self.log_path.open("rb") as log:
-                end = log.seek(0, os.SEEK_END)
-                log.seek(max(self.log_start, end - last) if last else self.log_start)
-                return log.read().decode(errors="replace")
-        except OSError as error:  # the file was moved or removed
-            return f"{self.log_path}: {error.strerror}"
+    def read_log(self) -> str:
+        """Return the end of this server's log so far, 1 MiB at most."""
+        return self.log.read()
 
     def wait_ready(self, *, timeout: float, stop: threading.Event) -> None:
         """Wait until this server answers on HTTP and metrics, and all its models are ready.
@@ -131,7 +118,7 @@ class Server:
         """
         returncode = self.process.wait()
         if self.models:
-            raise ServerCrashedError(returncode=returncode, log_tail=tail(self.read_log(last=_LAST_BYTES)))
+            raise ServerCrashedError(returncode=returncode, log_tail=tail(self.read_log()))
         raise diagnose(log=self.read_log(), returncode=returncode)
 
     def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> None:

@@ -10,9 +10,11 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from m2f.errors import M2FError
+from m2f_server.addresses import reachable, with_port
 from m2f_server.health import Health, endpoint
-from m2f_server.serve_errors import CrashLoopError, PortTakenError, StoppedError, WornOutError
-from m2f_server.server import Server, reachable
+from m2f_server.ports import bind
+from m2f_server.serve_errors import CrashLoopError, StoppedError, WornOutError
+from m2f_server.server import Server
 from m2f_server.timing import Timing
 from m2f_server.watch import Event, EventName, Watch
 
@@ -26,7 +28,7 @@ class Supervisor:
     Attributes:
         start: starts a server for the length of a `with` block, as `launch.serve` with the caller's options. Called
             with `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`.
-        health_host: address of the health endpoint.
+        health_host: IP address of the health endpoint.
         health_port: port of the health endpoint; 0 picks a free one.
         drain_timeout: seconds in which requests in flight are answered after the stop signal.
         announce: called once, when the first canary succeeds, with the server and the URL of `/ready`.
@@ -64,19 +66,13 @@ class Supervisor:
         """Serve until told to stop.
 
         Raises:
-            ServeError: the first start failed.
+            ServeError: the first start failed, or the health port cannot be listened on.
             CrashLoopError: several servers in a row ended early.
         """
         with ExitStack() as stack:
-            try:
-                self.health_port = stack.enter_context(
-                    endpoint(self.health_host, self.health_port, self.health, self._metrics)
-                )
-            except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                raise PortTakenError(
-                    protocol="health", host=self.health_host, port=self.health_port, reason=reason
-                ) from error
+            bound = stack.enter_context(bind("health", self.health_host, self.health_port))
+            self.health_port = bound.getsockname()[1]
+            stack.enter_context(endpoint(bound, self.health, self._metrics))
             self._run_servers()
 
     def health(self) -> Health:
@@ -153,4 +149,4 @@ class Supervisor:
             self._good_since = time.monotonic()
         if not self._announced and self._good_since is not None:
             self._announced = True
-            self.announce(server, f"http://{reachable(self.health_host)}:{self.health_port}/ready")
+            self.announce(server, f"http://{with_port(reachable(self.health_host), self.health_port)}/ready")

@@ -21,6 +21,10 @@ ARGUMENTS = ("--grpc-infer-allocation-pool-size=0",)
 # glibc makes 8 heaps for each core, and each heap keeps the memory of its largest requests. Measured.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
+# How each front end takes an IPv6 address. Source: libevhtp, evhtp.c, `evhtp_bind_socket` (HTTP and metrics); server,
+# src/grpc/grpc_server.cc. Measured.
+IPV6 = {"http": "ipv6:{}", "metrics": "ipv6:{}", "grpc": "[{}]"}
+
 # After SIGTERM Triton waits this long for requests, and as long for idle HTTP connections, so the default of 30 s is
 # too long. Source: server, src/http_server.cc, `HTTPServer::Stop`.
 EXIT_TIMEOUT_S = 3

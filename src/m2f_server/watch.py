@@ -82,7 +82,7 @@ class Watch:
                 self._look()
                 tick()
         except M2FError as error:  # the server does not serve while its remains are cleaned up
-            self._verdict = Verdict(Kind.FAILS, str(error))
+            self._verdict = Verdict(Kind.FAILS, "the server has ended", detail=str(error))
             raise
         finally:
             self._ended.set()
@@ -210,15 +210,15 @@ class Watch:
             if verdict.kind is Kind.SERVES:
                 self._failures = 0
             if was.kind is not verdict.kind:
-                self._event("ready" if verdict.kind is Kind.SERVES else "busy", why=verdict.reason)
+                self._event("ready" if verdict.kind is Kind.SERVES else "busy", why=verdict.why)
             return
         self._failures += 1
-        self._event("canary_failed", why=verdict.reason, times=self._failures)
+        self._event("canary_failed", why=verdict.why, times=self._failures)
         stubs = self.stubs.of(verdict.blame) if verdict.blame else []
         if self._failures >= self._timing.failures:
-            self._beyond_help = f"{self._failures} canaries in a row failed; the last: {verdict.reason}"
+            self._beyond_help = f"{self._failures} canaries in a row failed; the last: {verdict.why}"
         elif verdict.blame and stubs:
-            self._heal(verdict.blame, stubs, verdict.reason)
+            self._heal(verdict.blame, stubs, verdict.why)
 
     def _server_is_stopped(self) -> bool:
         try:
