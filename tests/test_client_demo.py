@@ -296,7 +296,7 @@ class TestCommand:
         ("arguments", "said"),
         [
             (("--url", "grpc://a,b"), "one server"),
-            (("--url", "a:8001"), "is not an address"),
+            (("--url", "s3://a"), "is not an address: s3:// is not a scheme of a server; use grpc://"),
             (("--examples", str(IMAGES.parents[1] / "src")), "no .jpg"),
             (("--port", "70000"), "70000"),
         ],

@@ -8,7 +8,7 @@ import textwrap
 
 import httpcore
 import pytest
-from fake_triton import KINDS, SCHEMES, ask_once, fake_triton, fakes, names, predict
+from fake_triton import KINDS, SCHEMES, ask_once, fake_triton, predict
 from tritonclient.utils import InferenceServerException
 
 from m2f_client import (
@@ -221,22 +221,8 @@ def test_a_server_that_never_answers(kind, scheme):
 def test_the_wrong_protocol(kind):
     with fake_triton("grpc") as server, pytest.raises(ServerUnavailable, match=r"is it the gRPC port \(grpc://\)"):
         ask_once(kind, predict, f"http://{server.address}")
-    with fake_triton("http") as server, pytest.raises(ServerUnavailable, match="no gRPC server at grpc://"):
+    with fake_triton("http") as server, pytest.raises(ServerUnavailable, match="is it the HTTP port, http://"):
         ask_once(kind, predict, f"grpc://{server.address}")
-
-
-@KINDS
-def test_a_proxy_of_the_environment_and_grpc(kind, monkeypatch):
-    """gRPC uses it, but not for this machine; if nothing is reached through it, the message names it."""
-    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:1")
-    for count in (1, 2):
-        with fakes("grpc", *["ok"] * count) as (url, _):
-            assert ask_once(kind, names, url) == ("cat",)
-    with pytest.raises(ServerUnavailable, match="by the proxy in http_proxy") as caught:
-        ask_once(kind, names, "grpc://192.0.2.1", timeout=10)
-    assert "secret" not in str(caught.value)
 
 
 def test_http_in_a_thread_has_the_same_timeout_and_the_next_call_works_on():

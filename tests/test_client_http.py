@@ -165,13 +165,3 @@ def test_base_path_and_headers(kind):
             "/base/path/v2/models/mask2former_postprocess/config",
         ]
         assert [(headers["X-Tenant"], headers["Host"]) for headers in server.headers] == [("a", "other")] * 2
-
-
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
-@KINDS
-def test_proxies_of_the_environment_are_not_used(kind, variable, monkeypatch):
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(variable, "http://127.0.0.1:1")
-    with fake_triton("http") as server:
-        assert ask_once(kind, names, server.url) == ("cat",)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
-from urllib.parse import quote, urlsplit
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from urllib.parse import quote
 
+from m2f.errors import shown
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.tls import Tls
 
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 _DEFAULT_PORTS = {"grpc": 8001, "http": 8000, "grpcs": 443, "https": 443}
 _SECURE = ("grpcs", "https")
+_FORMS = "grpc://HOST:PORT, http://HOST:PORT, grpcs:// and https:// for TLS, or HOST:PORT for gRPC"
 _HEADER_NAME = re.compile(r"[0-9a-z_.-]+")  # allowed by gRPC and HTTP, in lower case
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"(\[[0-9a-f:.]+(%[\w.~-]+)?\]|[^\s\[\]:@/?#%\\\x00-\x1f]+)(:([0-9]{1,5})?)?", re.IGNORECASE)
+_SECRET = re.compile(r"^([^/]*//)?.*@", re.DOTALL)
+_PORTS = range(1, 65536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +31,7 @@ class Endpoint:
     """A client's servers, with the headers and certificates for them.
 
     Attributes:
-        url: the address as the user wrote it, for messages.
+        url: the address with its scheme, for messages.
         scheme: grpc, grpcs, http or https.
         targets: `host:port` of each server.
         path: path before `/v2` over HTTP, without a slash at the end.
@@ -43,20 +51,25 @@ class Endpoint:
         """Return the endpoint of `scheme://host:port` or `scheme://host:port,host:port/base-path`.
 
         Args:
-            url: address; a port defaults to Triton's own, 8001 for gRPC and 8000 for HTTP, and to 443 with TLS.
+            url: address. Without a scheme the protocol is gRPC. A port defaults to Triton's own, 8001 for gRPC and 8000
+                for HTTP, and to 443 with TLS. The line that `m2f serve --json` prints stands for its gRPC address.
             headers: see `Client`.
             tls: see `Client`.
 
         Raises:
             InvalidAddress: the scheme, a host or a port is missing or wrong, or headers or certificates cannot be used.
         """
-        scheme, _, rest = url.partition("://")
+        scheme, rest = _split(url)
         hosts, slash, path = rest.partition("/")
-        if scheme not in _DEFAULT_PORTS:
-            raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
         path = (slash + path).rstrip("/")
-        if "//" in path or (path and scheme in ("grpc", "grpcs")):
-            raise InvalidAddress(f"{url!r} is not an address; several servers: {scheme}://HOST:PORT,HOST:PORT")
+        if "://" in rest or "//" in path:
+            raise _wrong(url, f"several servers are {scheme}://HOST:PORT,HOST:PORT")
+        if "?" in rest or "#" in rest:
+            raise _wrong(url, "it has a query or a fragment (? or #)")
+        if path and scheme in ("grpc", "grpcs"):
+            raise _wrong(url, f"gRPC has no path; use {_FORMS}")
+        targets = tuple(_target(url, scheme, host.strip()) for host in hosts.split(","))
+        url = f"{scheme}://{rest}"
         if tls is not None and scheme not in _SECURE:
             raise InvalidAddress(f"{url!r} is not an address with TLS; use {scheme}s://")
         secure = (tls or Tls()) if scheme in _SECURE else None
@@ -65,25 +78,93 @@ class Endpoint:
         return cls(
             url=url,
             scheme=scheme,
-            targets=tuple(_target(url, scheme, host) for host in hosts.split(",")),
+            targets=targets,
             path=quote(path, safe="/%:@!$&'()*+,;=~"),
             headers=_checked_headers(headers or {}),
             tls=secure,
         )
 
 
-def _target(url: str, scheme: str, host: str) -> str:
+def is_address(text: str) -> bool:
+    """Return whether text is an address rather than the name of a file: it has a scheme or a port, or is JSON."""
+    first = _HOST.fullmatch(text.partition(",")[0])
+    return text.lstrip().startswith("{") or _SCHEME.match(text) is not None or (first is not None and bool(first[4]))
+
+
+def announced(line: str, protocol: str) -> str:
+    """Return the address of a protocol in the line that `m2f serve --json` prints.
+
+    Args:
+        line: the line, a JSON object.
+        protocol: grpc or http.
+
+    Raises:
+        InvalidAddress: the line is not such a line.
+    """
     try:
-        parts = urlsplit(f"{scheme}://{host.strip()}")
-        port = parts.port or _DEFAULT_PORTS[scheme]
-        host_name = (parts.hostname or "").encode("idna").decode()
-    except ValueError as error:
-        raise InvalidAddress(f"{url!r} is not an address: {error}") from None
-    if not parts.hostname or parts.query or parts.fragment:
-        raise InvalidAddress(f"{url!r} is not an address; use grpc://HOST:PORT or http://HOST:PORT")
-    if parts.username is not None:
-        raise InvalidAddress("an address has no user and password here; send headers={'authorization': ...}")
-    return f"[{host_name}]:{port}" if ":" in host_name else f"{host_name}:{port}"  # IPv6
+        ready = json.loads(line)
+        target, tls = ready[protocol], ready["tls"] and protocol == "grpc"
+    except (LookupError, RecursionError, TypeError, ValueError):
+        target = tls = None
+    if not isinstance(target, str):
+        raise InvalidAddress(f"{shown(line)} is not the line that m2f serve --json prints")
+    return f"{protocol}{'s' if tls else ''}://{target}"
+
+
+def _split(url: str) -> tuple[str, str]:
+    """Return an address's scheme, and the rest of the address."""
+    if not isinstance(url, str):
+        raise InvalidAddress(f"an address is text; got {type(url).__name__}")
+    text = url.strip()
+    if text.startswith("{"):
+        text = announced(text, "grpc")
+    found = _SCHEME.fullmatch(text)
+    if found is None:
+        if _is_file(text):
+            raise _wrong(url, f"it is a file; use {_FORMS}")
+        return "grpc", text
+    scheme = found[1].lower()
+    if scheme not in _DEFAULT_PORTS:
+        raise _wrong(url, f"{scheme}:// is not a scheme of a server; use {_FORMS}")
+    return scheme, found[2]
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long, or not a name
+        return False
+
+
+def _target(url: str, scheme: str, host: str) -> str:
+    found = _HOST.fullmatch(host)
+    if "@" in host:
+        raise _wrong(url, "it has a user or a password; send headers={'authorization': ...}")
+    if found is None and _is_ipv6(host):
+        raise _wrong(url, f"an IPv6 address stands in brackets: {scheme}://[::1]:{_DEFAULT_PORTS[scheme]}")
+    if found is None or (found[4] and int(found[4]) not in _PORTS):
+        raise _wrong(url, f"use {_FORMS}; PORT is 1 to 65535")
+    try:
+        name = found[1].encode("idna").decode().lower()
+    except UnicodeError:
+        raise _wrong(url, "a part of the host's name is empty or too long") from None
+    return f"{name}:{found[4] or _DEFAULT_PORTS[scheme]}"
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def _wrong(url: str, reason: str) -> InvalidAddress:
+    """Return the error of an address, without the password that may be in the address."""
+    return InvalidAddress(f"{shown(_SECRET.sub(_without_secret, url))} is not an address: {reason}")
+
+
+def _without_secret(found: re.Match[str]) -> str:
+    return f"{found[1] or ''}...@"
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -97,10 +178,13 @@ def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
-def is_loopback(target: str) -> bool:
-    """Return whether `host:port` is on this machine."""
-    host = target.rpartition(":")[0].strip("[]")
+def is_this_machine(host: str) -> bool:
+    """Return whether a host name or address is this machine's own: loopback, or the address of a server on all."""
+    host = host.strip("[]").rstrip(".").lower()
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host)
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified

@@ -19,6 +19,7 @@ from m2f_client.client_errors import (
     ServerUnavailable,
     Timeout,
 )
+from m2f_client.transports.proxies import Proxy
 
 _BY_STATUS: dict[str | None, type[M2FError]] = {
     None: InvalidRequest,  # tritonclient refused to send it
@@ -43,6 +44,8 @@ _NO_CONNECTION = re.compile(
     r"connection (reset|refused|closed)|broken pipe",
     re.IGNORECASE,
 )
+_SPEAKS_HTTP = re.compile(r"Expected SETTINGS frame|http1\.x server", re.IGNORECASE)
+_NO_GRPC = "what answers there does not speak gRPC: is it the HTTP port, http://?"
 _TLS_FAILED = re.compile(r"handshake failed|certificate|verification check", re.IGNORECASE)
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
@@ -57,7 +60,7 @@ _TRACEBACK = re.compile(r"\s*\n+At:\n.*", re.DOTALL)
 
 @contextmanager
 def translated(
-    kinds: tuple[type[Exception], ...], url: str, timeout: float | None, proxy: str | None = None
+    kinds: tuple[type[Exception], ...], url: str, timeout: float | None, proxy: Proxy | None = None
 ) -> Iterator[None]:
     """Raise the client's exception in place of any of `kinds` in the block; see `translate`."""
     try:
@@ -76,7 +79,7 @@ def clean(message: str) -> str:
     return _FAILED_STEP.sub(r"\1 failed: ", message).strip()
 
 
-def translate(error: Exception, url: str, timeout: float | None, proxy: str | None = None) -> M2FError:
+def translate(error: Exception, url: str, timeout: float | None, proxy: Proxy | None = None) -> M2FError:
     """Return the client's exception for what a library raised.
 
     Args:
@@ -84,25 +87,26 @@ def translate(error: Exception, url: str, timeout: float | None, proxy: str | No
             of the HTTP library.
         url: the address as the user wrote it, for the message.
         timeout: seconds that the call was given, for the message.
-        proxy: environment variable that names the proxy in use, for the message.
+        proxy: the proxy in use, for the message.
     """
     if isinstance(error, InferenceServerException):
         return _from_server(error.status(), error.message(), url, timeout, proxy)
     causes = list(_causes(error))
+    way = _way(proxy)
     for cause in causes:
         if isinstance(cause, TimeoutError):
-            return timed_out(url, timeout)
+            return timed_out(url, timeout, proxy)
         if isinstance(cause, ssl.SSLError | ssl.CertificateError):
             return _no_tls(url, str(cause))
     if any(_HUNG_UP.search(str(cause)) for cause in causes):
-        return ServerUnavailable(f"the server at {url} closed the connection")
+        return ServerUnavailable(f"the server at {url} closed the connection{way}")
     for cause in reversed(causes):
         if isinstance(cause, OSError):
             found = _ERRNO.search(str(cause))  # asyncio has one error, without a number, for several addresses
             number = cause.errno or int(found[1] if found else 0)
             system = os.strerror(number) if number > 0 else cause.strerror
-            return _nobody_there(url, system or str(cause))
-    return ServerUnavailable(f"what answers at {url} does not speak HTTP; is it the gRPC port (grpc://)?")
+            return _nobody_there(url, system or str(cause), proxy)
+    return ServerUnavailable(f"what answers at {url} does not speak HTTP{way}; is it the gRPC port (grpc://)?")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -113,42 +117,47 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__ or next(iter(group), None)
 
 
-def _from_server(status: str | None, raw: str | None, url: str, timeout: float | None, proxy: str | None) -> M2FError:
+def _from_server(status: str | None, raw: str | None, url: str, timeout: float | None, proxy: Proxy | None) -> M2FError:
     kind = _BY_STATUS.get(status, ServerError)
     if raw is None and status in _BY_FRONT:
-        raw = f"{_BY_FRONT[status]} ({status})"
+        raw = f"{_BY_FRONT[status]} ({status}){_way(proxy)}"
     if kind is Timeout:
-        return timed_out(url, timeout)
+        return timed_out(url, timeout, proxy)
     if raw is not None and (restricted := _RESTRICTED.search(raw)):
         return InvalidRequest(f"the server wants a secret for this: headers={{{restricted[1]!r}: ...}}")
     if raw is not None and _SHARED_MEMORY.search(raw):
         return NoSharedMemory(clean(raw))
     if raw is None or (kind is ModelNotFound and "model" not in raw):  # another server's 404
-        return ServerError(f"what answers at {url} is not a Triton server ({status})")
+        return ServerError(f"what answers at {url} is not a Triton server ({status}){_way(proxy)}")
     if kind is ModelNotFound and _UNLOADED in raw:
         kind = ServerUnavailable
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
-        reason = raw.rsplit(": ", 1)[-1].rstrip("]")
+        reason = _NO_GRPC if _SPEAKS_HTTP.search(raw) else raw.rsplit(": ", 1)[-1].rstrip("]")
         return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason, proxy)
     message = clean(raw)
     if kind is ServerUnavailable:
         message = f"the server at {url} takes no work now: {message}"
     if kind is ModelNotFound:
         message = f"{message} (server {url})"
-    return kind(message or f"the server at {url} gave no reason ({status})")
+    return kind(message or f"the server at {url} gave no reason ({status}){_way(proxy)}")
 
 
-def timed_out(url: str, timeout: float | None) -> Timeout:
+def timed_out(url: str, timeout: float | None, proxy: Proxy | None = None) -> Timeout:
     """Return the error of a call that was given `timeout` seconds."""
     given = f" within {timeout:g} s" if timeout is not None else ""
-    return Timeout(f"no answer from {url}{given}; a longer timeout may help")
+    return Timeout(f"no answer from {url}{given}{_way(proxy)}; a longer timeout may help")
 
 
-def _nobody_there(url: str, reason: str, proxy: str | None = None) -> ServerUnavailable:
+def _nobody_there(url: str, reason: str, proxy: Proxy | None = None) -> ServerUnavailable:
     protocol = "gRPC" if url.startswith("grpc") else "HTTP"
-    if proxy:
-        reason += f", by the proxy in {proxy}"
-    return ServerUnavailable(f"no {protocol} server at {url} ({reason}); start one with: m2f serve")
+    return ServerUnavailable(f"no {protocol} server at {url} ({reason}{_way(proxy)}); start one with: m2f serve")
+
+
+def _way(proxy: Proxy | None) -> str:
+    """Return by which proxy a request goes, and how it goes without."""
+    if proxy is None:
+        return ""
+    return f", by the proxy in {proxy.variable}; no_proxy={proxy.host} goes without it"
 
 
 def _no_tls(url: str, reason: str) -> ServerUnavailable:

@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.request import proxy_bypass
 
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
@@ -15,14 +14,15 @@ from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import readable
 from m2f_client.client_errors import ServerUnavailable
-from m2f_client.transports.address import Endpoint, is_loopback
+from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
+from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
+from m2f_client.transports.proxies import Proxy, proxy_for
 from m2f_client.transports.waiting import BLOCKING, Waiting
 
 _MAX_BYTES = 2**31 - 1  # largest message of protobuf: enough for raw logits and dense masks
 _NO_COMPRESSION = 1  # "identity" alone: a few kilobytes can unpack to gigabytes
-_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first that is set, except for `no_proxy`
 _MAX_RECONNECT_MS = 5_000  # gRPC's default is two minutes: a restarted server would get no requests for so long
 
 SERVICE_CONFIG = {
@@ -54,15 +54,13 @@ class GrpcTransport:
         self._headers = endpoint.headers
         self._waiting = waiting
         self._channels = _channels(endpoint)
-        direct = all(is_loopback(target) or proxy_bypass(target) for target in endpoint.targets)
-        self._proxy = None if direct else next((name for name in _PROXIES if os.environ.get(name)), None)
-        self._clients: list[Any] = []
+        self._clients = OfProcess(self._open)
         if not waiting.asynchronous:
-            self._open()
+            self._clients.get()
 
-    def _open(self) -> None:
+    def _open(self) -> list[tuple[Any, Proxy | None]]:
         flavour = triton_aio if self._waiting.asynchronous else triton
-        self._clients = [flavour.InferenceServerClient(**arguments) for arguments in self._channels]
+        return [(flavour.InferenceServerClient(**arguments), proxy) for arguments, proxy in self._channels]
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
@@ -94,42 +92,47 @@ class GrpcTransport:
 
     async def close(self) -> None:
         """Close the channels."""
-        for client in self._clients:
+        for client, _ in self._clients.pop() or ():
             await self._waiting.call(client.close)
 
     async def _call(self, method: str, timeout: float | None, **arguments: Any) -> Any:
         """Return what a method of tritonclient's client returns, from the first server that is available."""
-        if not self._clients:
-            self._open()
         deadline = Deadline(timeout)
 
-        async def ask(client: Any) -> Any:
+        async def ask(server: tuple[Any, Proxy | None]) -> Any:
+            client, proxy = server
             common = {"headers": dict(self._headers), "client_timeout": deadline.left()}  # tritonclient changes headers
-            with translated((InferenceServerException,), self.url, timeout, self._proxy):
+            with translated((InferenceServerException,), self.url, timeout, proxy):
                 return await self._waiting.call(getattr(client, method), **arguments, **common)
 
-        return await first_available(self._clients, ask)
+        return await first_available(self._clients.get(), ask)
 
 
-def _channels(endpoint: Endpoint) -> list[dict[str, Any]]:
-    """Return the arguments of tritonclient's gRPC clients, in the order to ask them in.
+def _channels(endpoint: Endpoint) -> list[tuple[dict[str, Any], Proxy | None]]:
+    """Return the arguments of tritonclient's gRPC clients, and their proxies, in the order to ask them in.
 
     Several servers share one channel. It takes them in turn, passes over servers that do not answer, and retries. It
     cannot pass over a server that shuts down: for seconds Triton answers NOT_FOUND, and so quickly that this server
     gets most of the requests. So each server has a channel of its own, too, for requests that got this answer.
+
+    gRPC asks a proxy for all servers of a channel at once, which no proxy understands. So servers behind a proxy have
+    only their own channels.
     """
-    if len(endpoint.targets) == 1:
-        return [_channel(endpoint, endpoint.targets[0], [])]
+    channels = [_channel(endpoint, target, proxy_for(endpoint.scheme, target)) for target in endpoint.targets]
+    if len(channels) == 1 or any(proxy for _, proxy in channels):
+        return channels
     name = endpoint.targets[0]  # a server whose certificate is for another name is reached by its own channel only
-    shared = _channel(endpoint, _resolved(endpoint), [("grpc.default_authority", name)])
-    return [shared, *(_channel(endpoint, target, []) for target in endpoint.targets)]
+    return [_channel(endpoint, _resolved(endpoint), None, [("grpc.default_authority", name)]), *channels]
 
 
-def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) -> dict[str, Any]:
+def _channel(
+    endpoint: Endpoint, target: str, proxy: Proxy | None, options: Sequence[tuple[str, Any]] = ()
+) -> tuple[dict[str, Any], Proxy | None]:
     arguments: dict[str, Any] = {
         "url": target,
         "channel_args": [
-            ("grpc.enable_http_proxy", int(not all(map(is_loopback, endpoint.targets)))),
+            ("grpc.enable_http_proxy", int(proxy is not None)),
+            *([("grpc.http_proxy", proxy.url)] if proxy is not None else []),
             ("grpc.max_send_message_length", _MAX_BYTES),
             ("grpc.max_receive_message_length", _MAX_BYTES),
             ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # by default a request above 256 KiB is not retried
@@ -146,7 +149,7 @@ def _channel(endpoint: Endpoint, target: str, options: list[tuple[str, Any]]) ->
             "private_key": endpoint.tls.key,
         }
         arguments |= {"ssl": True} | {name: path and os.fspath(path) for name, path in files.items()}
-    return arguments
+    return arguments, proxy
 
 
 def _resolved(endpoint: Endpoint) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,14 +23,23 @@ from m2f_client.answer import PLAIN, readable, refuse_encoded
 from m2f_client.client_errors import ServerError, ServerUnavailable, Timeout
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
+from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
+from m2f_client.transports.proxies import Proxy, proxy_for
 from m2f_client.transports.waiting import BLOCKING, Waiting
 
 T = TypeVar("T")
 
 _HEADER_SIZE = "inference-header-content-length"
-_ERRORS = (InferenceServerException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError)
+_ERRORS = (
+    InferenceServerException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.TimeoutException,
+    OSError,
+)
 _HUNG_UP = (httpcore.ReadError, httpcore.RemoteProtocolError, ConnectionResetError, BrokenPipeError)
+_ZONE = re.compile(r"%[^\]]*\]")  # of an IPv6 address: it means something on this machine only
 _PIECE = 1 << 20  # bytes written or read at once: httpcore copies what is left of a buffer after each write
 
 
@@ -55,8 +64,7 @@ class Targets:
 class HttpTransport:
     """HTTP connections, kept open between calls. Safe to share between threads. A timeout bounds a whole call.
 
-    Proxies named in the environment are not used. With asyncio the connections belong to the event loop of the first
-    call.
+    With asyncio the connections belong to the event loop of the first call.
     """
 
     def __init__(self, endpoint: Endpoint, waiting: Waiting = BLOCKING) -> None:
@@ -64,7 +72,8 @@ class HttpTransport:
         self._endpoint = endpoint
         self._waiting = waiting
         self._targets = Targets(endpoint.targets)
-        self._pools: dict[int, Any] = {}
+        self._proxies = {target: proxy_for(endpoint.scheme, target) for target in endpoint.targets}
+        self._pools = OfProcess(self._open)
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
@@ -106,7 +115,7 @@ class HttpTransport:
 
     async def close(self) -> None:
         """Close the connections. Calls that other threads or tasks are still in finish first."""
-        if pool := self._pools.pop(os.getpid(), None):
+        for pool in (self._pools.pop() or {}).values():
             for connection in pool.connections:
                 if connection.is_idle():
                     await self._waiting.call(connection.aclose if self._waiting.asynchronous else connection.close)
@@ -125,7 +134,7 @@ class HttpTransport:
 
         async def ask(target: str) -> T:
             try:
-                with translated(_ERRORS, self.url, timeout):
+                with translated(_ERRORS, self.url, timeout, self._proxies[target]):
                     response = await self._send(target, f"/v2/{path}", sent, body, deadline)
                     got = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                     if response.status != HTTPStatus.OK:
@@ -147,26 +156,35 @@ class HttpTransport:
         call = {
             "method": "GET" if body is None else "POST",
             "url": f"{self._endpoint.scheme}://{target}{self._endpoint.path}{path}",
-            "headers": {"host": target, **headers},
+            "headers": {"host": _ZONE.sub("]", target), **headers},
             "content": body,
             "extensions": {"timeout": timeouts},
         }
         with self._waiting.limit(deadline.left()):
-            with suppress(*_HUNG_UP):
-                return await self._waiting.call(self._pool().request, **call)
-            return await self._waiting.call(self._pool().request, **call)
+            request = self._pools.get()[self._proxies[target]].request
+            try:
+                with suppress(*_HUNG_UP):
+                    return await self._waiting.call(request, **call)
+                return await self._waiting.call(request, **call)
+            except httpcore.ProxyError as error:  # it says nothing but the proxy's answer
+                raise ConnectionRefusedError(str(error)) from error
 
-    def _pool(self) -> Any:
-        """Return the connections of this process: those of a parent process stay the parent's."""
-        if os.getpid() not in self._pools:
-            tls = None if self._endpoint.tls is None else self._endpoint.tls.context()
-            pool: Any
-            if self._waiting.asynchronous:
-                pool = httpcore.AsyncConnectionPool(tls, max_connections=None, network_backend=_AwaitedNetwork(tls))
-            else:
-                pool = httpcore.ConnectionPool(tls, max_connections=None, network_backend=_Network())
-            self._pools.setdefault(os.getpid(), pool)
-        return self._pools[os.getpid()]
+    def _open(self) -> dict[Proxy | None, Any]:
+        """Return the connections on each way, straight or by a proxy."""
+        tls = None if self._endpoint.tls is None else self._endpoint.tls.context()
+        return {proxy: self._pool(proxy, tls) for proxy in self._proxies.values()}
+
+    def _pool(self, proxy: Proxy | None, tls: ssl.SSLContext | None) -> Any:
+        asynchronous = self._waiting.asynchronous
+        options: dict[str, Any] = {"ssl_context": tls, "max_connections": None}
+        if not asynchronous:
+            options["network_backend"] = _Network()
+        elif proxy is None:  # a tunnel through a proxy begins without TLS
+            options["network_backend"] = _AwaitedNetwork(tls)
+        if proxy is None:
+            return (httpcore.AsyncConnectionPool if asynchronous else httpcore.ConnectionPool)(**options)
+        kind = httpcore.AsyncHTTPProxy if asynchronous else httpcore.HTTPProxy
+        return kind(f"http://{proxy.address}", proxy.login, **options)
 
 
 def _as_is(_: Mapping[str, str], content: bytes) -> bytes:

@@ -17,7 +17,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,6 +26,7 @@ from m2f.errors import M2FError
 from m2f_client.client_errors import InvalidAddress, ModelNotFound, NoSharedMemory, ServerUnavailable, Timeout
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import timed_out
+from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Connection, Deadline, Place, Request
 from m2f_client.transports.region_guard import FOLDER, PREFIX, RegionGuard
 from m2f_client.transports.waiting import BLOCKING, Waiting
@@ -74,6 +75,15 @@ class Region:
         return places
 
 
+@dataclass
+class _Held:
+    """What a process holds: its guard, and its regions that no request uses."""
+
+    guard: RegionGuard | None = None
+    free: list[Region] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+
 class SharedMemoryTransport:
     """A connection whose large outputs come through shared memory. Safe to share between threads.
 
@@ -97,10 +107,8 @@ class SharedMemoryTransport:
         self._endpoint = endpoint
         self._waiting = waiting
         self._folder = folder
-        self._guard: RegionGuard | None = None
-        self._free: list[Region] = []
-        self._room: dict[str, int] = {}
-        self._lock = Lock()
+        self._room: dict[str, int] = {}  # bytes reserved by output name
+        self._held = OfProcess(_Held)
 
     async def infer(self, request: Request) -> Answer:
         """Run the model; see `Transport.infer`.
@@ -122,16 +130,15 @@ class SharedMemoryTransport:
     async def close(self) -> None:
         """Close the connection and release all regions."""
         await self._connection.close()
-        with self._lock:
-            self._free.clear()
-            guard, self._guard = self._guard, None
-        if guard is not None:
-            await self._waiting.aside(guard.close)
+        held = self._held.pop()
+        if held is not None and held.guard is not None:
+            await self._waiting.aside(held.guard.close)
 
     async def _infer(self, request: Request, deadline: Deadline) -> Answer:
         answer: Answer | None = None
-        if self._guard is None:  # registers a small region: a refusal comes with the first request, not the second
-            self._free.append(await self._region(mmap.PAGESIZE, deadline))
+        held = self._held.get()
+        if held.guard is None:  # registers a small region: a refusal comes with the first request, not the second
+            held.free.append(await self._region(mmap.PAGESIZE, deadline))
         if room := {name: self._room[name] for name in request.outputs if name in self._room}:
             region = await self._region(sum(room.values()), deadline)
             placed = replace(request, places=region.places(room), timeout=deadline.left())
@@ -142,16 +149,17 @@ class SharedMemoryTransport:
 
     async def _region(self, byte_size: int, deadline: Deadline) -> Region:
         """Return a region that the server knows and no request uses."""
-        with self._lock:
-            while self._free:
-                region = self._free.pop()
+        held = self._held.get()
+        with held.lock:
+            while held.free:
+                region = held.free.pop()
                 if region.byte_size >= byte_size:
                     return region
                 self._drop(region.name)
-            if self._guard is None:
-                self._guard = RegionGuard(self._endpoint)
+            if held.guard is None:
+                held.guard = RegionGuard(self._endpoint)
         name = PREFIX + secrets.token_hex(8)
-        self._guard.keep(name)
+        held.guard.keep(name)
         with self._dropped_on_error(name):
             try:
                 region = Region(name, byte_size, self._folder)
@@ -168,8 +176,9 @@ class SharedMemoryTransport:
                 answer = await self._connection.infer(request)
         except NoSharedMemory:
             return None
-        with self._lock:
-            self._free.append(region)
+        held = self._held.get()
+        with held.lock:
+            held.free.append(region)
         return answer
 
     def _learn(self, answer: Answer) -> None:
@@ -186,7 +195,7 @@ class SharedMemoryTransport:
             raise
 
     def _drop(self, name: str) -> None:
-        if (guard := self._guard) is not None:
+        if (guard := self._held.get().guard) is not None:
             guard.drop(name)
 
     @contextmanager
