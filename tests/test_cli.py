@@ -210,7 +210,7 @@ def test_unwritable_output(m2f, folder):
         [],
         ["a.jpg", "--raw"],
         ["a.jpg", "--panoptic"],
-        ["a.jpg", "--url", "127.0.0.1:8001"],
+        ["a.jpg", "--url", "s3://bucket"],
         ["a.jpg", "--parameter", "novalue"],
         ["a.jpg", "--score-threshold", "high"],
         ["a.jpg", "--timeout", "0"],
@@ -253,6 +253,28 @@ def test_no_server():
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert "m2f serve" in result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("form", ["{}", "{}/", "GRPC://{}", ' {{"grpc": "{}", "http": "h:1", "tls": false}}\n'])
+def test_forms_of_an_address(fake, form):
+    result = run("predict", "a.jpg", "--url", form.format(fake.url.removeprefix("grpc://")))
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("command", [["predict", "a.jpg"], ["demo"], ["eval", "."], ["eval", ".", "--against"]])
+@pytest.mark.parametrize("url", ["s3://bucket/a", "rtsp://u:secret@camera/1", "grpc://a:x"])
+def test_an_address_of_another_kind_is_refused_by_name(command, url):
+    result = run(*command, *([] if command[-1] == "--against" else ["--url"]), url)
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "is not an address: " in said
+    assert "secret" not in said
+    if "s3" in url:
+        assert (
+            "s3:// is not a scheme of a server; use grpc://HOST:PORT, http://HOST:PORT, grpcs:// and https://" in said
+        )
 
 
 def test_version_and_help():

@@ -1,6 +1,7 @@
 """Several servers: which is asked, and that nothing is lost while one of them is away."""
 
 import contextlib
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pictures import picture
 
 from m2f_client import Client, InvalidAddress, InvalidRequest, ModelNotFound, ServerUnavailable, Timeout
 from m2f_client.transports import protocol
-from m2f_client.transports.address import Endpoint
+from m2f_client.transports.address import Endpoint, announced, is_address
 from m2f_client.transports.http import Targets
 
 
@@ -28,6 +29,9 @@ from m2f_client.transports.http import Targets
         ("https://a", ("a:443",), ""),
         ("http://bücher/bä se%20", ("xn--bcher-kva:8000",), "/b%C3%A4%20se%20"),
         ("grpc://[::1]:1,[::2]", ("[::1]:1", "[::2]:8001"), ""),
+        ("http://[fe80::1%eth0]:1", ("[fe80::1%eth0]:1",), ""),
+        ("http://A.example:", ("a.example:8000",), ""),
+        ("grpc://a:1/", ("a:1",), ""),
     ],
 )
 def test_addresses(url, targets, path):
@@ -36,21 +40,98 @@ def test_addresses(url, targets, path):
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "meant"),
     [
-        "grpc://a,",
-        "grpc://,a",
-        "grpc://a:1,b:x",
-        "grpc://a,grpc://b",
-        "http://a,http://b",
-        "grpc://a/v2",
-        "http://u:p@a",
-        "http://a?b",
+        ("a:1", "grpc://a:1"),
+        ("a", "grpc://a"),
+        ("127.0.0.1:8001/", "grpc://127.0.0.1:8001/"),
+        ("a:1,b", "grpc://a:1,b"),
+        ("[::1]", "grpc://[::1]"),
+        (" a:1\n", "grpc://a:1"),
+        ("GRPC://a", "grpc://a"),
+        ("Https://a/B", "https://a/B"),
     ],
 )
-def test_lists_that_are_none(url):
-    with pytest.raises(InvalidAddress):
+def test_an_address_without_a_scheme_is_grpc_and_capitals_do_not_matter(url, meant):
+    assert Endpoint.parse(url) == Endpoint.parse(meant)
+    assert Endpoint.parse(url).url == meant
+
+
+READY = {"http": "127.0.0.1:8000", "grpc": "127.0.0.1:8001", "tls": False, "models": ["m"]}
+
+
+@pytest.mark.parametrize(("tls", "scheme"), [(False, "grpc"), (True, "grpcs")])
+def test_the_line_of_m2f_serve(tls, scheme):
+    line = json.dumps({**READY, "tls": tls}) + "\n"
+    assert Endpoint.parse(line).url == f"{scheme}://127.0.0.1:8001"
+    assert announced(line, "http") == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize("line", ["{", "{}", "{" * 100_000, '{"grpc": 8001, "tls": false}', '{"grpc": "a:1"}', "{1}"])
+def test_json_that_is_not_the_line_of_m2f_serve(line):
+    with pytest.raises(InvalidAddress, match="is not the line that m2f serve --json prints") as caught:
+        Endpoint.parse(line)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        *((f"{scheme}://a/b", f"{scheme}:// is not a scheme") for scheme in ("s3", "rtsp", "ftp", "file", "dns", "ws")),
+        ("unix:///tmp/x", "unix:// is not a scheme of a server; use grpc://HOST:PORT, http://HOST:PORT"),
+        ("grpc://a,", "PORT is 1 to 65535"),
+        ("grpc://,a", "PORT is 1 to 65535"),
+        ("", "use grpc://HOST:PORT"),
+        (" ", "use grpc://HOST:PORT"),
+        ("grpc://", "use grpc://HOST:PORT"),
+        ("http:///path", "use grpc://HOST:PORT"),
+        (":8001", "use grpc://HOST:PORT"),
+        ("grpc://a:1,b:x", "PORT is 1 to 65535"),
+        ("a:0", "PORT is 1 to 65535"),
+        ("a:65536", "PORT is 1 to 65535"),
+        ("a:-1", "PORT is 1 to 65535"),
+        ("a:" + "9" * 5000, "PORT is 1 to 65535"),
+        ("grpc:a:1", "use grpc://HOST:PORT"),
+        ("ipv4:1.2.3.4:5", "use grpc://HOST:PORT"),
+        ("a b:1", "use grpc://HOST:PORT"),
+        ("grpc://a\0b", "use grpc://HOST:PORT"),
+        ("http://[::1", "use grpc://HOST:PORT"),
+        ("::1", r"in brackets: grpc://\[::1\]:8001"),
+        ("http://fe80::1", r"in brackets: http://\[::1\]:8000"),
+        ("::1:8001", "in brackets"),
+        ("grpc://a,grpc://b", "several servers are grpc://HOST:PORT,HOST:PORT"),
+        ("http://a,http://b", "several servers are http://HOST:PORT,HOST:PORT"),
+        ("grpc://a/v2", "gRPC has no path"),
+        ("http:/a", "gRPC has no path"),
+        ("http://a?b", "a query"),
+        ("http://a/b?c=1", "a query"),
+        ("a#b", "a fragment"),
+        ("http://a..b", "empty or too long"),
+        ("x" * 70_000, "empty or too long"),
+        (__file__, "it is a file"),
+        (b"grpc://a", "text; got bytes"),
+        (None, "text; got NoneType"),
+    ],
+)
+def test_what_is_not_an_address_says_why(url, reason):
+    with pytest.raises(InvalidAddress, match=reason) as caught:
         Endpoint.parse(url)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("url", ["{}u:secret@a", "{}secret@a:1", "{}u:se/cret@a", "{}u:secret@a?q", "{}u:secret@a,b:x"])
+@pytest.mark.parametrize("scheme", ["", "grpc://", "http://", "s3://"])
+def test_a_password_is_not_repeated(scheme, url):
+    with pytest.raises(InvalidAddress) as caught:
+        Endpoint.parse(url.format(scheme))
+    assert "secret" not in str(caught.value)
+    assert "se/cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a:1", "http://x", "127.0.0.1:1,b", "[::1]:3", json.dumps(READY), "s3://x"])
+def test_addresses_and_files_are_told_apart(text):
+    assert is_address(text)
+    assert not any(map(is_address, ["results.json", "a/results.json", "localhost", "C:\\x", "a:b", ""]))
 
 
 def test_the_one_that_answered_is_asked_first():

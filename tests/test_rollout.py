@@ -248,7 +248,8 @@ def test_command(served, tmp_path):
         (["--image", __file__], GOOD, 1, "not an image this server reads"),
         (["--model-repository", str(tmp_path)], GOOD, 1, "--model-repository is the folder that is served"),
         (["--url", "grpc://127.0.0.1:1"], GOOD, 2, "give http://host:port"),
-        (["--url", "http://127.0.0.1:1"], GOOD, 1, "refused"),
+        (["--url", "s3://bucket"], GOOD, 2, "s3:// is not a scheme of a server"),
+        (["--url", '{"http": "127.0.0.1:1", "tls": true}'], GOOD, 1, "refused"),
     ):
         failed = subprocess.run(command(served, *arguments, engine=engine), capture_output=True, text=True, check=False)
         assert failed.returncode == code, failed.stderr

@@ -84,14 +84,16 @@ def _open(endpoint: Endpoint, shared_memory: bool, waiting: Waiting) -> Transpor
 class Client(_AnyClient):
     """A connection to a Mask2Former server. A context manager; safe to share between threads.
 
-    A forked process (`os.fork`, or `multiprocessing` with the start method `fork`) needs a `Client` of its own. If a
-    gRPC call of the parent is in flight during the fork, calls of the child may time out. Over HTTP they do not.
+    A forked process (`os.fork`, or `multiprocessing` with the start method `fork`) may use the client: it opens
+    connections of its own. If a gRPC call of the parent is in flight during the fork, calls of the child may time out.
+    Over HTTP they do not.
 
     Args:
-        url: `grpc://host:port` or `http://host:port/base-path`; `grpcs://` and `https://` for TLS. Several servers
-            that hold the same models: `grpc://a:8001,b:8001`. gRPC takes the servers in turn. HTTP stays with one
-            server and goes on to the next when that one is unavailable. Requests are retried, within the timeout, only
-            when a server is unavailable or closes the connection.
+        url: `grpc://host:port` or `http://host:port/base-path`; `grpcs://` and `https://` for TLS. `host:port` is gRPC,
+            and the line that `m2f serve --json` prints stands for its gRPC address. Several servers that hold the same
+            models: `grpc://a:8001,b:8001`. gRPC takes the servers in turn. HTTP stays with one server and goes on to
+            the next when that one is unavailable. Requests are retried, within the timeout, only when a server is
+            unavailable or closes the connection.
         timeout: seconds from the call to the answer, everything included; None waits for ever.
         model: name of the public ensemble.
         headers: sent with every request, e.g. `{"authorization": "Bearer ..."}`; gRPC calls them metadata.

@@ -17,6 +17,7 @@ from m2f_client.evaluation.dataset import read_instances, read_panoptic
 from m2f_client.evaluation.evaluate import Evaluated, evaluate_instances
 from m2f_client.evaluation.panoptic import EvaluatedPanoptic, evaluate_panoptic
 from m2f_client.printable import complain
+from m2f_client.transports.address import Endpoint, is_address
 from m2f_client.transports.protocol import Parameter
 
 
@@ -67,11 +68,13 @@ def evaluate(
 
     Exit code: 0 all images worked; 1 some failed, or there is no figure; 2 wrong usage.
     """
-    if panoptic and against and "://" not in against:
+    if panoptic and against and not is_address(against):
         raise click.UsageError("--panoptic compares with a server only: --against URL")
     threshold = 0.0 if score_threshold is None else score_threshold
     parameters = dict(extra) if panoptic else {"score_threshold": threshold, **dict(extra)}
     try:
+        for address in filter(is_address, (url, against or "")):
+            Endpoint.parse(address)  # before hours of work
         truth = (read_panoptic if panoptic else read_instances)(dataset, images)
         evaluation = Evaluation(truth, parameters, by_index, concurrency)
         with Client(url, timeout=timeout) as client:
@@ -89,7 +92,7 @@ def evaluate(
 
 
 def _compare(evaluated: Evaluated | EvaluatedPanoptic, against: str, timeout: float) -> Document:
-    if isinstance(evaluated, Evaluated) and "://" not in against:
+    if isinstance(evaluated, Evaluated) and not is_address(against):
         return evaluated.against_file(Path(against))
     with Client(against, timeout=timeout) as other:
         return evaluated.against_server(other)

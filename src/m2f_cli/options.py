@@ -40,8 +40,10 @@ class KeyValue(click.ParamType):
 
 
 url_option = click.option(
-    "--url", default=DEFAULT_URL, show_default=True, help="The server: grpc://HOST:PORT or http://HOST:PORT."
-)
+    "--url", default=DEFAULT_URL, show_default=True,
+    help="The server: grpc://HOST:PORT or http://HOST:PORT. HOST:PORT is gRPC. The line that m2f serve --json prints "
+    "will do, too.",
+)  # fmt: skip
 parameter_option = click.option(
     "--parameter", "extra", type=KeyValue(), multiple=True, metavar="KEY=VALUE",
     help="Any other request parameter, e.g. keep_top_k=10. May be repeated.",

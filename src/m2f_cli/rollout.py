@@ -5,12 +5,13 @@ import signal
 import sys
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
 from m2f.errors import M2FError
 from m2f_backend.calls import CallError
+from m2f_client.client_errors import InvalidAddress
+from m2f_client.transports.address import Endpoint, announced
 from m2f_server.access import read_access
 from m2f_server.control import Control
 from m2f_server.rollout import Rollout, roll_out
@@ -31,7 +32,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     metavar="DIR",
     help="The model repository of the running server; the new version is written to it.",
 )
-@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server's HTTP address.")
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8000",
+    show_default=True,
+    help="The server's HTTP address, or the line that m2f serve --json prints.",
+)
 @click.option("--admin-token-file", type=_FILE, required=True, help="The --admin-token-file of the running m2f serve.")
 @click.option(
     "--image",
@@ -88,10 +94,15 @@ def _control(url: str, token_file: Path) -> Control:
 
 
 def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.netloc or parts.path not in ("", "/"):
+    """Return `host:port` of an HTTP address, of `host:port`, or of the line that `m2f serve --json` prints."""
+    try:
+        url = announced(url, "http") if url.strip().startswith("{") else url.strip()
+        endpoint = Endpoint.parse(url if "://" in url else f"http://{url}")
+    except InvalidAddress as error:
+        raise click.BadParameter(str(error), param_hint="--url") from None
+    if endpoint.scheme != "http" or endpoint.path or len(endpoint.targets) > 1:
         raise click.UsageError(f"--url {url}: give http://host:port, the HTTP port of the server itself")
-    return parts.netloc
+    return endpoint.targets[0]
 
 
 def _read(path: Path) -> bytes:

@@ -136,12 +136,15 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerT
 
 
 def _ready_line(server: Server, health_url: str) -> str:
-    grpc = "grpcs" if server.tls else "grpc"
     return (
-        f"m2f: ready  http://{server.http_url}  {grpc}://{server.grpc_url}  metrics {server.metrics_url}"
+        f"m2f: ready  http://{server.http_url}  {_grpc_url(server)}  metrics {server.metrics_url}"
         f"  health {health_url}"
         f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
     )
+
+
+def _grpc_url(server: Server) -> str:
+    return f"{'grpcs' if server.tls else 'grpc'}://{server.grpc_url}"
 
 
 def _as_json(server: Server, health_url: str) -> str:
@@ -149,6 +152,8 @@ def _as_json(server: Server, health_url: str) -> str:
         {
             "http": server.http_url,
             "grpc": server.grpc_url,
+            "http_url": f"http://{server.http_url}",
+            "grpc_url": _grpc_url(server),
             "metrics": server.metrics_url,
             "health": health_url,
             "tls": server.tls,
