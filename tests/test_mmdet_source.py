@@ -159,8 +159,8 @@ def test_a_configuration_that_cannot_be_used_is_named(source, tmp_path, text, me
     [
         ("[dict(type='Rotate')]", r"a step 'Rotate'; allowed: .*Resize"),
         ("[dict(type='PackDetInputs')]", r"needs one Resize with a scale; found none"),
-        ("[dict(type='Resize', scale_factor=2)]", r"needs one Resize with a scale; found .*scale_factor"),
-        ("[dict(type='Resize', scale=(8, 8), interpolation='area')]", r"interpolation 'area'; allowed: 'bilinear'"),
+        ("[dict(type='Resize', scale_factor=2)]", r"pipeline\[0\]\.scale_factor is 2; allowed: None, and a scale"),
+        ("[dict(type='Resize', scale=(8, 8), interpolation='area')]", r"interpolation is 'area'; allowed: 'bilinear'"),
     ],
 )
 def test_a_test_pipeline_that_the_server_cannot_do_is_named(source, tmp_path, steps, message):

@@ -60,7 +60,7 @@ def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> 
 
     Args:
         source: the model that was read.
-        layout: `uint8_hwc` or `float32_chw`.
+        layout: `uint8_hwc` or `float32_chw`; `uint8_hwc` is not taken if no pixel is the source's padding.
         size: fixed height and width; None: the size that the source stretches images to, else both free.
 
     Raises:
@@ -74,13 +74,14 @@ def with_input(source: Source, *, layout: str, size: tuple[int, int] | None) -> 
     if size and (min(size) < source.divisor or any(side % source.divisor for side in size)):
         raise ExportError(f"the input's height and width must be multiples of {source.divisor}; got {size}")
     preprocessing = replace(source.preprocessing, input_size=size)
-    if layout == "float32_chw":
+    if layout != preprocessing.layout == "uint8_hwc":
         preprocessing = _as_floats(preprocessing, source.kind)
     return replace(source, preprocessing=preprocessing)
 
 
 def _as_floats(preprocessing: Preprocessing, kind: str) -> Preprocessing:
-    if preprocessing.pad_value != tuple(map(round, preprocessing.mean)):
+    channels = zip(preprocessing.mean, preprocessing.std, strict=True)
+    if preprocessing.pad_value != tuple(round(preprocessing.float_pad_value * std + mean) for mean, std in channels):
         raise ExportError(f"{kind} pads with {preprocessing.pad_value} before it normalises: give --layout uint8_hwc")
     return replace(preprocessing, layout="float32_chw", pad_value=(0, 0, 0))
 

@@ -325,7 +325,7 @@ def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: i
         ExportError: the logits differ by more than `EXACT.mean` on average, or the graph refuses a batch.
     """
     height, width = size = preprocessing.input_size or (256, 320)
-    stretched = replace(preprocessing, input_size=size, keep_ratio=False)
+    stretched = replace(preprocessing, scale=(width, height), input_size=size, keep_ratio=False)
     pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
     session = open_session(path)
     one_by_one = [session.run(list(OUTPUTS), {INPUT: image[None]}) for image in pixels]

@@ -230,6 +230,7 @@ class _Export:
         request = self.request
         size = request.size or (self.deploy.input_shape if self.deploy else None)
         source = with_input(source, layout=request.layout, size=size)
+        self._say_how_exact(source.preprocessing)
         self.ladder = Ladder(source, read_samples(source, request.images))
         with self.step("ONNX"):
             graph = export_onnx(source, output)
@@ -238,6 +239,15 @@ class _Export:
         with self.step("ONNX Runtime"):
             tolerance = replace(EXACT, mean=request.tolerance) if request.tolerance else EXACT
             self.ladder.climb("ONNX Runtime", run_onnx(output), tolerance)
+
+    def _say_how_exact(self, preprocessing: Preprocessing) -> None:
+        model = self.request.model
+        if preprocessing.layout != self.request.layout:
+            self.say(f"{model} pads with {preprocessing.float_pad_value}, which is no pixel: the input is float32_chw")
+        elif preprocessing.float_resize and preprocessing.layout == "uint8_hwc":
+            self.say(
+                f"{model} resizes floats (to_float32), a uint8 input holds whole levels: --layout float32_chw is exact"
+            )
 
     def _adopt(self, source: Source, output: Path) -> None:
         from m2f_export.sources.onnx_model import adopt_onnx  # noqa: PLC0415

@@ -31,6 +31,7 @@ HEAD_ENGINE = "mask2former_head_engine"
 _UINT8 = '{ name: "input" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }'
 _FLOAT = '{ name: "input" data_type: TYPE_FP32 dims: [ 3, -1, -1 ] }'
 _FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
+_NO_LIMIT = 4  # longer edge / shorter edge
 _WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 
 
@@ -164,10 +165,12 @@ def _set_input(text: str, preprocessing: Preprocessing) -> str:
 
 
 def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:
-    """Return the engine's fixed height and width, else those of a full-size landscape image."""
+    """Return the engine's fixed height and width, else those of a usual landscape image at full size."""
     if preprocessing.input_size:
         return preprocessing.input_size
     longer, shorter = max(preprocessing.scale), min(preprocessing.scale)
+    if longer > _NO_LIMIT * shorter:  # the longer edge is not meant to limit anything
+        longer = 2 * shorter
     divisor = preprocessing.pad_divisor
     return -(-shorter // divisor) * divisor, -(-longer // divisor) * divisor
 

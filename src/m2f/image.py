@@ -80,6 +80,7 @@ def decode_image(
     max_pixels: int,
     formats: tuple[str, ...] = FORMATS,
     jpeg_decoder: Callable[..., Pixels] | None = decode_jpeg,
+    exif_orientation: bool = True,
 ) -> Pixels:
     """Decode one image to RGB uint8 [H, W, 3].
 
@@ -91,6 +92,7 @@ def decode_image(
         max_pixels: largest allowed width x height; checked in the header, before any pixel is decoded.
         formats: the formats that are read, in Pillow's words.
         jpeg_decoder: simplejpeg's `decode_jpeg`; None: Pillow decodes JPEG.
+        exif_orientation: whether to turn the image as its EXIF says.
 
     Raises:
         InputError: the file is not an image, has another format, is damaged or truncated, too large, or built to take
@@ -100,7 +102,7 @@ def decode_image(
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
     with _reported(max_pixels, formats):
         pixels, turned = _decode(data, _open(data, max_pixels, formats), jpeg_decoder)
-        turn = _TURNS.get(turned)
+        turn = _TURNS.get(turned) if exif_orientation else None
         return turn(pixels) if turn else pixels
 
 

@@ -38,6 +38,7 @@ _RGB = Allowed(
     "three whole numbers from 0 to 255, such as [124, 116, 104]",
     _are(lambda value: is_int(value) and 0 <= value <= 255, 3),
 )
+_NUMBER = Allowed("a number", is_number)
 _VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5]", _are(is_number, 3))
 
 
@@ -45,19 +46,23 @@ _VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5]", _are(is_number
 class Preprocessing(Parameters):
     """How an image becomes the input that the model was trained on.
 
-    `scale` becomes a size by one of two rules. `mmdetection` rounds. `huggingface` is `longest_edge` and
-    `shortest_edge` of Hugging Face's processors: fractions are cut off, and both edges are stretched up to multiples of
-    `pad_divisor` instead of being padded. The two filters of Pillow average over all pixels that a pixel of a smaller
-    image covers, as Hugging Face's processors do.
+    With `keep_ratio`, `scale` becomes a size by one of two rules. `mmdetection` rounds. `huggingface` is
+    `longest_edge` and `shortest_edge` of Hugging Face's processors: fractions are cut off, and both edges are stretched
+    up to multiples of `pad_divisor` instead of being padded. The two filters of Pillow average over all pixels that a
+    pixel of a smaller image covers, as Hugging Face's processors do. `float_resize` is mmdetection's `to_float32`.
     """
 
     scale: tuple[int, int] = parameter(
-        REQUIRED, _SIDES, "longer and shorter edge that the image must fit in (mmdetection's)"
+        REQUIRED, _SIDES, "longer and shorter edge that the image must fit in; without `keep_ratio`: width and height"
     )
-    keep_ratio: bool = parameter(True, BOOLEAN, "scale both edges alike; false: stretch to `input_size`")
+    keep_ratio: bool = parameter(True, BOOLEAN, "scale both edges alike; false: stretch to `scale`; needs `input_size`")
+    exif_orientation: bool = parameter(True, BOOLEAN, "turn the image as its EXIF says; false: pixels as stored")
     size_rule: str = parameter("mmdetection", one_of(SIZE_RULES), "rule for the size: `mmdetection` or `huggingface`")
     resample: str = parameter(
         "opencv_bilinear", one_of(RESAMPLES), "filter: `opencv_bilinear`, `pillow_bilinear` or `pillow_bicubic`"
+    )
+    float_resize: bool = parameter(
+        False, BOOLEAN, "a `float32_chw` input is not rounded to whole levels after resizing; needs `opencv_bilinear`"
     )
     input_size: tuple[int, int] | None = parameter(
         None, _SIDES_OR_NONE, "the engine's fixed height and width; null: the next multiples of `pad_divisor`"
@@ -65,6 +70,9 @@ class Preprocessing(Parameters):
     pad_divisor: int = parameter(32, COUNT, "divides both edges of the input, if `input_size` is null")
     pad_value: tuple[int, int, int] = parameter(
         (0, 0, 0), _RGB, "RGB of the padding of a `uint8_hwc` input: the value that normalises to 0"
+    )
+    float_pad_value: float = parameter(
+        0.0, _NUMBER, "all channels of the padding of a `float32_chw` input, after normalisation"
     )
     layout: str = parameter(
         "uint8_hwc", one_of(LAYOUTS), "`uint8_hwc`: the graph normalises; `float32_chw`: normalised here"
@@ -135,6 +143,8 @@ class Preprocessing(Parameters):
         """Write an image into a row of the input, resized to height x width, and pad the rest."""
         if self.layout == "uint8_hwc":
             self._resize(image, out=row[:height, :width])
+        elif self.float_resize:
+            self._resize_floats(image, out=row[:height, :width])
         else:
             resized = np.empty((height, width, 3), np.uint8)
             self._resize(image, out=resized)
@@ -145,7 +155,7 @@ class Preprocessing(Parameters):
         if len(data) > self.max_bytes:
             message = f"the image is too large: {len(data)} bytes encoded; allowed are {self.max_bytes}"
             raise InputError(message, kind="image_too_large")
-        return decode_image(data, max_pixels=self.max_pixels)
+        return decode_image(data, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
 
     def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[SizeHW]) -> npt.NDArray[Any]:
         """Stack rows [H, W, 3] of several sizes to [N, H, W, 3], the largest H and W."""
@@ -171,6 +181,13 @@ class Preprocessing(Parameters):
         else:
             cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
 
+    def _resize_floats(self, image: Pixels, *, out: npt.NDArray[np.float32]) -> None:
+        """Write a resized image, normalised; memory holds one channel as floats at a time."""
+        height, width = out.shape[:2]
+        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            plane = cv2.resize(cv2.extractChannel(image, channel).astype(np.float32), (width, height))
+            out[:, :, channel] = (plane.reshape(height, width) - np.float32(mean)) / np.float32(std)
+
     def _normalise(self, image: Pixels, *, out: npt.NDArray[np.float32]) -> None:
         """Write (image - mean) / std, by look-up: a channel of uint8 has only 256 values."""
         levels = np.arange(256, dtype=np.uint8)
@@ -180,7 +197,7 @@ class Preprocessing(Parameters):
 
     def _pad(self, row: npt.NDArray[Any], height: int, width: int) -> None:
         """Fill the padding: below the image and to its right."""
-        value = self.pad_value if self.layout == "uint8_hwc" else (0, 0, 0)
+        value = self.pad_value if self.layout == "uint8_hwc" else self.float_pad_value
         line = np.full((row.shape[1], 3), value, row.dtype)  # numpy copies lines much faster than pixels
         row[height:] = line
         row[:height, width:] = line[width:]
@@ -188,7 +205,7 @@ class Preprocessing(Parameters):
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) that an image is resized to; rounds as `mmcv.rescale_size` by default."""
         if not self.keep_ratio and self.input_size:
-            return self.input_size
+            return min(self.scale[1], self.input_size[0]), min(self.scale[0], self.input_size[1])
         if self.size_rule == "huggingface":
             return self._huggingface_size(height, width)
         factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))

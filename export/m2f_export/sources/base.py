@@ -24,8 +24,9 @@ class Source:
         network: evaluation mode, on the CPU; normalised RGB float32 [N, 3, H, W] ->
             cls_logits float32 [N, Q, C+1] (no-object last) and mask_logits float32 [N, Q, H/4, W/4].
             None if the graph itself is given, as ONNX.
-        preprocessing: how an image becomes the input that the network was trained on, as pixels (`uint8_hwc`): `mean`
-            and `std` are those of RGB 0..255; `pad_value` is the mean if padding comes after normalisation.
+        preprocessing: how an image becomes the input that the network was trained on, as pixels (`uint8_hwc`), or as
+            floats if no pixel normalises to the padding: `mean` and `std` are those of RGB 0..255; `pad_value` is the
+            pixel of `float_pad_value` if padding comes after normalisation.
         num_classes: number of classes C.
         facts: class names, things and mask stride (4, or 1 if a given graph has full-size masks).
         settings: the source's own post-processing (mmdet's `test_cfg`).

@@ -341,6 +341,6 @@ def _resize_rule(processor: Any) -> dict[str, Any]:
     size, divisor = processor.size, getattr(processor, "size_divisor", None) or 1
     if not _is_range(size):
         height, width = (-(-side // divisor) * divisor for side in (size.height, size.width))
-        return {"scale": (max(height, width), min(height, width)), "keep_ratio": False, "input_size": (height, width)}
+        return {"scale": (width, height), "keep_ratio": False, "input_size": (height, width)}
     rule = {"scale": (size.longest_edge, size.shortest_edge), "size_rule": "huggingface", "pad_divisor": divisor}
     return rule | ({"input_size": (size.shortest_edge, size.longest_edge)} if _is_eomt(processor) else {})

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from m2f.model_facts import ModelFacts
-from m2f.preprocess import Preprocessing
-from m2f.settings import Settings
-from m2f_export.export_errors import ExportError
+from m2f_export.export_errors import ExportError, reason
 from m2f_export.sources.base import Source
 from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_classes
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
+from m2f_export.sources.mmdet_config import Described, describe, read_config
+from m2f_export.sources.mmdet_pipeline import DIVISOR
 
 ensure_mmcv_ops()
 
 from mmdeploy.core.rewriters.rewriter_manager import RewriterContext, RewriterManager  # noqa: E402
-from mmdet.registry import DATASETS, MODELS  # noqa: E402
+from mmdet.registry import MODELS  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
-from mmengine.registry import init_default_scope  # noqa: E402
-
-SUPPORTED = ("Mask2Former",)
-DIVISOR = 32  # the coarsest feature map is at stride 32
-# Steps allowed in a test pipeline beside one Resize: they do not change the pixels.
-_HARMLESS = ("LoadImageFromFile", "LoadAnnotations", "LoadPanopticAnnotations", "PackDetInputs")
 
 # A registry of our own: MMDeploy's Mask2Former rewrites upsample the masks in the graph, and its Swin rewrites fix the
 # batch (open-mmlab/mmdeploy#2920).
@@ -72,10 +64,12 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
             or the server cannot reproduce the test pipeline.
     """
     settings = read_config(config)
+    described = describe(settings, config)
     contents = read_checkpoint(checkpoint)
     model = build_model(settings, config)
     load_weights(model, contents, checkpoint, config)
-    return as_source(model, settings, config, trained_on=stated_classes(contents, checkpoint))
+    network = Network(model, takes_bgr=described.preparation.takes_bgr).eval()
+    return as_source(described, config, network, trained_on=stated_classes(contents, checkpoint))
 
 
 def describe_mmdet(config: Path) -> Source:
@@ -85,66 +79,37 @@ def describe_mmdet(config: Path) -> Source:
         ExportError: the configuration cannot be read or is of another architecture, or the server cannot reproduce its
             test pipeline.
     """
-    settings = read_config(config)
-    return as_source(None, settings, config)
+    described = describe(read_config(config), config)
+    if described.preparation.takes_bgr:
+        raise ExportError(
+            f"{config}: model.data_preprocessor.bgr_to_rgb is False, and a graph does not say whether it takes BGR; "
+            "allowed: the checkpoint in place of the graph"
+        )
+    return as_source(described, config)
 
 
-def as_source(model: Any, settings: Config, config: Path, *, trained_on: tuple[str, ...] = ()) -> Source:
-    """Describe a model and its configuration.
+def as_source(
+    described: Described, config: Path, network: Network | None = None, *, trained_on: tuple[str, ...] = ()
+) -> Source:
+    """Return a model as the exporter takes it.
 
     Args:
-        model: the detector with its weights; None: only the configuration.
-        settings: the configuration.
-        config: the configuration's file, for messages.
-        trained_on: class names that the checkpoint states.
+        described: what the configuration says.
+        config: the configuration's file, for people.
+        network: the network with its weights; None: a graph is given.
+        trained_on: class names that the checkpoint states; they count if there is one for each class.
     """
-    preprocessor = settings.model.get("data_preprocessor") or settings.get("data_preprocessor") or {}
-    # mmdetection reads BGR; a preprocessor that does not swap passes BGR on, with mean and std in that order
-    takes_bgr = not preprocessor.get("bgr_to_rgb", False)
-    head = settings.model.panoptic_head
-    num_classes = head.num_things_classes + head.num_stuff_classes
+    names = trained_on if len(trained_on) == described.num_classes else described.class_names
     return Source(
-        kind=f"mmdetection {settings.model.type} ({config.stem})",
-        network=Network(model, takes_bgr=takes_bgr).eval() if model is not None else None,
-        preprocessing=_preprocessing(settings, preprocessor, config, takes_bgr=takes_bgr),
-        num_classes=num_classes,
-        facts=ModelFacts(
-            class_names=_class_names(settings, trained_on, num_classes),
-            thing_classes=frozenset(range(head.num_things_classes)),  # in mmdetection stuff comes after the things
-        ),
-        settings=_test_settings(settings.model.get("test_cfg") or {}),
+        kind=f"mmdetection Mask2Former ({config.stem})",
+        network=network,
+        preprocessing=described.preparation.preprocessing,
+        num_classes=described.num_classes,
+        # in mmdetection stuff comes after the things
+        facts=ModelFacts(class_names=names, thing_classes=frozenset(range(described.num_things))),
+        settings=described.settings,
         divisor=DIVISOR,
     )
-
-
-def _test_settings(test_cfg: Mapping[str, Any]) -> Settings:
-    """Return what `MaskFormerFusionHead` reads of its `test_cfg`, with the defaults of that head."""
-    return Settings(
-        pre_top_k=test_cfg.get("max_per_image", 100),
-        panoptic_score_threshold=test_cfg.get("object_mask_thr", 0.8),
-        panoptic_overlap_threshold=test_cfg.get("iou_thr", 0.8),
-        panoptic_filter_low_score=test_cfg.get("filter_low_score", False),
-    )
-
-
-def read_config(path: Path) -> Config:
-    """Read an mmdetection configuration.
-
-    Raises:
-        ExportError: the file is missing, not a configuration, or not the configuration of a Mask2Former.
-    """
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file")
-    init_default_scope("mmdet")
-    try:
-        settings = Config.fromfile(path)
-    except Exception as error:  # a configuration is a program: it may raise anything
-        raise ExportError(f"{path} is not a configuration that mmengine can read: {_first_lines(error)}") from error
-    architecture = settings.get("model", {}).get("type")
-    if architecture not in SUPPORTED:
-        said = f"its model is {architecture!r}" if architecture else "it has no 'model'"
-        raise ExportError(f"{path}: {said}; allowed: {', '.join(SUPPORTED)}")
-    return settings
 
 
 def build_model(settings: Config, config: Path) -> Any:
@@ -156,66 +121,4 @@ def build_model(settings: Config, config: Path) -> Any:
     try:
         return revert_sync_batchnorm(MODELS.build(settings.model)).eval()
     except Exception as error:  # the registry passes any value in the file to constructors
-        raise ExportError(f"mmdetection cannot build the model of {config}: {_first_lines(error)}") from error
-
-
-def _preprocessing(
-    settings: Config, preprocessor: Mapping[str, Any], config: Path, *, takes_bgr: bool
-) -> Preprocessing:
-    scale, keep_ratio = _resize(settings, config)
-    order = -1 if takes_bgr else 1
-    mean, std = (tuple(map(float, preprocessor.get(key) or [default] * 3))[::order] for key, default in _NORMAL.items())
-    red, green, blue = map(round, mean)  # padding comes after normalisation; in uint8 the mean is rounded
-    return Preprocessing(
-        scale=scale,
-        pad_value=(red, green, blue),
-        keep_ratio=keep_ratio,
-        input_size=None if keep_ratio else scale[::-1],
-        pad_divisor=math.lcm(DIVISOR, preprocessor.get("pad_size_divisor", 1)),
-        mean=mean,  # type: ignore[arg-type]
-        std=std,  # type: ignore[arg-type]
-    )
-
-
-_NORMAL = {"mean": 0.0, "std": 1.0}
-
-
-def _resize(settings: Config, config: Path) -> tuple[tuple[int, int], bool]:
-    """Return scale and keep_ratio of the one Resize in the test pipeline."""
-    resizes = []
-    for step in _test_pipeline(settings):
-        if step["type"] == "Resize":
-            resizes.append(step)
-        elif step["type"] not in _HARMLESS:
-            allowed = ", ".join((*_HARMLESS, "Resize"))
-            raise ExportError(f"{config}: the test pipeline has a step {step['type']!r}; allowed: {allowed}")
-    if len(resizes) != 1 or "scale" not in resizes[0]:
-        raise ExportError(f"{config}: the test pipeline needs one Resize with a scale; found {resizes or 'none'}")
-    resize = resizes[0]
-    if resize.get("interpolation", "bilinear") != "bilinear":
-        raise ExportError(f"{config}: Resize has interpolation {resize['interpolation']!r}; allowed: 'bilinear'")
-    scale = resize["scale"]
-    width, height = (scale, scale) if isinstance(scale, int) else scale
-    return (int(width), int(height)), bool(resize.get("keep_ratio", False))
-
-
-def _test_pipeline(settings: Config) -> Iterator[Mapping[str, Any]]:
-    dataset = (settings.get("test_dataloader") or {}).get("dataset", {})
-    yield from dataset.get("pipeline") or settings.get("test_pipeline") or []
-
-
-def _class_names(settings: Config, trained_on: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
-    """Return the class names of the checkpoint, else the configuration, else the data set, if one for each class."""
-    dataset = (settings.get("test_dataloader") or {}).get("dataset", {})
-    known = DATASETS.get(dataset["type"]) if dataset.get("type") else None
-    stated = (
-        trained_on,
-        (dataset.get("metainfo") or {}).get("classes", ()),
-        getattr(known, "METAINFO", {}).get("classes", ()),
-    )
-    return next((tuple(names) for names in stated if len(names) == num_classes), ())
-
-
-def _first_lines(error: Exception, limit: int = 600) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text if len(text) <= limit else text[:limit] + " …"
+        raise ExportError(f"mmdetection cannot build the model of {config}: {reason(error)}") from error

@@ -51,6 +51,10 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
     model = load_onnx(path)
     _check_names(model, path)
     layout, size = _input(model, path)
+    if layout != source.preprocessing.layout == "float32_chw":
+        padding = f"{source.kind} pads with {source.preprocessing.float_pad_value}, which is no pixel"
+        raise ExportError(f"{path} takes uint8, and {padding}; allowed: a graph that takes floats")
+    size = size or source.preprocessing.input_size  # of a source that stretches
     try:
         model = _standard_operators(model)
     except Exception as error:  # the converter of opsets raises many types, and MMDeploy's attributes may be anything

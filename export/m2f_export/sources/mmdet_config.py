@@ -1,0 +1,244 @@
+"""Read an mmdetection configuration: how images are prepared, how logits become instances, what the classes are.
+
+Every option is reproduced as mmdetection 3.3 reads it, or refused (`mmdet_options`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from m2f.limits import MAX_CLASSES, MAX_QUERIES
+from m2f.settings import Settings
+from m2f_export.export_errors import ExportError, reason
+from m2f_export.files import check_file
+from m2f_export.sources import mmdet_options as options
+from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
+from m2f_export.sources.mmdet_options import Place, class_of, named, read_options, whole_number
+from m2f_export.sources.mmdet_pipeline import Preparation, read_preparation
+
+ensure_mmcv_ops()
+
+from mmdet.models import Mask2Former, MaskFormerFusionHead  # noqa: E402
+from mmdet.registry import DATASETS, MODELS  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.config.lazy import LazyAttr, LazyObject  # noqa: E402
+from mmengine.registry import init_default_scope  # noqa: E402
+
+_READ = ("model", "data_preprocessor", "test_dataloader", "test_pipeline")  # the keys that an export needs
+_LISTED_BYTES = 1 << 20  # of a file of class names
+
+
+class Described(NamedTuple):
+    """What a configuration says of a model, apart from its network.
+
+    Attributes:
+        preparation: how an image becomes the network's input.
+        settings: the post-processing.
+        num_things: number of classes that have instances; they come first.
+        num_classes: number of all classes.
+        class_names: their names; empty if the configuration and its data set do not say.
+    """
+
+    preparation: Preparation
+    settings: Settings
+    num_things: int
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def read_config(path: Path) -> Config:
+    """Read the keys of an mmdetection configuration that an export needs; imported classes are resolved.
+
+    Raises:
+        ExportError: the file is missing, not a configuration, or not the configuration of a Mask2Former.
+    """
+    check_file(path)
+    init_default_scope("mmdet")
+    try:
+        with redirect_stdout(sys.stderr):  # a configuration is a program: it may print, and raise anything
+            settings = Config.fromfile(path)
+            settings = Config({key: _resolved(settings[key]) for key in _READ if key in settings})
+    except (Exception, SystemExit) as error:
+        raise ExportError(f"{path} is not a configuration that mmengine can read: {reason(error)}") from error
+    model = settings.get("model")
+    if not isinstance(model, Mapping) or "type" not in model:
+        said = "it has no 'model'" if model is None else "its model has no 'type'"
+        raise ExportError(f"{path}: {said}; allowed: Mask2Former")
+    if class_of(model["type"], MODELS) is not Mask2Former:
+        raise ExportError(f"{path}: its model is {named(model['type'])}; allowed: Mask2Former")
+    return settings
+
+
+def _resolved(value: Any) -> Any:
+    """Return a part of a configuration with the objects that it imports."""
+    if isinstance(value, Mapping):
+        return {key: _resolved(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_resolved, value))
+    return value.build() if isinstance(value, LazyObject | LazyAttr) else value
+
+
+# --- the description -------------------------------------------------------------------------------------------------
+
+
+def describe(settings: Config, file: Path) -> Described:
+    """Read everything that a configuration says of a model, apart from its network.
+
+    Args:
+        settings: the configuration, as `read_config` returns it.
+        file: the configuration's file, for messages.
+
+    Raises:
+        ExportError: the server cannot reproduce an option; the message names the file and the key.
+    """
+    model, place = settings.model, Place(file, "model")
+    num_things, num_classes = _classes(model, place)
+    preprocessor = _preprocessor(settings, file)
+    found = [
+        (
+            read_preparation(*_pipeline(dataset, at, settings), *preprocessor),
+            _class_names(dataset.get("metainfo"), at.at("metainfo"), num_classes) or _usual_names(dataset, num_classes),
+        )
+        for dataset, at in _datasets(settings, file)
+    ]
+    if any(each != found[0] for each in found):
+        raise ExportError(f"{file}: the data sets of test_dataloader differ in their images or classes; allowed: one")
+    preparation, class_names = found[0]
+    return Described(
+        preparation=preparation,
+        settings=_test_settings(model.get("test_cfg"), place.at("test_cfg")),
+        num_things=num_things,
+        num_classes=num_classes,
+        class_names=class_names,
+    )
+
+
+def _classes(model: Mapping[str, Any], place: Place) -> tuple[int, int]:
+    """Return how many classes are things, and how many there are."""
+    head, at = model.get("panoptic_head"), place.at("panoptic_head")
+    if not isinstance(head, Mapping):
+        raise at.refusal(head, "a dict")
+    fusion = model.get("panoptic_fusion_head") or {}
+    if not isinstance(fusion, Mapping):
+        raise place.at("panoptic_fusion_head").refusal(fusion, "a dict")
+    if "type" in fusion and class_of(fusion["type"], MODELS) is not MaskFormerFusionHead:
+        raise ExportError(f"{place.at('panoptic_fusion_head').at('type')} is {named(fusion['type'])}; "
+                          "allowed: MaskFormerFusionHead")  # fmt: skip
+    counts = []
+    for key, default, first, last in (
+        ("num_things_classes", 80, 0, MAX_CLASSES),
+        ("num_stuff_classes", 53, 0, MAX_CLASSES),
+        ("num_queries", 100, 1, MAX_QUERIES),
+    ):
+        allowed = whole_number(first, last)
+        counts.append(head.get(key, default))
+        if not allowed.accepts(counts[-1]):
+            raise at.at(key).refusal(counts[-1], allowed.text)
+    things, stuff, _ = counts
+    if not 1 <= things + stuff <= MAX_CLASSES:
+        raise ExportError(f"{at}: {things} things and {stuff} stuff classes; allowed: 1 to {MAX_CLASSES} together")
+    return things, things + stuff
+
+
+def _test_settings(stated: object, place: Place) -> Settings:
+    """Return what `MaskFormerFusionHead` reads of its `test_cfg`, with the defaults of that head."""
+    test_cfg = read_options({} if stated is None else stated, options.TEST_CFG, place)
+    return Settings(
+        pre_top_k=test_cfg["max_per_image"],
+        panoptic_score_threshold=test_cfg["object_mask_thr"],
+        panoptic_overlap_threshold=test_cfg["iou_thr"],
+        panoptic_filter_low_score=test_cfg["filter_low_score"],
+    )
+
+
+# --- data sets -------------------------------------------------------------------------------------------------------
+
+
+def _datasets(settings: Config, file: Path) -> Iterator[tuple[Mapping[str, Any], Place]]:
+    """Yield the data sets of the test, without their wrappers; an empty one if the configuration states none."""
+    loader, place = settings.get("test_dataloader"), Place(file, "test_dataloader")
+    if loader is None:
+        loader = {"dataset": {}}
+    if not isinstance(loader, Mapping):
+        raise place.refusal(loader, "a dict")
+    yield from _unwrapped(loader.get("dataset", {}), place.at("dataset"))
+
+
+def _unwrapped(dataset: object, place: Place) -> Iterator[tuple[Mapping[str, Any], Place]]:
+    """Yield the data sets inside wrappers, such as `ConcatDataset` and `RepeatDataset`."""
+    if not isinstance(dataset, Mapping):
+        raise place.refusal(dataset, "a dict")
+    key = next((key for key in ("dataset", "datasets") if key in dataset), None)
+    if key is None:
+        yield dataset, place
+        return
+    inner, at = dataset[key], place.at(key)
+    if "pipeline" in dataset:  # MultiImageMixDataset
+        raise ExportError(f"{place.at('pipeline')} is of a data set that wraps others; allowed: pipelines inside it")
+    if key == "dataset":
+        yield from _unwrapped(inner, at)
+        return
+    if not isinstance(inner, list | tuple) or not inner:
+        raise at.refusal(inner, "a list of data sets")
+    for index, each in enumerate(inner):
+        yield from _unwrapped(each, at.at(index))
+
+
+def _pipeline(dataset: Mapping[str, Any], place: Place, settings: Config) -> tuple[object, Place]:
+    """Return the test pipeline of a data set, else the configuration's own, and its key."""
+    if "pipeline" not in dataset and "test_pipeline" in settings:
+        return settings["test_pipeline"], Place(place.file, "test_pipeline")
+    return dataset.get("pipeline", []), place.at("pipeline")
+
+
+def _preprocessor(settings: Config, file: Path) -> tuple[object, Place]:
+    """Return the model's data preprocessor, else the configuration's own, as mmengine does, and its key."""
+    place = Place(file, "data_preprocessor")
+    if "data_preprocessor" in settings.model or "data_preprocessor" not in settings:
+        return settings.model.get("data_preprocessor", {}), Place(file, "model").at("data_preprocessor")
+    return settings["data_preprocessor"], place
+
+
+def _class_names(metainfo: object, place: Place, num_classes: int) -> tuple[str, ...]:
+    """Return the class names that `metainfo` states; empty if it states none.
+
+    Raises:
+        ExportError: `metainfo` cannot be read, or states another number of names than the model has classes.
+    """
+    stated = read_options({} if metainfo is None else metainfo, options.METAINFO, place)
+    given = {key: stated[key] for key in ("classes", "CLASSES") if stated[key] is not None}
+    names = {key: _listed(value, place.at(key)) for key, value in given.items()}
+    for key, value in names.items():
+        if len(value) != num_classes:
+            raise place.at(key).refusal(given[key], f"{num_classes} names, one for each class of the model")
+    if len(set(names.values())) > 1:
+        raise ExportError(f"{place}: classes and CLASSES differ; allowed: one of them")
+    return next(iter(names.values()), ())
+
+
+def _usual_names(dataset: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return the class names of a kind of data set, such as COCO's; empty if the model has more or fewer."""
+    names = getattr(class_of(dataset.get("type"), DATASETS), "METAINFO", {}).get("classes", ())
+    return tuple(names) if len(names) == num_classes else ()
+
+
+def _listed(value: str | tuple[str, ...] | list[str], place: Place) -> tuple[str, ...]:
+    """Return class names; as for mmengine, a string is the path of a file with a name in each line, else one name."""
+    if not isinstance(value, str):
+        return tuple(value)
+    path = Path(value)
+    try:
+        if not path.is_file():
+            return (value,)
+        if path.stat().st_size > _LISTED_BYTES:
+            raise place.refusal(value, f"a file of at most {_LISTED_BYTES} bytes")
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError) as error:  # no name of a file, or no text
+        raise place.refusal(value, f"names, or a text file of names ({error})") from error
