@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from m2f_export.sources.huggingface import ARCHITECTURES  # noqa: E402
+from m2f_export.sources.huggingface_folder import ARCHITECTURES  # noqa: E402
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 NAMES = ["cat", "dog", "bird"]

@@ -149,7 +149,7 @@ def without(*names):
         (TRAINED | {"head.weight": torch.ones(1).expand(1 << 20, 1 << 20)}, r"1 of another shape"),
         (
             {"model": TRAINED, "ema": OTHER},
-            r"w\.pth holds weights for .*c\.py more than once, under 'model\.' and 'ema\.'; allowed: once",
+            r"w\.pth holds weights for .*c\.py more than once, under 'ema\.' and 'model\.'; allowed: once",
         ),
         (
             TRAINED | {"head.bias": torch.tensor([1.0, float("nan")])},

@@ -40,11 +40,9 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
     Raises:
         ExportError: the file cannot be read, or is not a checkpoint.
     """
-    head = check_file(path)
-    if foreign := _foreign(path, head):
-        raise ExportError(f"{path} is not a checkpoint that torch can read: it is {foreign}")
+    head = check_kind(path)
     try:
-        if head[8:10] == b'{"':  # safetensors: the length of a header, and the header
+        if is_safetensors(head):
             return load_file(path)
         # mmengine pickles its message log beside the weights: inert objects replace everything but tensors and plain
         # values
@@ -57,6 +55,23 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
         found = "an object of Python" if isinstance(contents, _Inert) else f"a {type(contents).__name__}"
         raise ExportError(f"{path} holds no weights, but {found}; allowed: a dictionary, such as model.state_dict()")
     return contents
+
+
+def check_kind(path: Path) -> bytes:
+    """Check that a file may be a checkpoint, and return its first bytes.
+
+    Raises:
+        ExportError: the file cannot be read, or holds something else.
+    """
+    head = check_file(path)
+    if foreign := _foreign(path, head):
+        raise ExportError(f"{path} is not a checkpoint that torch can read: it is {foreign}")
+    return head
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Return whether a file that begins so is a safetensors file: the length of a header, and the header."""
+    return head[8:10] == b'{"'
 
 
 def _foreign(path: Path, head: bytes) -> str:
@@ -127,13 +142,13 @@ def load_weights(network: torch.nn.Module, contents: Mapping[Any, Any], path: Pa
     stated = {key: value for key, value in contents.items() if key == "state_dict"}
     tensors = dict(_tensors(stated)) or dict(_tensors(contents))
     if not tensors:
-        raise ExportError(f"{path} holds no weights: there is no tensor in it; its keys: {_some(contents)}")
+        raise ExportError(f"{path} holds no weights: there is no tensor in it; its keys: {some(contents)}")
     fits = sorted(_fits(own, tensors), key=lambda fit: len(fit.found), reverse=True)
     if not fits:
-        raise ExportError(f"{path} does not fit {wanted_by}: it has {_some(tensors)}; needed: {_some(own)}")
+        raise ExportError(f"{path} does not fit {wanted_by}: it has {some(tensors)}; needed: {some(own)}")
     best = fits[0]
     if equal := [fit for fit in fits[1:] if len(fit.found) == len(best.found)]:
-        places = " and ".join(repr(fit.prefix) for fit in (best, *equal))
+        places = " and ".join(sorted(repr(fit.prefix) for fit in (best, *equal)))
         raise ExportError(f"{path} holds weights for {wanted_by} more than once, under {places}; allowed: once")
     if problems := best.problems(own):
         raise ExportError(f"{path} does not fit {wanted_by}: {'; '.join(problems)}")
@@ -166,7 +181,7 @@ class _Fit:
             "unexpected": self.unexpected,
             "of another shape": [f"{name} {has} for {needs}" for name, (has, needs) in shapes.items() if has != needs],
         }
-        return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+        return [f"{len(names)} {kind} ({some(names)})" for kind, names in kinds.items() if names]
 
 
 def _fits(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[_Fit]:
@@ -208,10 +223,10 @@ def check_finite(network: torch.nn.Module, path: Path) -> None:
         ExportError: at least one weight is not finite; the message shows up to three names.
     """
     if wrong := [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]:
-        raise ExportError(f"{path}: {len(wrong)} weights hold NaN or infinity ({_some(wrong)}): the training diverged")
+        raise ExportError(f"{path}: {len(wrong)} weights hold NaN or infinity ({some(wrong)}): the training diverged")
 
 
-def _some(names: Iterable[object]) -> str:
-    """Return up to three names for a message."""
+def some(names: Iterable[object]) -> str:
+    """Return up to three names for a message, or `none`."""
     first = [str(name)[:200] for name in itertools.islice(names, _SHOWN + 1)]
     return ", ".join(first[:_SHOWN]) + (", …" if len(first) > _SHOWN else "") or "none"
