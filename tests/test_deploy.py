@@ -144,7 +144,7 @@ def test_compose_is_as_strict():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert not {"privileged", "user", "cap_add"} & set(service)
-        assert all(volume.endswith(":ro") for volume in service.get("volumes", []) if volume != "bodies:/tmp")
+        assert all(volume.endswith(":ro") for volume in service.get("volumes", []))
     _, named = containers()
     assert {name: named[name]["image"] for name in named} == {name: services[name]["image"] for name in named}
     assert re.fullmatch(r"[\w./-]+:\d+\.\d+", services["net"]["image"])  # Kubernetes has one of its own
@@ -152,13 +152,14 @@ def test_compose_is_as_strict():
 
 def test_the_front_gets_its_whole_configuration():
     files = {path.name for path in (DEPLOY / "nginx").iterdir()} - {"mtls.conf"}  # which a site adds
+    places = {name: f"/etc/nginx/{'modules.d/' if name == 'njs.conf' else ''}{name}" for name in files}
     (generator,) = load("kustomization.yaml")["configMapGenerator"]
     assert set(generator["files"]) == {f"nginx/{name}" for name in files}
     _, named = containers()
     mounts = [mount for mount in named["front"]["volumeMounts"] if "subPath" in mount]
-    assert {mount["mountPath"]: mount["subPath"] for mount in mounts} == {f"/etc/nginx/{name}": name for name in files}
+    assert {mount["subPath"]: mount["mountPath"] for mount in mounts} == places
     volumes = load("compose.yaml")["services"]["front"]["volumes"]
-    assert set(volumes[:-2]) == {f"./nginx/{name}:/etc/nginx/{name}:ro" for name in files}
+    assert set(volumes[:-1]) == {f"./nginx/{name}:{place}:ro" for name, place in places.items()}
     assert set(load("kustomization.yaml")["resources"]) == {f"kubernetes/{path.name}" for path in MANIFESTS}
 
 
@@ -166,18 +167,19 @@ def test_the_front_may_open_what_its_connections_need():
     text = (DEPLOY / "nginx/nginx.conf").read_text()
     (files,) = re.findall(r"^worker_rlimit_nofile (\d+);", text, flags=re.MULTILINE)
     (connections,) = re.findall(r"worker_connections (\d+);", text)
-    assert int(files) >= 2 * int(connections)  # a connection may have a file with its body
+    assert int(files) >= 2 * int(connections)
 
 
 def test_bodies_have_room():
     text = (DEPLOY / "nginx/nginx.conf").read_text()
     (megabytes,) = re.findall(r"client_max_body_size (\d+)m;", text)
+    (in_memory,) = re.findall(r"client_body_buffer_size (\d+)m;", text)
     (requests,) = re.findall(r"limit_conn in_flight_of_all (\d+);", text)
-    pod, named = containers()
-    (mount,) = [mount for mount in named["front"]["volumeMounts"] if mount["mountPath"] == "/tmp"]
-    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
-    assert int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024 > int(megabytes) * int(requests)
-    assert "medium" not in volume["emptyDir"]  # memory
+    assert in_memory == megabytes  # where inference.js reads them
+    _, named = containers()
+    limit = named["front"]["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Gi")) * 1024 > int(megabytes) * int(requests) + 512
+    assert load("compose.yaml")["services"]["front"]["mem_limit"] == limit.removesuffix("i").lower()
 
 
 def locked_down(*command):
