@@ -4,17 +4,32 @@ import contextlib
 import gzip
 import http.client
 import json
+import random
+import re
 import ssl
 import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
+from bad_inputs import GOOD
+from bad_structures import CLASSIFICATION, COUNTS, JSON, MODELS, SHAPES, post, whole
+from conftest import ROOT
 from exposition import wait_until
+from harm import Harm
+from kserve import image_input
 from nginx_front import INFER, configure, free_port, running
-from pictures import picture
+from pictures import encode, picture
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from wire import GrpcWire, HttpWire, Post
+from wire import message as infer_message
 
+from m2f.contract import OUTPUTS, PUBLIC_MODEL
+from m2f.settings import KEYS
 from m2f_client import Client, Tls
 from m2f_server import ADMIN_HEADER
 
@@ -250,3 +265,216 @@ def test_plain_http_and_old_tls_are_refused(front):
         assert connection.getresponse().status == 400
     arguments = ["openssl", "s_client", "-connect", front, "-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]
     assert subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode != 0
+
+
+# Structures that Triton 2.51 does not survive (docs/triton-faults.md)
+
+BAD = {
+    f"{kind}: {name}": case
+    for kind, cases in {
+        "classification": CLASSIFICATION, "JSON": JSON, "counts": COUNTS, "shapes": SHAPES, "models": MODELS,
+    }.items()
+    for name, case in cases.items()
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def patient_front(tmp_path_factory, server, certificates):
+    """The front as it is shipped, for more requests in a second."""
+    folder = tmp_path_factory.mktemp("patient") / "nginx"
+    with running(folder, configure(folder, server, certificates, {"rate=50r/s": "rate=5000r/s"})) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def send(patient_front, certificates):
+    """Send a `Post`, or a message of gRPC."""
+    here = SimpleNamespace(http_url=patient_front, grpc_url=patient_front)
+    opened = [kind(here, ca=certificates / "ca.pem") for kind in (HttpWire, GrpcWire)]
+    yield lambda sent: opened[not isinstance(sent, Post)].send(sent)
+    for wire in opened:
+        wire.close()
+
+
+@pytest.fixture(scope="module")
+def unharmed(server):
+    harm = Harm(server)
+    yield
+    assert harm.died() == []
+
+
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.parametrize("name", BAD)
+def test_a_structure_that_no_client_needs_is_refused(send, name):
+    sent, reason = BAD[name]
+    answer = send(sent)
+    assert answer.status == ("400" if isinstance(sent, Post) else "INVALID_ARGUMENT"), answer
+    assert re.search(reason, answer.message), answer
+
+
+def json_whole(**changes):
+    """A request without binary data: JSON alone, as curl sends it."""
+    tensor = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": ["not an image"]}
+    return {"inputs": [tensor], "outputs": [{"name": "num_instances"}], **changes}
+
+
+def grpc_changed(change):
+    request = infer_message(PUBLIC_MODEL, image_input(GOOD), ["num_instances"])
+    change(request)
+    return request
+
+
+def typed(request):
+    """The image beside its shape, not among the raw contents."""
+    del request.raw_input_contents[:]
+    request.inputs[0].contents.bytes_contents.append(GOOD)
+
+
+ALL = [t.name for t in OUTPUTS]
+SETTINGS = dict.fromkeys(KEYS, "x" * 4000)
+NOT_AN_IMAGE = "not an image"
+USUAL = {
+    "every output": (post(whole([{"name": name, "parameters": {"binary_data": True}} for name in ALL])), None),
+    "every output, gRPC": (infer_message(PUBLIC_MODEL, image_input(GOOD), ALL), None),
+    "no output named": (post({key: value for key, value in whole().items() if key != "outputs"}), None),
+    "id, timeout and answers in binary": (
+        post(whole(id='a"b\\', parameters={"timeout": 9_000_000, "binary_data_output": True})),
+        None,
+    ),
+    "eight images": (Post.of(PUBLIC_MODEL, image_input(*[GOOD] * 8), ["num_instances"]), None),
+    "eight images, gRPC": (infer_message(PUBLIC_MODEL, image_input(*[GOOD] * 8), ["num_instances"]), None),
+    "every parameter": (post(whole(parameters=SETTINGS)), "must be"),
+    "every parameter, gRPC": (infer_message(PUBLIC_MODEL, image_input(GOOD), **SETTINGS), "must be"),
+    "JSON alone": (Post(json.dumps(json_whole()).encode()), NOT_AN_IMAGE),
+    "JSON with white space": (Post(json.dumps(json_whole(), indent=4).encode()), NOT_AN_IMAGE),
+    "JSON with a megabyte of text": (
+        Post(json.dumps(json_whole()).replace("not an image", "a" * (1 << 20) + "/+=").encode()),
+        NOT_AN_IMAGE,
+    ),
+    "JSON with escapes": (post(whole(parameters={"classes": '\u00e9 "{[\\'})), "has no class"),
+    "the word classification": (post(whole(id="classification", parameters={"classes": "classification"})), "no class"),
+    "a parameter classification": (post(whole(parameters={"classification": 3})), "unknown request parameter"),
+    "the image alone": (Post(GOOD, (("Inference-Header-Content-Length", "0"),)), None),
+    "typed contents, gRPC": (grpc_changed(typed), None),
+    "version and id, gRPC": (grpc_changed(lambda r: r.MergeFromString(b"\x12\x011\x1a\x01i")), None),
+    "a shape out of its pack, gRPC": (
+        grpc_changed(lambda r: (r.inputs[0].ClearField("shape"), r.inputs[0].MergeFromString(b"\x18\x01\x18\x01"))),
+        None,
+    ),
+    "a batch of none, which Triton takes for one": (post(whole(image={"shape": [0, 1]})), None),
+}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_what_clients_need_gets_through(send, name):
+    """The answer is Triton's own: good, or with an error of a model."""
+    sent, reason = USUAL[name]
+    answer = send(sent)
+    if reason is None:
+        assert answer.accepted, answer
+    else:
+        assert re.search(reason, answer.message), answer
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_large_requests_and_answers(patient_front, server, certificates, scheme):
+    image = encode(np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8), compress_level=0)  # 5.9 MB
+    with Client(f"http://{server.http_url}", timeout=60) as plain:
+        expected = plain.predict(image, outputs=["semantic", "cls_logits"])
+    with Client(f"{scheme}://{patient_front}", tls=Tls(ca=certificates / "ca.pem"), timeout=60) as client:
+        result = client.predict(image, outputs=["semantic", "cls_logits"])
+    assert np.array_equal(result.semantic, expected.semantic)  # 7.8 MB
+    assert np.array_equal(result.cls_logits, expected.cls_logits)
+
+
+@contextlib.contextmanager
+def fake_inference(infer):
+    """A gRPC server whose every method is `infer(bytes, context)`; its address."""
+
+    class Every(grpc.GenericRpcHandler):
+        def service(self, _):
+            return grpc.unary_unary_rpc_method_handler(infer)
+
+    fake = grpc.server(ThreadPoolExecutor(4), handlers=[Every()])
+    port = fake.add_insecure_port("127.0.0.1:0")
+    fake.start()
+    yield f"127.0.0.1:{port}"
+    fake.stop(None).wait(10)
+
+
+def test_cancelled_calls_do_not_reach_triton(make_front, channel):
+    """Neither that the client hangs up nor its deadline; hundreds of them freeze or end Triton up to 25.05."""
+    begun, seen, go_on = threading.Event(), [], threading.Event()
+
+    def infer(_, context):
+        if not seen:
+            seen.extend((context, context.time_remaining()))
+            begun.set()
+            assert go_on.wait(20)
+            seen.append(context.is_active())
+        return b""
+
+    with fake_inference(infer) as triton:
+        front = make_front(**{"127.0.0.1:8001": triton})
+        with channel(front) as opened:
+            call = opened.unary_unary(f"{SERVICE}/ModelInfer")
+            data = message().SerializeToString()
+            first = call.future(data, timeout=30)
+            assert begun.wait(20)
+            first.cancel()
+            assert call(data, timeout=20) == b""  # the front has had the time to pass on the cancellation
+            go_on.set()
+            assert wait_until(lambda n: n == 3, lambda: len(seen)) == 3
+    _, deadline, active = seen
+    assert deadline > 3600  # none
+    assert active
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_six_thousand_cancelled_calls(make_front, channel):
+    """As from many addresses: without the front, or with one that passes cancellations on, 2.51 freezes."""
+    from m2f_server import serve
+
+    wide = {
+        "rate=50r/s": "rate=5000r/s",
+        "in_flight 32": "in_flight 1000",
+        "in_flight_of_all 64": "in_flight_of_all 1000",
+    }
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    request = infer_message(PUBLIC_MODEL, image_input(GOOD), ["num_instances"]).SerializeToString()
+    with serve(model_repository=ROOT / "model_repository", config_name="cpu", **ports) as own:
+        harm = Harm(own)
+        front = make_front(**wide, **{"127.0.0.1:8001": own.grpc_url})
+        for _ in range(5):
+            run_all(8, lambda: cancel_calls(channel(front), request, 150))
+            assert wait_until(bool, lambda: is_answered(channel(front), request))
+        assert harm.died() == []
+
+
+def is_answered(channel, request):
+    """False: the queue is full of calls that nobody waits for."""
+    with channel as opened, contextlib.suppress(grpc.RpcError):
+        return bool(opened.unary_unary(f"{SERVICE}/ModelInfer")(request, timeout=30))
+    return False
+
+
+def cancel_calls(channel, request, count):
+    """Cancel calls some milliseconds after their start: half by hand, half by a deadline."""
+    rng = random.Random(0)
+    with channel as opened:
+        call = opened.unary_unary(f"{SERVICE}/ModelInfer")
+        for _ in range(count):
+            with contextlib.suppress(grpc.RpcError):
+                call(request, timeout=rng.uniform(0.001, 0.03))
+            pending = call.future(request, timeout=30)
+            time.sleep(rng.uniform(0, 0.02))
+            pending.cancel()
+
+
+def run_all(count, work):
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

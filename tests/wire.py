@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import ssl
 from dataclasses import dataclass
 
 import grpc
@@ -54,10 +55,14 @@ class Post:
 
 
 class HttpWire:
-    """One connection, opened anew where the server closed it."""
+    """One connection, opened anew where the server closed it; with TLS if `ca`, a file, is given."""
 
-    def __init__(self, server, timeout=60.0):
-        self._connection = http.client.HTTPConnection(server.http_url, timeout=timeout)
+    def __init__(self, server, timeout=60.0, ca=None):
+        if ca is None:
+            self._connection = http.client.HTTPConnection(server.http_url, timeout=timeout)
+        else:
+            context = ssl.create_default_context(cafile=ca)
+            self._connection = http.client.HTTPSConnection(server.http_url, timeout=timeout, context=context)
 
     def send(self, post):
         for attempt in range(2):
@@ -98,12 +103,15 @@ def message(model, inputs, outputs=None, **parameters):
 
 
 class GrpcWire:
-    """One channel."""
+    """One channel; with TLS if `ca`, a file, is given."""
 
-    def __init__(self, server, timeout=60.0):
-        self._channel = grpc.insecure_channel(
-            server.grpc_url, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        )
+    def __init__(self, server, timeout=60.0, ca=None):
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        if ca is None:
+            self._channel = grpc.insecure_channel(server.grpc_url, options=options)
+        else:
+            credentials = grpc.ssl_channel_credentials(ca.read_bytes())
+            self._channel = grpc.secure_channel(server.grpc_url, credentials, options=options)
         self._timeout = timeout
 
     def send(self, request, method=INFER):
