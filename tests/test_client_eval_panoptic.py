@@ -16,7 +16,8 @@ from sources import draw_held_out
 from m2f_cli.main import main
 from m2f_client import InvalidRequest
 from m2f_client.converters.coco import panoptic_pixels
-from m2f_client.evaluation.dataset import InvalidDataset, read_panoptic
+from m2f_client.evaluation.dataset import read_panoptic
+from m2f_client.evaluation.fields import InvalidDataset
 from m2f_client.evaluation.quality import Counts, Quality, count_image, mean, quality, read_ids, total
 
 
@@ -315,7 +316,7 @@ def test_a_png_that_does_not_fit_is_named(m2f, scene):
     (maps / "2_map.png").write_bytes((maps / "1_map.png").read_bytes())
     ran = m2f(scene, "--json")
     assert ran.exit_code == 1
-    assert "2_map.png has another size than its image" in ran.stderr
+    assert "2_map.png is 30x20, another size than its image, 10x10" in ran.stderr
     assert json.loads(ran.stdout)["images"] == 1
     (maps / "1_map.png").write_bytes(b"no image")
     assert "1_map.png cannot be read" in m2f(scene).stderr
@@ -337,7 +338,7 @@ def test_the_embedded_model(server, tmp_path):
         Image.fromarray(panoptic_pixels(ids)).save(maps / entry["file_name"])
         segments = [segment(one["id"], one["category_id"]) for one in objects]
         annotations.append({"image_id": entry["id"], "file_name": entry["file_name"], "segments_info": segments})
-        np.testing.assert_array_equal(read_ids(maps / entry["file_name"]), ids)
+        np.testing.assert_array_equal(read_ids(maps / entry["file_name"], ids.shape), ids)
     categories = [{**category, "isthing": 1} for category in source["categories"]]
     document = {"images": source["images"], "annotations": annotations, "categories": categories}
     (tmp_path / "annotations" / "panoptic_val.json").write_text(json.dumps(document))

@@ -10,7 +10,7 @@
   * ServerError         the server failed
   * NoSharedMemory      client and server cannot share memory, as `shared_memory=True` asks for
   * OutputNotRequested  the request of a result did not name the output that is read
-  * InvalidDataset      `m2f eval` cannot use the data set (stands in `m2f_client.evaluation.dataset`)
+  * InvalidDataset      `m2f eval` cannot use the data set (stands in `m2f_client.evaluation.fields`)
 
 `__cause__` is the transport's error, if there is one.
 """

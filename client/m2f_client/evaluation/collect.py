@@ -17,6 +17,7 @@ from m2f_client.client_errors import ModelNotFound, ServerError, ServerUnavailab
 from m2f_client.converters.coco import CocoDict
 from m2f_client.evaluation.categories import Categories, by_index, by_name
 from m2f_client.evaluation.dataset import Dataset, DatasetImage
+from m2f_client.evaluation.segmentation import is_compressed_rle
 from m2f_client.pump import in_order
 from m2f_client.result import Result
 
@@ -57,7 +58,7 @@ class Evaluation:
 
     def categories(self, client: Client) -> Categories:
         """Return the category of each class of a server's model."""
-        return by_index(self.dataset) if self.by_index else by_name(client.class_names, self.dataset)
+        return (by_index if self.by_index else by_name)(client.class_names, self.dataset)
 
     def document(self, client: Client, collected: Collected[Any], categories: Categories) -> Document:
         """Return what every report has: data set, server, parameters, number of images, failures."""
@@ -127,10 +128,14 @@ def instances(client: Client, evaluation: Evaluation, categories: Categories) ->
 
     def read(image: DatasetImage, result: Result) -> list[CocoDict]:
         rows = []
+        if (result.labels < 0).any():
+            raise ServerError(f"'labels' from the server go down to {result.labels.min()}; possible are 0 and above")
         labels = range(max(result.labels.tolist(), default=0) + 1)
         for row in result.to_coco(image.id, categories=labels):
             if "segmentation" not in row:
                 raise ServerError("the server made no masks; is export_postprocess_mask false?")
+            if not is_compressed_rle(row["segmentation"]["counts"], image.size):
+                raise ServerError("'rle' from the server is not the RLE of masks of its image")
             category = categories[row["category_id"]]
             if category is not None:
                 rows.append({**row, "category_id": category})

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from faster_coco_eval import mask as coco_mask
 
-from m2f_client.client_errors import ClientError
+from m2f.limits import MAX_SIDE
+from m2f.parameters import is_number
+from m2f_client.answer import MAX_PIXELS_SEEN
+from m2f_client.evaluation.fields import InvalidDataset, Row, read_json, rows
+from m2f_client.evaluation.files import Finder, annotation_file, images_folder, listed
+from m2f_client.evaluation.segmentation import MAX_COORDINATE, to_rle
 
-_TASKS = (
-    "instances_",
-    "panoptic_",
-    "person_keypoints_",
-    "captions_",
-    "image_info_",
-    "stuff_",
-)  # names of COCO's files
-_NAMED = 5  # names that a message lists; it counts the rest
+MAX_RLE_BYTES = 1 << 30
+"""Largest size of all true masks of a data set together, as compressed RLE."""
 
-
-class InvalidDataset(ClientError):  # noqa: N818 (as the others of its tree)
-    """The data set, or results to compare on it, cannot be used; the message names file and place."""
+_MAX_AREA = 1e10  # largest area that COCOeval counts
+_MAX_SEGMENT = (1 << 24) - 1  # a panoptic PNG has three bytes for an id
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,10 @@ class Dataset:
     Attributes:
         path: the annotation file.
         images: in the order of the file.
-        categories: COCO's category dicts, by id.
-        annotations: for instances COCO's annotation dicts, numbered from 1, with `segmentation` as RLE, `area` and
-            `bbox`; for panoptic data sets the `segments_info` of all images. Both have `image_id` and `iscrowd`.
+        categories: COCO's category dicts with `id` and `name`, and `isthing` for panoptic data sets; by id.
+        annotations: for instances COCO's annotation dicts with `image_id`, `category_id`, `iscrowd`, `segmentation` as
+            RLE, `area` and `bbox`; for panoptic data sets the `segments_info` of all images, with `id`, `image_id`,
+            `category_id` and `iscrowd`.
         maps: of a panoptic data set the PNG of each image id.
     """
 
@@ -67,12 +64,6 @@ class Dataset:
         return Counter(a["category_id"] for a in self.annotations if not a["iscrowd"] and a["image_id"] in image_ids)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return the first few of `names` as text."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def read_instances(path: Path, images: Path | None = None) -> Dataset:
     """Read a data set with instance annotations.
 
@@ -81,15 +72,22 @@ def read_instances(path: Path, images: Path | None = None) -> Dataset:
         images: folder of the images; None: searched for beside the annotations, see `images_folder`.
 
     Raises:
-        InvalidDataset: the file is not a COCO instance file, or an image is missing.
+        InvalidDataset: the file is not a COCO instance file, or an image is missing; the message names the place.
     """
     path = annotation_file(path, "instances")
-    document = load(path, {"category_id": int, "image_id": int})
-    found = _images(path, document, images)
-    sizes = {image.id: image.size for image in found}
-    _check_references(path, document, document["annotations"], sizes)
-    annotations = [_instance(path, i, a, sizes[a["image_id"]]) for i, a in enumerate(document["annotations"])]
-    return Dataset(path, found, _categories(document), tuple(annotations))
+    parts = _parts(path)
+    found = _images(parts["images"], images, path)
+    categories = _categories(parts["categories"], panoptic=False)
+    sizes, known = {image.id: image.size for image in found}, {category["id"] for category in categories}
+    annotations, rle_bytes = [], 0
+    for row in parts["annotations"]:
+        annotations.append(_instance(row, sizes, known))
+        rle_bytes += len(annotations[-1]["segmentation"]["counts"])
+        if rle_bytes > MAX_RLE_BYTES:
+            raise InvalidDataset(
+                f"{row.where}: the masks up to here take {rle_bytes} bytes; allowed are {MAX_RLE_BYTES}"
+            )
+    return Dataset(path, found, _without_unused_doubles(categories, annotations), tuple(annotations))
 
 
 def read_panoptic(path: Path, images: Path | None = None) -> Dataset:
@@ -100,162 +98,155 @@ def read_panoptic(path: Path, images: Path | None = None) -> Dataset:
         images: folder of the images; None: searched for beside the annotations, see `images_folder`.
 
     Raises:
-        InvalidDataset: the file is not a COCO panoptic file, or an image or a PNG is missing.
+        InvalidDataset: the file is not a COCO panoptic file, or an image or a PNG is missing; the message names the
+            place.
     """
     path = annotation_file(path, "panoptic")
-    document = load(path, {"image_id": int, "file_name": str, "segments_info": list})
-    check_rows(f"{path}: categories", document["categories"], {"isthing": int})
-    found = _images(path, document, images)
-    segments = []
-    for index, annotation in enumerate(document["annotations"]):
-        where = f"{path}: annotations[{index}].segments_info"
-        check_rows(where, annotation["segments_info"], {"id": int, "category_id": int})
-        segments += [{"iscrowd": 0, **one, "image_id": annotation["image_id"]} for one in annotation["segments_info"]]
-    _check_references(path, document, segments, {image.id: image.size for image in found})
-    maps = {a["image_id"]: path.with_suffix("") / a["file_name"] for a in document["annotations"]}
-    missing = [str(png) for png in maps.values() if not png.is_file()]
-    missing += [f"one for {image.path}" for image in found if image.id not in maps]
+    parts = _parts(path)
+    found = _images(parts["images"], images, path)
+    categories = _categories(parts["categories"], panoptic=True)
+    names, known = {image.id: str(image.path) for image in found}, {category["id"] for category in categories}
+    finder, maps = Finder(path.with_suffix("")), {}
+    segments: list[dict[str, Any]] = []
+    missing = []
+    for row in parts["annotations"]:
+        image_id, name = _reference(row, "image_id", names), row.text("file_name")
+        if image_id in maps:
+            raise InvalidDataset(
+                f"{row.where} is the second one for the image_id {image_id}; allowed: one for each image"
+            )
+        png = finder.find(name)
+        if png is None:
+            missing.append(str(finder.folder / name))
+        maps[image_id] = png or finder.folder / name
+        segments += _segments(row, image_id, known)
+    missing += [f"one for {names[image_id]}" for image_id in names if image_id not in maps]
     if missing:
         raise InvalidDataset(f"{len(missing)} panoptic PNGs of {path} are missing: {listed(missing)}")
-    return Dataset(path, found, _categories(document), tuple(segments), maps)
+    return Dataset(path, found, _without_unused_doubles(categories, segments), tuple(segments), maps)
 
 
-def annotation_file(path: Path, task: str) -> Path:
-    """Return `path`; for a folder the validation file of a task, `instances` or `panoptic`, in its `annotations/`.
-
-    Raises:
-        InvalidDataset: the folder has no such file, or several.
-    """
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("annotations/*.json"))
-    named = [file for file in files if file.name.startswith(f"{task}_")]
-    files = named or [file for file in files if not file.name.startswith(_TASKS)]
-    chosen = [file for file in files if "val" in file.stem] if len(files) > 1 else files
-    if len(chosen) == 1:
-        return chosen[0]
-    if not files:
-        raise InvalidDataset(f"{path} has no annotations/*.json for {task}; give the annotation file itself")
-    names = listed([str(file) for file in files])
-    raise InvalidDataset(f"{path} has several annotation files; give one of them: {names}")
-
-
-def images_folder(path: Path, first: str) -> Path:
-    """Return the folder that holds the image `first`, of the usual ones.
-
-    For `data/annotations/instances_val2017.json` these are `data/val2017`, `data/images/val2017`, `data/images`, `data`
-    and `data/annotations`.
-
-    Raises:
-        InvalidDataset: the image is in none of these folders.
-    """
-    split = path.stem.split("_", 1)[-1] if path.stem.startswith(("instances_", "panoptic_")) else path.stem
-    root = path.parent.parent
-    folders = (root / split, root / "images" / split, root / "images", root, path.parent)
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
-    tried = ", ".join(str(folder) for folder in folders)
-    raise InvalidDataset(f"the images of {path} are not found ({first} is in none of {tried}); say where: --images DIR")
-
-
-def load(path: Path, annotation: dict[str, type]) -> dict[str, Any]:
-    """Return the JSON of a COCO annotation file, after checking every field that is read here.
-
-    Args:
-        path: the file.
-        annotation: fields that each annotation must have, and their types.
-
-    Raises:
-        InvalidDataset: the file is not a COCO annotation file; the message names the place.
-    """
+def _parts(path: Path) -> dict[str, Iterable[Row]]:
+    """Return the rows of the three lists of an annotation file."""
     document = read_json(path)
     if isinstance(document, list):
         raise InvalidDataset(f"{path} is a list, as COCO results are; the data set is the file with the true objects")
-    fields = {
-        "images": {"id": int, "file_name": str, "height": int, "width": int},
-        "categories": {"id": int, "name": str},
-        "annotations": annotation,
-    }
-    for part, wanted in fields.items():
+    parts: dict[str, Iterable[Row]] = {}
+    for part in ("images", "categories", "annotations"):
         if not isinstance(document, dict) or not isinstance(document.get(part), list):
             raise InvalidDataset(f"{path} is not a COCO annotation file: it has no list {part!r}")
-        check_rows(f"{path}: {part}", document[part], wanted)
-    if not document["images"]:
-        raise InvalidDataset(f"{path} has no images")
-    return document
+        parts[part] = rows(f"{path}: {part}", document[part])
+        if not document[part] and part != "annotations":
+            raise InvalidDataset(f"{path} has no {part}")
+    return parts
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        InvalidDataset: the file cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InvalidDataset(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InvalidDataset(f"{path} is not JSON: {error}") from error
-
-
-def check_rows(where: str, rows: Sequence[Any], wanted: dict[str, Any]) -> None:
-    """Check that each row is a dict with the fields `wanted`, of those types.
-
-    Raises:
-        InvalidDataset: a row lacks a field, or has it with another type.
-    """
-    for index, row in enumerate(rows):
-        for name, kind in wanted.items():
-            if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-                hint = (
-                    "; panoptic annotations need --panoptic" if isinstance(row, dict) and "segments_info" in row else ""
-                )
-                raise InvalidDataset(f"{where}[{index}] has no valid {name!r}{hint}")
-
-
-def _images(path: Path, document: dict[str, Any], folder: Path | None) -> tuple[DatasetImage, ...]:
-    rows = document["images"]
-    folder = folder or images_folder(path, rows[0]["file_name"])
-    found = tuple(DatasetImage(row["id"], folder / row["file_name"], (row["height"], row["width"])) for row in rows)
-    missing = [str(image.path) for image in found if not image.path.is_file()]
+def _images(image_rows: Iterable[Row], folder: Path | None, path: Path) -> tuple[DatasetImage, ...]:
+    finder = Finder(folder) if folder is not None else None
+    found, missing = [], []
+    named: dict[Path, str] = {}
+    ids: dict[int, str] = {}
+    for row in image_rows:
+        image_id, name = _new_id(row, ids), row.text("file_name")
+        size = row.whole("height", 1, MAX_SIDE), row.whole("width", 1, MAX_SIDE)
+        if size[0] * size[1] > MAX_PIXELS_SEEN:
+            raise row.error(f" has {size[0]} x {size[1]} pixels; allowed are {MAX_PIXELS_SEEN}")
+        finder = finder or Finder(images_folder(path, name))
+        file = finder.find(name)
+        if file is None:
+            missing.append(str(finder.folder / name))
+        elif named.setdefault(file, name) != name:
+            raise row.error(f": the file_name {name!r} means {file}, and {named[file]!r} does, too")
+        found.append(DatasetImage(image_id, file or finder.folder / name, size))
     if missing:
         raise InvalidDataset(f"{len(missing)} of the {len(found)} images of {path} are missing: {listed(missing)}")
-    if len({image.id for image in found}) < len(found):
-        raise InvalidDataset(f"{path}: images share an id")
-    return found
+    return tuple(found)
 
 
-def _categories(document: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    return tuple(sorted(document["categories"], key=lambda category: category["id"]))
+def _categories(category_rows: Iterable[Row], *, panoptic: bool) -> list[dict[str, Any]]:
+    """Return the categories by id."""
+    categories = []
+    ids: dict[int, str] = {}
+    for row in category_rows:
+        category: dict[str, Any] = {"id": _new_id(row, ids), "name": row.text("name")}
+        if panoptic:
+            category["isthing"] = int(row.flag("isthing"))
+        categories.append(category)
+    return sorted(categories, key=lambda category: int(category["id"]))
 
 
-def _check_references(
-    path: Path, document: dict[str, Any], objects: Sequence[dict[str, Any]], sizes: dict[int, tuple[int, int]]
-) -> None:
-    known = {category["id"] for category in document["categories"]}
-    for name, ids in (("image_id", sizes), ("category_id", known)):
-        for index, row in enumerate(objects):
-            if row[name] not in ids:
-                raise InvalidDataset(f"{path}: annotations[{index}] has the {name} {row[name]}, which does not exist")
+def _without_unused_doubles(
+    categories: Sequence[dict[str, Any]], objects: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], ...]:
+    """Leave out each category without objects whose name another category has, as Roboflow's root category."""
+    used = {one["category_id"] for one in objects}
+    names = {category["name"] for category in categories if category["id"] in used}
+    kept = []
+    for category in categories:
+        if category["id"] in used or category["name"] not in names:
+            kept.append(category)
+            names.add(category["name"])
+    return tuple(kept)
 
 
-def _instance(path: Path, index: int, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Return an annotation with all fields that COCOeval reads.
+def _new_id(row: Row, ids: dict[int, str]) -> int:
+    """Return the id of an image or a category, which no row before it has."""
+    number = row.whole("id")
+    if ids.setdefault(number, row.where) != row.where:
+        raise row.error(f" has the id of {ids[number]}; allowed: an id of its own")
+    return number
 
-    Ids count from 1, because COCOeval takes id 0 for "no match": an annotation with that id would never be found.
-    """
-    height, width = size
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        raise InvalidDataset(f"{path}: annotations[{index}] has no segmentation; mask AP needs one for every object")
-    try:
-        rle = coco_mask.segmToRle(segmentation, width, height)
-        area, box = float(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist()
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise InvalidDataset(f"{path}: annotations[{index}] has an invalid segmentation") from error
-    if tuple(rle["size"]) != size:
-        raise InvalidDataset(f"{path}: annotations[{index}] is {rle['size']} pixels, its image {list(size)}")
-    filled = {"area": area, "bbox": box, "iscrowd": 0, **annotation}
-    return {**filled, "id": index + 1, "segmentation": rle}
+
+def _reference(row: Row, name: str, ids: Container[int]) -> int:
+    """Return the id of an image or a category that exists."""
+    number = row.whole(name)
+    if number not in ids:
+        raise row.error(f" has the {name} {number}, which does not exist")
+    return number
+
+
+def _instance(row: Row, sizes: Mapping[int, tuple[int, int]], category_ids: Container[int]) -> dict[str, Any]:
+    """Return an annotation with all fields that COCOeval reads."""
+    if "segments_info" in row.values:
+        raise row.invalid("segmentation", "polygons or RLE; panoptic annotations need --panoptic")
+    image_id = _reference(row, "image_id", sizes)
+    category_id = _reference(row, "category_id", category_ids)
+    rle = to_rle(row, sizes[image_id])
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "iscrowd": int(row.flag("iscrowd", absent=False)),
+        "segmentation": rle,
+        "area": row.number("area", 0, _MAX_AREA, absent=float(coco_mask.area(rle))),
+        "bbox": _box(row, rle),
+    }
+
+
+def _box(row: Row, rle: dict[str, Any]) -> list[float]:
+    """Return the box of an annotation, x y width height; that of its mask if it has none."""
+    value = row.values.get("bbox")
+    if value is None or value == []:
+        box: list[float] = coco_mask.toBbox(rle).tolist()
+        return box
+    is_box = isinstance(value, list) and len(value) == 4
+    if not is_box or not all(is_number(side) and abs(side) <= MAX_COORDINATE for side in value) or min(value[2:]) < 0:
+        allowed = f"[x, y, width, height], from -{MAX_COORDINATE} to {MAX_COORDINATE}, width and height >= 0"
+        raise row.invalid("bbox", allowed)
+    return [float(side) for side in value]
+
+
+def _segments(row: Row, image_id: int, category_ids: Container[int]) -> list[dict[str, Any]]:
+    """Return the segments of one image."""
+    segments = []
+    ids: dict[int, str] = {}
+    for segment in row.rows("segments_info"):
+        number = _new_id(segment, ids)
+        if not 1 <= number <= _MAX_SEGMENT:
+            raise segment.invalid("id", f"a whole number from 1 to {_MAX_SEGMENT}")
+        segments.append({
+            "id": number,
+            "image_id": image_id,
+            "category_id": _reference(segment, "category_id", category_ids),
+            "iscrowd": int(segment.flag("iscrowd", absent=False)),
+        })  # fmt: skip
+    return segments

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from faster_coco_eval import mask as coco_mask
-
 from m2f.agreement import Found, compare
-from m2f.rle import decode_edges
 from m2f_client.client import Client
 from m2f_client.converters.coco import CocoDict
 from m2f_client.evaluation.collect import Document, Evaluation, instances
-from m2f_client.evaluation.dataset import Dataset, InvalidDataset, check_rows, read_json
+from m2f_client.evaluation.dataset import Dataset
+from m2f_client.evaluation.fields import InvalidDataset, read_json, rows
 from m2f_client.evaluation.precision import FIGURES, Precision, average_precision
+from m2f_client.evaluation.segmentation import checked_rle
 
 Rows = Mapping[int, Sequence[CocoDict]]
 """COCO results by image id."""
@@ -102,23 +101,20 @@ def read_results(path: Path, dataset: Dataset) -> dict[int, list[CocoDict]]:
     Raises:
         InvalidDataset: the file cannot be read, or its results belong to another data set.
     """
-    rows = read_json(path)
-    if not isinstance(rows, list):
+    values = read_json(path)
+    if not isinstance(values, list):
         raise InvalidDataset(f"{path} is not a list of COCO results, such as the results.json of --out DIR")
-    check_rows(str(path), rows, {"image_id": int, "category_id": int, "score": (int, float), "segmentation": dict})
-    sizes = {image.id: image.size for image in dataset.images}
+    sizes, known = {image.id: image.size for image in dataset.images}, {c["id"] for c in dataset.categories}
     results: dict[int, list[CocoDict]] = {image_id: [] for image_id in sizes}
-    for index, row in enumerate(rows):
-        if row["image_id"] not in sizes:
-            raise InvalidDataset(f"{path}[{index}] is of image {row['image_id']}, which {dataset.path} does not have")
-        size = sizes[row["image_id"]]
-        if tuple(row["segmentation"].get("size", ())) != size:
-            raise InvalidDataset(f"{path}[{index}] has a mask of another size than its image in {dataset.path}")
-        try:
-            decode_edges(row["segmentation"]["counts"].encode(), *size)
-            results[row["image_id"]].append({"bbox": coco_mask.toBbox(row["segmentation"]).tolist(), **row})
-        except (AttributeError, KeyError, ValueError) as error:
-            raise InvalidDataset(f"{path}[{index}] has a segmentation that is no compressed RLE") from error
+    for row in rows(str(path), values):
+        image_id, category_id = row.whole("image_id"), row.whole("category_id")
+        for name, number, ids in (("image_id", image_id, sizes), ("category_id", category_id, known)):
+            if number not in ids:
+                raise row.error(f" has the {name} {number}, which {dataset.path} does not have")
+        mask = checked_rle(row.part("segmentation"), sizes[image_id], compressed=True)
+        results[image_id].append(
+            {"image_id": image_id, "category_id": category_id, "score": row.number("score", 0, 1), "segmentation": mask}
+        )
     return results
 
 

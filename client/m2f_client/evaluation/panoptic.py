@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from m2f.contract import PANOPTIC_OUTPUTS
 from m2f_client.client import Client
 from m2f_client.converters.coco import CocoDict
 from m2f_client.evaluation import quality
 from m2f_client.evaluation.categories import Categories
 from m2f_client.evaluation.collect import Collected, Document, Evaluation, collect
-from m2f_client.evaluation.dataset import Dataset, DatasetImage, InvalidDataset
+from m2f_client.evaluation.dataset import Dataset, DatasetImage
 from m2f_client.evaluation.evaluate import differences
+from m2f_client.evaluation.fields import InvalidDataset
 from m2f_client.result import Result
 
 Counts = Mapping[int, quality.Counts]
@@ -80,13 +83,23 @@ def _segments(client: Client, evaluation: Evaluation, categories: Categories) ->
 
     def read(image: DatasetImage, result: Result) -> dict[int, quality.Counts]:
         found = [{"id": s["id"], "category_id": categories[s["category_id"]]} for s in result.segments]
-        truth = quality.read_ids(dataset.maps[image.id])
-        if truth.shape != image.size:
-            raise InvalidDataset(f"{dataset.maps[image.id]} has another size than its image")
+        truth = quality.read_ids(dataset.maps[image.id], image.size)
+        _check_ids(dataset, image, truth, {segment["id"] for segment in segments[image.id]})
         known = [segment for segment in found if segment["category_id"] is not None]
         return quality.count_image(truth, segments[image.id], result.panoptic, known)
 
     return collect(client, evaluation, read, outputs=(*PANOPTIC_OUTPUTS, "size"))
+
+
+def _check_ids(dataset: Dataset, image: DatasetImage, truth: quality.Ids, listed: set[int]) -> None:
+    """Refuse a PNG and `segments_info` that do not belong together."""
+    drawn = set(np.unique(truth).tolist()) - {quality.VOID}
+    for name, ids in (("no pixel of", listed - drawn), ("pixels of", drawn - listed)):
+        if ids:
+            raise InvalidDataset(
+                f"{dataset.maps[image.id]} has {name} segment {min(ids)}; allowed: the ids in segments_info of image "
+                f"{image.id} in {dataset.path}, and 0 for void"
+            )
 
 
 def _quality(dataset: Dataset, answers: Mapping[int, Counts]) -> Document:

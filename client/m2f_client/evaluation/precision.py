@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,9 +13,27 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from m2f_client.evaluation.dataset import Dataset
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_ALL = slice(None)
+_SUMMARY: dict[str, tuple[str, slice | int, int, int]] = {
+    # COCO's summary: (array, IoUs, range of areas: all, small, medium, large; instances: 1, 10, 100)
+    "AP": ("precision", _ALL, 0, 2),
+    "AP50": ("precision", 0, 0, 2),
+    "AP75": ("precision", 5, 0, 2),
+    "APs": ("precision", _ALL, 1, 2),
+    "APm": ("precision", _ALL, 2, 2),
+    "APl": ("precision", _ALL, 3, 2),
+    "AR1": ("recall", _ALL, 0, 0),
+    "AR10": ("recall", _ALL, 0, 1),
+    "AR100": ("recall", _ALL, 0, 2),
+    "ARs": ("recall", _ALL, 1, 2),
+    "ARm": ("recall", _ALL, 2, 2),
+    "ARl": ("recall", _ALL, 3, 2),
+}
+
+FIGURES = tuple(_SUMMARY)
 """The figures of COCO's summary, in its order."""
 
+_CATEGORY = 1
 _SILENT = {"print_function": lambda *_: None}
 
 
@@ -62,9 +81,11 @@ class Precision:
 
 
 def average_precision(
-    dataset: Dataset, rows: Iterable[dict[str, Any]], image_ids: Sequence[int], kind: Literal["segm", "bbox"]
+    dataset: Dataset, rows: Iterable[dict[str, Any]], image_ids: Iterable[int], kind: Literal["segm", "bbox"]
 ) -> Precision:
     """Score COCO results as COCOeval does with its default parameters: 100 instances an image, IoU 0.5 to 0.95.
+
+    Each category is scored by itself, because COCOeval takes 1 kB of memory for each pair of image and category.
 
     Args:
         dataset: the data set, from `read_instances`.
@@ -72,41 +93,70 @@ def average_precision(
         image_ids: ids of the images to score.
         kind: "segm" for masks, "bbox" for boxes.
     """
-    images = [{"id": image.id, "height": image.size[0], "width": image.size[1]} for image in dataset.images]
-    truth = COCO(
-        {"images": images, "categories": list(dataset.categories), "annotations": [{**a} for a in dataset.annotations]}
-    )
-    # of a row with both, COCO would take the area of the box for the mask's
-    found = truth.loadRes([_only(row, "segmentation" if kind == "segm" else "bbox") for row in rows])
-    judge = COCOeval_faster(truth, found, kind, **_SILENT)
-    judge.params.imgIds = list(image_ids)
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
-    figures = {name: _figure(value) for name, value in zip(FIGURES, judge.stats, strict=True)}
-    objects = dataset.objects(set(image_ids))
-    precision = judge.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]: all sizes, 100 instances
-    recall = judge.eval["recall"][:, :, 0, -1]  # [IoU, class]
-    classes = [
-        _of_class(category["name"], objects[category["id"]], precision[:, :, index], recall[:, index])
-        for index, category in enumerate(dataset.categories)
-    ]
+    scored = set(image_ids)
+    truth, found = _by_category(dataset.annotations, scored), _by_category(rows, scored)
+    sizes = {image.id: image.size for image in dataset.images}
+    objects = dataset.objects(scored)
+    classes, summaries = [], []
+    for category in dataset.categories:
+        name, number = category["name"], category["id"]
+        if not objects[number]:
+            classes.append(ClassPrecision(name, 0, None, None, None, None))
+            continue
+        judged = _judge(truth[number], found[number], sizes, kind)
+        one = {figure: _mean(judged, *where) for figure, where in _SUMMARY.items()}
+        curve = judged["precision"][0, :, 0, 0, -1]
+        classes.append(ClassPrecision(name, objects[number], one["AP"], one["AP50"], one["AR100"], curve))
+        summaries.append(one)
+    figures = {figure: _mean_of(one[figure] for one in summaries) for figure in FIGURES}
     return Precision(figures, tuple(classes))
 
 
-def _only(row: dict[str, Any], geometry: str) -> dict[str, Any]:
-    return {name: row[name] for name in ("image_id", "category_id", "score", geometry)}
+def _by_category(rows: Iterable[dict[str, Any]], image_ids: set[int]) -> defaultdict[int, list[dict[str, Any]]]:
+    """Return the rows of some images by category id."""
+    sorted_out = defaultdict(list)
+    for row in rows:
+        if row["image_id"] in image_ids:
+            sorted_out[row["category_id"]].append(row)
+    return sorted_out
 
 
-def _of_class(
-    name: str, objects: int, precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]
-) -> ClassPrecision:
-    if not objects:
-        return ClassPrecision(name, 0, None, None, None, None)
-    return ClassPrecision(
-        name, objects, float(precision.mean()), float(precision[0].mean()), float(recall.mean()), precision[0]
-    )
+def _judge(
+    truth: Sequence[dict[str, Any]],
+    found: Sequence[dict[str, Any]],
+    sizes: Mapping[int, tuple[int, int]],
+    kind: Literal["segm", "bbox"],
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return COCOeval's precision [IoU, recall, 1, area, instances] and recall [IoU, 1, area, instances] of a category.
+
+    Images are numbered anew, because COCOeval takes only ids from 0 to 2^53. Objects are numbered from 1, because
+    COCOeval takes an object with the id 0 for none.
+    """
+    numbers = {image_id: number for number, image_id in enumerate(sorted({r["image_id"] for r in (*truth, *found)}))}
+    images = [{"id": number, "height": sizes[i][0], "width": sizes[i][1]} for i, number in numbers.items()]
+    objects = [{**row, "id": number, **_numbered(row, numbers)} for number, row in enumerate(truth, start=1)]
+    # of a row with both, COCO would take the area of the box for the mask's
+    geometry = "segmentation" if kind == "segm" else "bbox"
+    rows = [{"score": row["score"], geometry: row[geometry], **_numbered(row, numbers)} for row in found]
+    coco = COCO({"images": images, "categories": [{"id": _CATEGORY}], "annotations": objects})
+    judge = COCOeval_faster(coco, coco.loadRes(rows), kind, **_SILENT)
+    judge.evaluate()
+    judge.accumulate()
+    return judge.eval  # type: ignore[no-any-return]
 
 
-def _figure(value: float) -> float | None:
-    return None if value == -1 else float(value)  # COCO writes -1 for a figure without objects
+def _numbered(row: dict[str, Any], numbers: Mapping[int, int]) -> dict[str, int]:
+    return {"image_id": numbers[row["image_id"]], "category_id": _CATEGORY}
+
+
+def _mean(
+    judged: dict[str, npt.NDArray[np.float64]], array: str, ious: slice | int, area: int, instances: int
+) -> float | None:
+    """Return a figure of a category; None if no object has that size, for which COCOeval writes -1."""
+    values = judged[array][ious, ..., area, instances]
+    return float(values.mean()) if values.min() >= 0 else None
+
+
+def _mean_of(figures: Iterable[float | None]) -> float | None:
+    present = [figure for figure in figures if figure is not None]
+    return float(np.mean(present)) if present else None

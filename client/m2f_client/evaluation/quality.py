@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
 
-from m2f.errors import M2FError
+from m2f_client.evaluation.fields import InvalidDataset
 
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int32]
 Segments = Sequence[Mapping[str, Any]]
 
 VOID = 0
@@ -66,17 +66,29 @@ class Quality:
         return {"PQ": self.pq, "SQ": self.sq, "RQ": self.rq}
 
 
-def read_ids(path: Path) -> Ids:
-    """Return the segment of each pixel of a panoptic PNG, int64 [H, W]: R + 256 G + 256^2 B (panopticapi's `rgb2id`).
+def read_ids(path: Path, size: tuple[int, int]) -> Ids:
+    """Return the segment of each pixel of a panoptic PNG, int32 [H, W]: R + 256 G + 256^2 B (panopticapi's `rgb2id`).
+
+    Args:
+        path: the PNG.
+        size: height and width of its image; another size is refused before any pixel is decoded.
 
     Raises:
-        M2FError: the PNG cannot be read.
+        InvalidDataset: the PNG cannot be read, or has another size.
     """
     try:
-        pixels = np.asarray(PillowImage.open(path).convert("RGB"), np.int64)
-    except OSError as error:
-        raise M2FError(f"{path} cannot be read: {error}") from error
-    return pixels @ (1, 256, 256**2)
+        with PillowImage.open(path, formats=["PNG"]) as image:
+            if (image.height, image.width) != size:
+                raise InvalidDataset(
+                    f"{path} is {image.width}x{image.height}, another size than its image, {size[1]}x{size[0]}"
+                )
+            pixels = np.asarray(image.convert("RGB"))
+    except InvalidDataset:
+        raise
+    except Exception as error:  # Pillow raises whatever its parsers meet
+        raise InvalidDataset(f"{path} cannot be read as PNG: {error}") from error
+    red, green, blue = np.moveaxis(pixels.astype(np.int32), 2, 0)
+    return red + 256 * green + 256**2 * blue
 
 
 def count_image(truth: Ids, truth_segments: Segments, found: Ids, found_segments: Segments) -> dict[int, Counts]:

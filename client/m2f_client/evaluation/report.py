@@ -17,8 +17,8 @@ from rich.text import Text
 
 from m2f.errors import M2FError
 from m2f_client.evaluation.collect import Document
-from m2f_client.evaluation.dataset import listed
 from m2f_client.evaluation.evaluate import Evaluated
+from m2f_client.evaluation.files import listed
 from m2f_client.evaluation.panoptic import EvaluatedPanoptic
 from m2f_client.evaluation.precision import Precision
 from m2f_client.printable import complain, printable
