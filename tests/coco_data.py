@@ -21,6 +21,14 @@ def rle(mask):
     return {"size": encoded["size"], "counts": encoded["counts"].decode()}
 
 
+def uncompressed(compressed):
+    """An RLE with the lengths of its runs, zeros first."""
+    column_major = coco_mask.decode(compressed).T.reshape(-1)
+    edges = np.flatnonzero(np.diff(column_major, prepend=0, append=0))
+    counts = np.diff(edges, prepend=0, append=len(column_major)).tolist()
+    return {"size": compressed["size"], "counts": counts if counts[-1] else counts[:-1]}
+
+
 def random_objects(rng, height, width, count):
     """Masks of all of COCO's sizes."""
     sides = np.exp(rng.uniform(np.log(4), np.log(min(height, width) / 2), (count, 2)))

@@ -48,9 +48,7 @@ class Categories:
                 f"categories that the model does not know, counted as missed: {listed(self.unknown_categories)}"
             )
         if self.num_classes not in (None, len(self.ids)):
-            lines.append(
-                f"the model has {self.num_classes} classes, the data set {len(self.ids)} categories, matched in order"
-            )
+            lines.append(f"{self.num_classes} classes are matched in order with {len(self.ids)} categories")
         return lines
 
 

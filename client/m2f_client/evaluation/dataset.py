@@ -84,9 +84,7 @@ def read_instances(path: Path, images: Path | None = None) -> Dataset:
         annotations.append(_instance(row, sizes, known))
         rle_bytes += len(annotations[-1]["segmentation"]["counts"])
         if rle_bytes > MAX_RLE_BYTES:
-            raise InvalidDataset(
-                f"{row.where}: the masks up to here take {rle_bytes} bytes; allowed are {MAX_RLE_BYTES}"
-            )
+            raise row.error(f": the masks up to here take {rle_bytes} bytes as RLE; allowed are {MAX_RLE_BYTES}")
     return Dataset(path, found, _without_unused_doubles(categories, annotations), tuple(annotations))
 
 
@@ -112,9 +110,7 @@ def read_panoptic(path: Path, images: Path | None = None) -> Dataset:
     for row in parts["annotations"]:
         image_id, name = _reference(row, "image_id", names), row.text("file_name")
         if image_id in maps:
-            raise InvalidDataset(
-                f"{row.where} is the second one for the image_id {image_id}; allowed: one for each image"
-            )
+            raise row.error(f" is the second one with the image_id {image_id}; allowed: one for each image")
         png = finder.find(name)
         if png is None:
             missing.append(str(finder.folder / name))

@@ -85,8 +85,8 @@ class Finder:
     def find(self, name: str) -> Path | None:
         r"""Return the file that a name means, or None.
 
-        The name is tried as it is. Then `\` counts as `/`, and folders are dropped from the front until the rest is a
-        file: `C:\data\val\1.png` is `val/1.png` or `1.png`. Upper and lower case, and the ways to write an accent,
+        The name is tried as it is. Then `\` counts as `/`, and folders that do not exist here are dropped from the
+        front: `C:\data\val\1.png` is `val/1.png` or `1.png`. Upper and lower case, and the ways to write an accent,
         differ between systems: they do not matter if only one file has the name. At last the name is read as a URL,
         with `%20` for a space.
         """
@@ -100,6 +100,8 @@ class Finder:
                 found = self._spelled(parts[begin:])
                 if found is not None:
                     return found
+                if _folded(parts[begin]) in self._names(self.folder):
+                    break
         return None
 
     def _spelled(self, parts: Sequence[str]) -> Path | None:
