@@ -244,6 +244,110 @@ def test_wrong_usage_exits_2(m2f, scene, monkeypatch, arguments):
     assert ran.stdout == ""
 
 
+def changed(change):
+    """Change the annotation file of a data set: `change(document)` returns the text to write, or None."""
+
+    def rewrite(folder):
+        path = folder / "annotations" / "instances_val.json"
+        document = json.loads(path.read_text())
+        text = change(document)
+        path.write_text(json.dumps(document) if text is None else text)
+
+    return rewrite
+
+
+def second(**fields):
+    return changed(lambda document: document["annotations"][1].update(fields))
+
+
+BROKEN = [
+    (second(segmentation=[[10, 10, 1e9, 10, 10, 20]]),
+     "annotations[1].segmentation[0] has the coordinate 1e+09; allowed: -131070 to 131070 (id 2)"),
+    (second(segmentation=[[10, 10, float("nan"), 10, 10, 20]]), "has the coordinate nan"),
+    (second(segmentation=[[10, 10, 20, 10, 10]]), "an even count of them (id 2)"),
+    (second(segmentation={"size": [230, 300], "counts": [2**40]}), "annotations[1].segmentation has no valid 'counts'"),
+    (second(category_id="disc"), "annotations[1] has no valid 'category_id': got 'disc'; allowed: a whole number (id 2)"),
+    (second(image_id=99), "annotations[1] has the image_id 99, which does not exist (id 2)"),
+    (changed(lambda document: json.dumps(document["annotations"])), "is a list, as COCO results are"),
+    (changed(lambda document: "\n".join(map(json.dumps, document["images"]))), "as in JSON Lines"),
+    (changed(lambda _: ""), "is empty"),
+    (changed(lambda _: "<html>"), "is not JSON but HTML or XML"),
+    (changed(lambda document: [image.pop("width") for image in document["images"]] and None),
+     "images[0] has no valid 'width': it is absent or null; allowed: a whole number from 1 to 65535 (id 3)"),
+    (changed(lambda document: document["categories"][0].update(name="disc")),
+     "the categories with the ids 1, 5 have objects and the name of class 'disc'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_one_message_says_what_is_wrong_with_a_data_set(m2f, scene, change, message):
+    change(scene[0])
+    ran = m2f(scene[0])
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"m2f: {scene[0]}/annotations/instances_val.json")
+    assert message in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert m2f.server.requests == []
+
+
+def foreign_names(document):
+    for image in document["images"]:
+        image["file_name"] = ("val\\", "C:\\data\\val\\")[image["id"] % 2] + image["file_name"]
+
+
+FOREIGN = {
+    "null fields": lambda document: [a.update(iscrowd=a["iscrowd"] or None, id=None) for a in document["annotations"]],
+    "an unused category": lambda document: document["categories"].insert(0, {"id": 0, "name": "disc"}),
+    "names written elsewhere": foreign_names,
+    "numbers as text": lambda document: [a.update(image_id=str(a["image_id"])) for a in document["annotations"]],
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_what_other_tools_write_gives_the_same_figures(m2f, scene, name):
+    before = json.loads(m2f(scene[0], "--json").stdout)
+    changed(lambda document: (FOREIGN[name](document), None)[1])(scene[0])
+    ran = m2f(scene[0], "--json")
+    assert ran.exit_code == 0, ran.output
+    after = json.loads(ran.stdout)
+    assert [after[name] for name in ("segm", "bbox", "images", "objects")] == [
+        before[name] for name in ("segm", "bbox", "images", "objects")
+    ]
+
+
+def test_results_to_compare_with_that_cannot_be_used(m2f, scene, tmp_path):
+    other = tmp_path / "other.json"
+    for text, message in (
+        ('[{"image_id": 3, "category_id": 1, "score": 1, "segmentation": null}]', "[0] has no valid 'segmentation'"),
+        (
+            '[{"image_id": 3, "category_id": 1, "score": NaN, "segmentation": {"size": null}}]',
+            "[0].segmentation has no",
+        ),
+        ("[null]", "[0] is None; allowed: an object"),
+        ("", "is empty"),
+    ):
+        other.write_text(text)
+        ran = m2f(scene[0], "--against", other)
+        assert (ran.exit_code, ran.stdout) == (1, "")
+        assert f"m2f: {other}" in ran.stderr
+        assert message in ran.stderr
+
+
+def test_an_answer_that_is_no_mask_fails_its_image(scene):
+    """A server of somebody else, whose RLE does not fit: the C++ code that scores would read it unchecked."""
+
+    def answer(request):
+        width, height = Image.open(io.BytesIO(request.inputs["image"][0, 0])).size
+        arrays = stacked([result_of(np.ones((1, height, width)))])
+        arrays["rle"][0, 0] = b"oooooooo0"
+        return arrays
+
+    with serving(answer, class_names=json.dumps(CLASSES)) as server:
+        ran = CliRunner().invoke(main, ["eval", "--url", server.url, str(scene[0])])
+    assert ran.exit_code == 1
+    assert "none of the 12 images worked: 'rle' from the server is not the RLE of masks" in ran.stderr
+
+
 @pytest.mark.server
 def test_the_embedded_model(server, tmp_path):
     """AP as tests/test_parity.py guards it, on the first of its pictures; against itself, and other settings."""

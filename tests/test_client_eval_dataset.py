@@ -1,6 +1,7 @@
 """Data sets that `m2f eval` reads: where their parts are, what is filled in, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,18 @@ from m2f_client.evaluation.files import annotation_file
 from m2f_client.evaluation.precision import average_precision
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    return folder, *write_scene(folder)
+
+
 @pytest.fixture
-def scene(tmp_path):
-    return tmp_path, *write_scene(tmp_path)
+def scene(written, tmp_path):
+    """The data set in a folder of its own, its annotations and results."""
+    folder, document, results = written
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path, document, results
 
 
 def rewrite(folder, change):
