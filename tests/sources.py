@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import logging
 import subprocess
 import sys
@@ -56,6 +57,33 @@ def random_checkpoint(config):
     logging.disable(logging.NOTSET)
     path = config.with_suffix(".pth")
     torch.save({"state_dict": model.state_dict()}, path)
+    return path
+
+
+def pure_python_config(folder, pipeline, more=""):
+    """Write the embedded model's configuration with classes for types, a pipeline of its own and names of its own."""
+    from m2f_export.sources.mmdetection import read_config
+
+    imported = {
+        "mmcv.transforms": ["LoadImageFromFile"],
+        "mmdet.datasets": ["CocoDataset"],
+        "mmdet.datasets.transforms": ["PackDetInputs", "Resize"],
+        "mmdet.models": [
+            "CrossEntropyLoss", "DetDataPreprocessor", "DiceLoss", "Mask2Former", "Mask2FormerHead",
+            "MaskFormerFusionHead", "MSDeformAttnPixelDecoder", "ResNet",
+        ],
+        "torch.nn": ["ReLU"],
+    }  # fmt: skip
+    model = repr(read_config(CONFIG).model)
+    for name in itertools.chain(*imported.values()):
+        model = model.replace(f"'type': '{name}'", f"'type': {name}")
+    lines = [f"from {module} import {', '.join(names)}" for module, names in imported.items()]
+    path = folder / "pure.py"
+    path.write_text("\n".join([
+        *lines, f"model = {model}", f"pipeline = [{', '.join(pipeline)}]",
+        "metainfo = dict(CLASSES=('a, b', 'c', 'd', 'e', 'f'))",
+        "test_dataloader = dict(dataset=dict(type=CocoDataset, pipeline=pipeline, metainfo=metainfo))", more,
+    ]))  # fmt: skip
     return path
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sources import CHECKPOINT, CONFIG, random_checkpoint, small_config
+from sources import CHECKPOINT, CONFIG, pure_python_config, random_checkpoint, small_config
 
 from m2f.settings import Settings
 
@@ -61,6 +61,22 @@ def test_the_embedded_configuration_is_described(source):
     assert described.preprocessing.std == (58.0, 57.0, 57.0)
     assert described.settings == Settings()
     assert described.facts.thing_classes == {0, 1, 2, 3, 4}
+
+
+def test_a_pure_python_configuration_is_read(source, tmp_path):
+    """Types are classes, as in mmdetection's new configurations; the model built is the same."""
+    import torch
+
+    pipeline = ["dict(type=LoadImageFromFile)", "dict(type=Resize, scale=(256, 256), keep_ratio=True)",
+                "dict(type=PackDetInputs)"]  # fmt: skip
+    pure = source.load_mmdet(pure_python_config(tmp_path, pipeline), CHECKPOINT)
+    named = source.load_mmdet(CONFIG, CHECKPOINT)
+    assert pure.kind == "mmdetection Mask2Former (pure)"
+    assert pure.facts.class_names == ("a, b", "c", "d", "e", "f")
+    assert (pure.preprocessing, pure.settings) == (named.preprocessing, named.settings)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(pure.network(image)[1], named.network(image)[1])
 
 
 def test_stuff_and_the_panoptic_rules_are_the_heads(source, tmp_path):

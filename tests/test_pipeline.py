@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from exports import compare_on, m2f_export
 from kserve import connect
-from sources import CHECKPOINT, COMMITTED, CONFIG, ROOT
+from sources import CHECKPOINT, COMMITTED, CONFIG, ROOT, pure_python_config
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
@@ -236,6 +236,46 @@ def test_an_engine_is_built_for_the_sizes_that_are_stated(size, shapes, expected
     stated = ShapeRange(**dict(zip(("minimum", "optimum", "maximum"), shapes, strict=True))) if shapes else None
     profile = engine_profile(preprocessing, stated)
     assert (profile.batch, profile.height, profile.width) == expected
+
+
+@pytest.mark.parametrize(
+    ("scale", "usual", "longest"),
+    [
+        ((1333, 800), (800, 1344), 1344),
+        ((2560, 640), (640, 2560), 2560),
+        ((20_000, 256), (256, 512), 512),
+        ((12_800, 800), (800, 1600), 1600),  # Resize(scale=(inf, 800))
+    ],
+)
+def test_without_a_longest_edge_an_engine_is_built_and_warmed_up_for_a_usual_size(scale, usual, longest):
+    from m2f_export.pipeline import engine_profile
+    from m2f_export.repository_writer import warm_up_size
+
+    preprocessing = Preprocessing(scale=scale)
+    profile = engine_profile(preprocessing, None)
+    assert warm_up_size(preprocessing) == (profile.height[1], profile.width[1]) == usual
+    assert profile.height[2] == profile.width[2] == longest
+
+
+@pytest.mark.more
+def test_a_pure_python_configuration_is_served_with_the_options_it_states(tmp_path):
+    """Classes for types, no longest edge, images as stored, padding that is no pixel, names under the older key."""
+    config = pure_python_config(tmp_path, [
+        "dict(type=LoadImageFromFile, color_type='color_ignore_orientation')",
+        "dict(type=Resize, scale=(float('inf'), 128), keep_ratio=True)", "dict(type=PackDetInputs)",
+    ], "model['data_preprocessor'].update(pad_value=114, pad_size_divisor=64)")  # fmt: skip
+    target = tmp_path / "mine"
+    result = m2f_export(config, CHECKPOINT, "--repository", target, "--json", *compare_on(IMAGES[:1]))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert "pads with 114.0, which is no pixel: the input is float32_chw" in result.stderr.replace("\n", " ")
+    assert "pure.py states other class names than the checkpoint" in result.stderr.replace("\n", " ")
+    assert report["class_names"] == ["a, b", "c", "d", "e", "f"]
+    stated = report["preprocessing"]
+    assert (stated["layout"], stated["float_pad_value"], stated["exif_orientation"]) == ("float32_chw", 114, False)
+    assert [step["name"] for step in report["comparison"]["steps"]] == ["ONNX Runtime", "Triton"]
+    warm_up = (target / "mask2former_engine/config.pbtxt").read_text()
+    assert "dims: [ 3, 128, 256 ]" in warm_up
 
 
 def test_a_head_needs_a_repository(tmp_path):

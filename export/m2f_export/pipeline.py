@@ -217,6 +217,8 @@ class _Export:
             source = read_source(request)
             own = replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
             source = replace(source, settings=deploy.settings_for(own) if deploy else own)
+            for note in source.notes:
+                self.say(note)
             if source.facts.thing_classes is None:
                 self.say(f"{request.model} does not say which classes are stuff: all are served as things")
         self._adopt(source, output) if source.network is None else self._trace(source, output)

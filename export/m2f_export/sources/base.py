@@ -32,6 +32,7 @@ class Source:
         settings: the source's own post-processing (mmdet's `test_cfg`).
         divisor: H and W must be multiples of this number.
         fixed_size: H and W if the network takes only one size (EoMT), else None.
+        notes: what a user should know of the source, each in a sentence.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Source:
     settings: Settings = field(default_factory=Settings)
     divisor: int = 32
     fixed_size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def checked_names(names: Sequence[object], where: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import check_file
 from m2f_export.sources import mmdet_options as options
+from m2f_export.sources.base import checked_names
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 from m2f_export.sources.mmdet_options import Place, class_of, named, read_options, whole_number
 from m2f_export.sources.mmdet_pipeline import Preparation, read_preparation
@@ -40,14 +41,16 @@ class Described(NamedTuple):
         settings: the post-processing.
         num_things: number of classes that have instances; they come first.
         num_classes: number of all classes.
-        class_names: their names; empty if the configuration and its data set do not say.
+        stated_names: their names in the configuration; empty if it states none.
+        usual_names: their names in the kind of data set, such as COCO's; empty if it has more or fewer.
     """
 
     preparation: Preparation
     settings: Settings
     num_things: int
     num_classes: int
-    class_names: tuple[str, ...]
+    stated_names: tuple[str, ...]
+    usual_names: tuple[str, ...]
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -66,7 +69,7 @@ def read_config(path: Path) -> Config:
             settings = Config.fromfile(path)
             settings = Config({key: _resolved(settings[key]) for key in _READ if key in settings})
     except (Exception, SystemExit) as error:
-        raise ExportError(f"{path} is not a configuration that mmengine can read: {reason(error)}") from error
+        raise ExportError(f"{path} is not a configuration that mmengine can read: {_why(error)}") from error
     model = settings.get("model")
     if not isinstance(model, Mapping) or "type" not in model:
         said = "it has no 'model'" if model is None else "its model has no 'type'"
@@ -83,6 +86,15 @@ def _resolved(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_resolved, value))
     return value.build() if isinstance(value, LazyObject | LazyAttr) else value
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return "it ends the program"
+    if not isinstance(error, ImportError):
+        return reason(error)
+    # mmengine's own message about `custom_imports` lists the whole search path
+    return f"{reason(error.__cause__ or error)}; a module of your own is found if PYTHONPATH has its folder"
 
 
 # --- the description -------------------------------------------------------------------------------------------------
@@ -104,19 +116,21 @@ def describe(settings: Config, file: Path) -> Described:
     found = [
         (
             read_preparation(*_pipeline(dataset, at, settings), *preprocessor),
-            _class_names(dataset.get("metainfo"), at.at("metainfo"), num_classes) or _usual_names(dataset, num_classes),
+            _stated_names(dataset.get("metainfo"), at.at("metainfo"), num_classes),
+            _usual_names(dataset, num_classes),
         )
         for dataset, at in _datasets(settings, file)
     ]
     if any(each != found[0] for each in found):
         raise ExportError(f"{file}: the data sets of test_dataloader differ in their images or classes; allowed: one")
-    preparation, class_names = found[0]
+    preparation, stated_names, usual_names = found[0]
     return Described(
         preparation=preparation,
         settings=_test_settings(model.get("test_cfg"), place.at("test_cfg")),
         num_things=num_things,
         num_classes=num_classes,
-        class_names=class_names,
+        stated_names=stated_names,
+        usual_names=usual_names,
     )
 
 
@@ -125,12 +139,11 @@ def _classes(model: Mapping[str, Any], place: Place) -> tuple[int, int]:
     head, at = model.get("panoptic_head"), place.at("panoptic_head")
     if not isinstance(head, Mapping):
         raise at.refusal(head, "a dict")
-    fusion = model.get("panoptic_fusion_head") or {}
+    fusion, fusion_at = model.get("panoptic_fusion_head", {}), place.at("panoptic_fusion_head")
     if not isinstance(fusion, Mapping):
-        raise place.at("panoptic_fusion_head").refusal(fusion, "a dict")
-    if "type" in fusion and class_of(fusion["type"], MODELS) is not MaskFormerFusionHead:
-        raise ExportError(f"{place.at('panoptic_fusion_head').at('type')} is {named(fusion['type'])}; "
-                          "allowed: MaskFormerFusionHead")  # fmt: skip
+        raise fusion_at.refusal(fusion, "a dict")
+    if class_of(fusion.get("type", MaskFormerFusionHead), MODELS) is not MaskFormerFusionHead:
+        raise fusion_at.at("type").refusal(fusion["type"], "'MaskFormerFusionHead'")
     counts = []
     for key, default, first, last in (
         ("num_things_classes", 80, 0, MAX_CLASSES),
@@ -206,7 +219,7 @@ def _preprocessor(settings: Config, file: Path) -> tuple[object, Place]:
     return settings["data_preprocessor"], place
 
 
-def _class_names(metainfo: object, place: Place, num_classes: int) -> tuple[str, ...]:
+def _stated_names(metainfo: object, place: Place, num_classes: int) -> tuple[str, ...]:
     """Return the class names that `metainfo` states; empty if it states none.
 
     Raises:
@@ -225,20 +238,21 @@ def _class_names(metainfo: object, place: Place, num_classes: int) -> tuple[str,
 
 def _usual_names(dataset: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Return the class names of a kind of data set, such as COCO's; empty if the model has more or fewer."""
-    names = getattr(class_of(dataset.get("type"), DATASETS), "METAINFO", {}).get("classes", ())
-    return tuple(names) if len(names) == num_classes else ()
+    metainfo = getattr(class_of(dataset.get("type"), DATASETS), "METAINFO", None)
+    names = metainfo.get("classes") if isinstance(metainfo, Mapping) else None
+    return tuple(map(str, names)) if isinstance(names, list | tuple) and len(names) == num_classes else ()
 
 
 def _listed(value: str | tuple[str, ...] | list[str], place: Place) -> tuple[str, ...]:
     """Return class names; as for mmengine, a string is the path of a file with a name in each line, else one name."""
     if not isinstance(value, str):
-        return tuple(value)
+        return checked_names(value, str(place))
     path = Path(value)
     try:
-        if not path.is_file():
-            return (value,)
+        if "\0" in value or not path.is_file():
+            return checked_names([value], str(place))
         if path.stat().st_size > _LISTED_BYTES:
             raise place.refusal(value, f"a file of at most {_LISTED_BYTES} bytes")
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as error:  # no name of a file, or no text
-        raise place.refusal(value, f"names, or a text file of names ({error})") from error
+        return checked_names(path.read_text(encoding="utf-8").splitlines(), str(place))
+    except (OSError, UnicodeDecodeError) as error:
+        raise place.refusal(value, f"names, or a text file of names ({reason(error)})") from error

@@ -97,9 +97,14 @@ def as_source(
         described: what the configuration says.
         config: the configuration's file, for people.
         network: the network with its weights; None: a graph is given.
-        trained_on: class names that the checkpoint states; they count if there is one for each class.
+        trained_on: class names that the checkpoint states. They count if there is one for each class, and the
+            configuration states none.
     """
-    names = trained_on if len(trained_on) == described.num_classes else described.class_names
+    trained_on = trained_on if len(trained_on) == described.num_classes else ()
+    names = described.stated_names or trained_on or described.usual_names
+    notes = ()
+    if trained_on and names != trained_on:
+        notes = (f"{config} states other class names than the checkpoint: {', '.join(names)[:200]}; these are served",)
     return Source(
         kind=f"mmdetection Mask2Former ({config.stem})",
         network=network,
@@ -108,6 +113,7 @@ def as_source(
         # in mmdetection stuff comes after the things
         facts=ModelFacts(class_names=names, thing_classes=frozenset(range(described.num_things))),
         settings=described.settings,
+        notes=notes,
         divisor=DIVISOR,
     )
 
