@@ -102,7 +102,7 @@ def as_source(
     """
     trained_on = trained_on if len(trained_on) == described.num_classes else ()
     names = described.stated_names or trained_on or described.usual_names
-    notes = ()
+    notes: tuple[str, ...] = ()
     if trained_on and names != trained_on:
         notes = (f"{config} states other class names than the checkpoint: {', '.join(names)[:200]}; these are served",)
     return Source(
