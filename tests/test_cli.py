@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -164,6 +165,85 @@ def test_bad_files_are_named_and_the_rest_go_on(m2f, folder):
         "m2f: nope.jpg: No such file or directory",
         "m2f: empty: no JPEG, PNG or WebP in this folder",
         "m2f: no*.png: nothing matches",
+    ]
+
+
+@pytest.fixture
+def mixed(folder):
+    """A folder as people have it: images of many names and types, what is none, and what only has the name of one."""
+    (folder / "p/deep").mkdir(parents=True)
+    for name in ("a.jpg", "photo.jfif", "scan.jpe", "B.JPG", "picture.bmp", "page.TIF", "deep/c.png"):
+        kind = {".jfif": "JPEG", ".jpe": "JPEG"}.get(Path(name).suffix)
+        Image.new("RGB", (40, 30)).save(folder / "p" / name, kind)
+    for name in ("phone.heic", "notes.txt", "list.csv", ".hidden.txt"):
+        (folder / "p" / name).write_bytes(b"text")
+    os.mkfifo(folder / "p/pipe.jpg")
+    os.mkfifo(folder / "p/clip.mp4")
+    (folder / "p/zero.png").symlink_to("/dev/zero")
+    (folder / "p/loop").symlink_to("..")
+    return folder
+
+
+def test_what_a_folder_has_is_sent_or_named(m2f, mixed):  # noqa: ARG001 (makes the files)
+    result = m2f("p")
+    assert result.exit_code == 1
+    done = re.findall(r"^(p/\S+)  40x30", result.stdout, re.MULTILINE)
+    assert done == ["p/B.JPG", "p/a.jpg", "p/deep/c.png", "p/page.TIF", "p/photo.jfif", "p/picture.bmp", "p/scan.jpe"]
+    assert result.stderr.splitlines() == [
+        "m2f: p/phone.heic: image: not a JPEG, PNG or WebP",
+        "m2f: p/pipe.jpg: a pipe, not a file",
+        "m2f: p/zero.png: a device, not a file",
+        "m2f: skipped 4 files that are not images: p/loop (a link to a folder), p/clip.mp4, p/list.csv, p/notes.txt",
+    ]
+
+
+def test_what_is_not_an_image_by_its_name_does_not_fail(m2f, folder):
+    (folder / "sub/notes.txt").touch()
+    result = m2f("sub", "--out", "out")
+    assert result.exit_code == 0
+    assert result.stderr == "m2f: skipped 1 file that is not an image: sub/notes.txt\n"
+
+
+@pytest.mark.usefixtures("mixed")
+@pytest.mark.parametrize("name", ["p/pipe.jpg", "p/clip.mp4"])
+def test_a_pipe_that_nobody_writes_to(m2f, name):
+    result = m2f("a.jpg", name, "sub/a.png", "--timeout", "0.3")
+    assert result.exit_code == 1
+    assert result.stdout.count("instances") == 2
+    assert result.stderr == f"m2f: {name}: the pipe did not end within 0.3 s\n"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_pipe_that_is_written_to(fake):
+    """As `m2f predict <(curl ...)`, and with an image on standard input in two ways."""
+    reader, writer = os.pipe()
+    os.write(writer, Path("sub/a.png").read_bytes())
+    os.close(writer)
+    command = [Path(sys.executable).with_name("m2f"), "predict", f"/dev/fd/{reader}", "/dev/stdin", "--url", fake.url]
+    with Path("a.jpg").open("rb") as stdin:
+        ran = subprocess.run(command, pass_fds=[reader], stdin=stdin, capture_output=True, text=True, check=False)
+    os.close(reader)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "  20x50, 2 instances" in ran.stdout
+    assert "/dev/stdin  40x30, 2 instances" in ran.stdout
+
+
+@pytest.mark.parametrize("redirect", ["<&-", "0>/dev/null", "< /dev/zero"])
+def test_standard_input_that_is_none(m2f, fake, redirect):  # noqa: ARG001 (makes the files)
+    command = f"{Path(sys.executable).with_name('m2f')} predict - a.jpg --url {fake.url} {redirect}"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert re.fullmatch(r"m2f: -: (standard input is closed|Bad file descriptor|larger than 256 MiB)\n", ran.stderr)
+    assert "a.jpg  40x30" in ran.stdout
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "rtsp", "ftp", "file", "azure"])
+def test_sources_of_other_schemes_are_refused_by_name(m2f, scheme):
+    result = m2f("a.jpg", f"{scheme}://somewhere/b.jpg", f"{scheme}://somewhere/c.mp4")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        f"m2f: {scheme}://somewhere/{name}: {scheme}:// is not read; allowed are http://, https:// and paths"
+        for name in ("b.jpg", "c.mp4")
     ]
 
 

@@ -297,7 +297,7 @@ class TestCommand:
         [
             (("--url", "grpc://a,b"), "one server"),
             (("--url", "s3://a"), "is not an address: s3:// is not a scheme of a server; use grpc://"),
-            (("--examples", str(IMAGES.parents[1] / "src")), "no .jpg"),
+            (("--examples", str(IMAGES.parents[1] / "src")), "no .apng, .jfif"),
             (("--port", "70000"), "70000"),
         ],
     )
@@ -318,7 +318,8 @@ class TestCommand:
     def test_a_signal_stops_it_and_nothing_is_left(self, server, tmp_path):
         code = "from m2f_cli.main import main; main()"
         command = [sys.executable, "-c", code, "demo", "--url", f"http://{server.http_url}", "--port", "0"]
-        environment = {"TMPDIR": str(tmp_path), "PATH": ""}
+        proxies = {"http_proxy": "http://127.0.0.1:1", "HTTPS_PROXY": "foo://x", "all_proxy": "socks5://127.0.0.1:1"}
+        environment = {"TMPDIR": str(tmp_path), "PATH": "", **proxies}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as page:
             try:

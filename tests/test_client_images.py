@@ -1,19 +1,24 @@
 """What is sent for an image: files as they are, pixels without loss, and a clear no to the rest."""
 
+import array
 import io
+import os
 import subprocess
 import sys
+from io import FileIO
 
 import cv2
 import numpy as np
 import pytest
+from fake_server import serving
 from memory import peak_of
 from pictures import encode, photo
 from PIL import Image, features
 from tiffs import pages, picture_tags, tiff
 
 from m2f.image import decode_image
-from m2f_client import InvalidRequest, UnreadableImage
+from m2f_client import Client, InvalidRequest, UnreadableImage
+from m2f_client.fake import result_of, stacked
 from m2f_client.images import TRANSCODED_SUFFIXES, encoded, image_tensor
 
 RNG = np.random.default_rng(0)
@@ -112,10 +117,109 @@ def test_a_damaged_file_in_a_pillow_image():
         encoded(Image.open(io.BytesIO(file.getvalue()[:-4000])))
 
 
-@pytest.mark.parametrize("image", [None, 3, [b"x"], bytearray(b"x"), {"a": 1}])
+@pytest.mark.parametrize("image", [None, 3, [b"x"], {"a": 1}, array.array("B", b"x"), object()])
 def test_other_types_are_refused(image):
     with pytest.raises(InvalidRequest, match=f"got {type(image).__name__}"):
         encoded(image)
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Named(bytes):
+    """A subclass that prints otherwise, and has its own idea of its bytes."""
+
+    def __bytes__(self):
+        return b"something else"
+
+    def __str__(self):
+        return "a picture"
+
+
+class Entry:
+    """A path whose name is bytes, as of `os.scandir(b".")`."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return os.fsencode(self.path)
+
+
+PICTURE = b"\xff\xd8 a picture \0\0"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.bytes_(PICTURE),
+        Named(PICTURE),
+        bytearray(PICTURE),
+        memoryview(PICTURE),
+        memoryview(bytes(byte for one in PICTURE for byte in (one, 0)))[::2],
+        np.array(PICTURE),
+        np.array(PICTURE, object),
+        np.frombuffer(PICTURE, np.uint8).data,
+        io.BytesIO(PICTURE),
+    ],
+    ids=lambda image: type(image).__name__,
+)
+def test_bytes_of_every_kind_are_sent_as_they_are(image):
+    data = encoded(image)
+    assert (type(data), data) == (bytes, PICTURE)
+
+
+@pytest.mark.parametrize("image", [np.bytes_(PICTURE), Named(PICTURE), bytearray(PICTURE)], ids=type)
+def test_bytes_of_every_kind_arrive(image):
+    with serving(lambda _: stacked([result_of(np.ones((1, 4, 5)))])) as fake, Client(fake.url) as client:
+        client.predict(image)
+        client.predict_batch([image])
+        assert [asked.inputs["image"][0, 0] for asked in fake.requests] == [PICTURE] * 2
+
+
+@pytest.mark.parametrize(
+    "kind", [str, Text, np.str_, np.array, Entry, lambda path: np.array(path, object), FileIO]
+)  # fmt: skip
+def test_paths_and_open_files_of_every_kind(tmp_path, kind):
+    path = tmp_path / "\udcffa.jpg"
+    path.write_bytes(PICTURE)
+    image = kind(path if kind is Entry else str(path))
+    assert encoded(image) == PICTURE
+    if hasattr(image, "close"):
+        image.close()
+        with pytest.raises(UnreadableImage, match="closed"):
+            encoded(image)
+
+
+def test_open_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(PICTURE)
+    with (
+        (tmp_path / "a.jpg").open() as text,
+        pytest.raises(InvalidRequest, match="open it with 'rb'; got TextIOWrapper"),
+    ):
+        encoded(text)
+    with (tmp_path / "b").open("wb") as written, pytest.raises(UnreadableImage, match="cannot be read"):
+        encoded(written)
+    with open("/dev/zero", "rb") as endless, pytest.raises(UnreadableImage, match="larger than 256 MiB"):  # noqa: PTH123
+        encoded(endless)
+
+
+def test_files_that_are_none_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, reason in (("pipe.jpg", r"within 0\.1 s"), ("", "a folder, not a file"), ("gone.jpg", "No such file")):
+        with pytest.raises(UnreadableImage, match=f"{tmp_path / name}: .*{reason}"):
+            image_tensor([tmp_path / name], timeout=0.1)
+    with pytest.raises(UnreadableImage, match=r"s3://a/b\.jpg: this is an address, not a path"):
+        encoded("s3://a/b.jpg")
+
+
+def test_the_timeout_of_a_request_holds_for_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with Client("http://127.0.0.1:1", timeout=0.1) as client:
+        for path in (tmp_path / "pipe.jpg", str(tmp_path / "pipe.jpg")):
+            with pytest.raises(UnreadableImage, match=r"the pipe did not end within 0\.1 s"):
+                client.predict(path)
 
 
 def test_a_list_is_for_predict_batch():
@@ -123,8 +227,9 @@ def test_a_list_is_for_predict_batch():
         encoded(["a.jpg"])
     with pytest.raises(InvalidRequest, match="list of images; got str"):
         image_tensor("a.jpg")
-    with pytest.raises(InvalidRequest, match="list of images; got ndarray"):
-        image_tensor(COLOUR)
+    for one in (COLOUR, bytearray(b"x"), memoryview(b"x"), np.bytes_(b"x")):
+        with pytest.raises(InvalidRequest, match=f"list of images; got {type(one).__name__}"):
+            image_tensor(one)
 
 
 def test_a_path_that_no_system_has():

@@ -131,8 +131,9 @@ class Client(_AnyClient):
         """Find the instances of one image.
 
         Args:
-            image: path or bytes of a JPEG, PNG or WebP; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image.
-                Pixels are sent as PNG, so nothing is lost. A list is refused: pass it to `predict_batch`.
+            image: path or bytes of a JPEG, PNG or WebP, or that file open for binary reading; pixels, uint8 [H, W, 3]
+                RGB or [H, W] grey; a Pillow image. Pixels, and files of other formats that Pillow reads without loss
+                (TIFF, BMP, ...), are sent as PNG, so nothing is lost. A list is refused: pass it to `predict_batch`.
             outputs: names of `m2f.contract.OUTPUTS`; the server computes only these.
             timeout: seconds for this request, in place of the client's.
             **parameters: request parameters (`score_threshold=0.5`, `classes="0,2"`, ...); None is not sent.

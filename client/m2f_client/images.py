@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,19 @@ import numpy.typing as npt
 from m2f.errors import InputError
 from m2f.limits import MAX_BATCH_SIZE, MAX_PIXELS, MAX_SIDE
 from m2f_client.client_errors import InvalidRequest, UnreadableImage
+from m2f_client.files import MAX_BYTES, read_file
 
 if TYPE_CHECKING:
     import PIL.Image
 
-ImageSource: TypeAlias = Union[str, os.PathLike[str], bytes, npt.NDArray[np.uint8], "PIL.Image.Image"]
-"""Path or bytes of an image file; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a Pillow image."""
+ImageSource: TypeAlias = Union[
+    str, os.PathLike[str], bytes, bytearray, memoryview, IO[bytes], npt.NDArray[np.uint8], "PIL.Image.Image"
+]
+"""Path or bytes of an image file, or the file open for binary reading; pixels, uint8 [H, W, 3] RGB or [H, W] grey; a
+Pillow image."""
+
+_Buffer = bytes | bytearray | memoryview
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 SERVED_SUFFIXES = (".apng", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".webp")
 """Suffixes of the files that the server reads: JPEG, PNG and WebP."""
@@ -46,41 +53,53 @@ _DEEP_MODES = ("I", "F")  # starts of Pillow's modes of more than 8 bits, which 
 _END_OF_SIDES = 24  # bytes of signature, head of the first chunk, width and height
 
 
-def image_tensor(images: Sequence[ImageSource]) -> npt.NDArray[np.object_]:
+def image_tensor(images: Sequence[ImageSource], *, timeout: float | None = None) -> npt.NDArray[np.object_]:
     """Return the `image` input of one request: encoded images as `bytes`, object [N, 1].
+
+    Args:
+        images: 1 to 8 images.
+        timeout: seconds that reading a pipe may take; None waits for ever.
 
     Raises:
         InvalidRequest: there are not 1 to 8 images, or an image is not an `ImageSource`.
         UnreadableImage: a file cannot be read.
     """
-    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+    if not isinstance(images, Sequence) or isinstance(images, str | _Buffer):
         raise InvalidRequest(f"a batch is a list of images; got {type(images).__name__} (predict takes one image)")
     if not 1 <= len(images) <= MAX_BATCH_SIZE:
         raise InvalidRequest(f"a request takes 1 to {MAX_BATCH_SIZE} images; got {len(images)}")
     tensor = np.empty((len(images), 1), np.object_)
-    tensor[:, 0] = [encoded(image) for image in images]
+    tensor[:, 0] = [encoded(image, timeout=timeout) for image in images]
     return tensor
 
 
-def encoded(image: ImageSource) -> bytes:
+def encoded(image: ImageSource, *, timeout: float | None = None) -> bytes:
     """Return an image as the server reads it: its own formats unchanged, other files and pixels as PNG, without loss.
 
     Of a Pillow image, palettes are looked up and alpha is dropped; an EXIF orientation is not applied.
+
+    Args:
+        image: the image.
+        timeout: seconds that reading a pipe may take; None waits for ever.
 
     Raises:
         InvalidRequest: the image has another type, an array another dtype or shape, a Pillow image more than 8 bits.
         UnreadableImage: the file cannot be read or transcoded.
     """
-    if isinstance(image, bytes):
-        return served(image)
+    if isinstance(image, np.ndarray) and image.ndim == 0:
+        image = _scalar(image)
+    if isinstance(image, _Buffer):
+        return served(bytes(memoryview(image)))  # exactly `bytes`: tritonclient sends the repr of a subclass
     if isinstance(image, str | os.PathLike):
-        return served(_read(image))
+        return served(_read(image, timeout))
     if isinstance(image, np.ndarray):
         return _png(image)
     if _is_pillow(image):
         return _png(_pillow_pixels(image))
+    if hasattr(image, "read"):
+        return served(_read_open(image))
     raise InvalidRequest(
-        f"an image is a path, bytes, a uint8 array or a Pillow image; got {type(image).__name__}"
+        f"an image is a path, bytes, a uint8 array, a Pillow image or an open file; got {type(image).__name__}"
         + (" (for a list of images: predict_batch)" if isinstance(image, list | tuple) else "")
     )
 
@@ -117,13 +136,34 @@ def pixels_of_png(data: bytes) -> int | None:
     return int(width * height)
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _scalar(array: npt.NDArray[Any]) -> Any:
+    """Return what an array without dimensions holds, such as bytes or a path; the array itself if that is a number."""
+    if array.dtype.kind == "S":
+        return array.tobytes()  # `item` would drop zeros at the end
+    return array.item() if array.dtype.kind in "UO" else array
+
+
+def _read(path: str | os.PathLike[str], timeout: float | None) -> bytes:
+    name = os.fsdecode(path)
+    if _ADDRESS.match(name):
+        raise UnreadableImage(f"{name}: this is an address, not a path; download the image and pass its bytes")
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{os.fspath(path)}: {error.strerror}") from error
-    except ValueError as error:  # a null character
-        raise UnreadableImage(f"{os.fspath(path)!r}: {error}") from error
+        return read_file(name, timeout=timeout)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name}: {error}") from error
+
+
+def _read_open(file: Any) -> bytes:
+    """Return what is left of a file that is open for binary reading."""
+    try:
+        data = None if isinstance(file, io.TextIOBase) else file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
+        raise UnreadableImage(f"the open file cannot be read: {error}") from error
+    if not isinstance(data, bytes):
+        raise InvalidRequest(f"an open file must give bytes: open it with 'rb'; got {type(file).__name__}")
+    if len(data) > MAX_BYTES:
+        raise UnreadableImage(f"the open file is larger than {MAX_BYTES >> 20} MiB")
+    return data
 
 
 def _png(pixels: npt.NDArray[Any]) -> bytes:
@@ -140,7 +180,7 @@ def _png(pixels: npt.NDArray[Any]) -> bytes:
     return png.tobytes()
 
 
-def _is_pillow(image: object) -> bool:
+def _is_pillow(image: object) -> TypeGuard[PIL.Image.Image]:
     module = sys.modules.get("PIL.Image")  # a Pillow image exists only if Pillow is imported
     return module is not None and isinstance(image, module.Image)
 

@@ -42,7 +42,7 @@ def build_request(
     _check_text("the model's name", model)
     return Request(
         model=model,
-        inputs={"image": image_tensor(images)},
+        inputs={"image": image_tensor(images, timeout=timeout)},
         outputs=needed_outputs(outputs, batched=len(images) > 1),
         parameters=checked_parameters(parameters),
         timeout=timeout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import webbrowser
@@ -14,11 +15,10 @@ import click
 from m2f.errors import M2FError
 from m2f_cli.options import timeout_option, url_option
 from m2f_client.client_errors import InvalidAddress
+from m2f_client.images import SERVED_SUFFIXES
 from m2f_client.printable import complain
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.connect import connect
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @click.command()
@@ -64,9 +64,11 @@ def _endpoint(url: str) -> Endpoint:
 def _images(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
-    images = sorted(path.resolve() for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    images = sorted(
+        path.resolve() for path in folder.iterdir() if path.suffix.lower() in SERVED_SUFFIXES and path.is_file()
+    )
     if not images:
-        raise click.BadParameter(f"no {', '.join(_SUFFIXES)} in {folder}", param_hint="--examples")
+        raise click.BadParameter(f"no {', '.join(SERVED_SUFFIXES)} in {folder}", param_hint="--examples")
     return images
 
 
@@ -74,11 +76,11 @@ def _images(folder: Path | None) -> list[Path]:
 def _serving(endpoint: Endpoint, images: list[Path], *, host: str, port: int, timeout: float) -> Iterator[str]:
     """Serve the page until the block ends, and give its address; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from m2f_client.page.page import served  # noqa: PLC0415 (gradio takes seconds to import)
     from m2f_client.page.timed_client import TimedClient  # noqa: PLC0415
 
-    with (
-        closing(TimedClient(connect(endpoint), timeout=timeout)) as client,
-        served(client, images, host=host, port=port) as address,
-    ):
-        yield address
+    with closing(TimedClient(connect(endpoint), timeout=timeout)) as client:
+        os.environ.update(no_proxy="*", NO_PROXY="*")  # from here on for Gradio, which asks its own page if it is there
+        from m2f_client.page.page import served  # noqa: PLC0415 (gradio takes seconds to import)
+
+        with served(client, images, host=host, port=port) as address:
+            yield address

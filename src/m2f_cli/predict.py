@@ -53,12 +53,12 @@ def predict(
 ) -> None:
     """Find the instances of images.
 
-    An IMAGE is a JPEG, PNG or WebP file; a folder, for the images in it and below; a quoted pattern such as
-    'shots/**/*.jpg'; an http(s) address; a video, whose frames are the images; or - for an image on standard input.
-    Results come in the order of the images.
+    An IMAGE is an image file (JPEG, PNG, WebP; TIFF, BMP and others are sent as PNG); a folder, for the images in it
+    and below; a quoted pattern such as 'shots/**/*.jpg'; an http(s) address; a video, whose frames are the images; or -
+    for an image on standard input. Results come in the order of the images.
 
-    Images that fail are reported on standard error. To resume a run with --out or --jsonl that was stopped, repeat the
-    command: it does the remaining images and retries those that failed.
+    Images that fail, and files that are skipped, are reported on standard error. To resume a run with --out or
+    --jsonl that was stopped, repeat the command: it does the remaining images and retries those that failed.
 
     Exit code: 0 all images worked; 1 some failed, or the run was stopped; 2 wrong usage.
     """
@@ -66,14 +66,15 @@ def predict(
     named = {"score_threshold": score_threshold, "classes": classes}
     parameters = dict(extra) | {name: value for name, value in named.items() if value is not None}
     try:
-        names = expand(images, out=options["out"])
+        sources = expand(images, out=options["out"])
         client = Client(url, timeout=timeout)
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from None
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     with client:
-        sys.exit(run(client, PredictOptions(names, parameters, timeout=timeout, **options)))
+        given = PredictOptions(sources.names, parameters, sources.refused, sources.note(), timeout=timeout, **options)
+        sys.exit(run(client, given))
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -36,6 +37,8 @@ class PredictOptions:
     Attributes:
         names: the sources, see `sources.expand`.
         parameters: request parameters.
+        refused: why a source cannot be read, for those that are known not to be images.
+        note: a remark on the sources, printed at the end.
         out: folder for overlays and documents; None: neither is written.
         raw: whether to save the logits.
         panoptic: whether to save the panoptic segmentation.
@@ -48,6 +51,8 @@ class PredictOptions:
 
     names: Sequence[str]
     parameters: Mapping[str, Parameter]
+    refused: Mapping[str, str] = field(default_factory=dict)
+    note: str | None = None
     out: Path | None = None
     raw: bool = False
     panoptic: bool = False
@@ -125,6 +130,8 @@ class _PredictRun:
                 self._write_document(out / "panoptic.json", write_panoptic)
         if self._options.as_json:
             self._write(write_instances, sys.stdout)
+        if self._options.note:
+            complain(self._options.note)
         if not self._stop.is_set() and not self._failed:
             self._journal.close(remove=self._journal.path != self._options.jsonl)
             return 0
@@ -135,7 +142,9 @@ class _PredictRun:
         """Return the number of items; None if a video does not state its number of frames."""
         total = 0
         for name in self._options.names:
-            frames_in_it = count_frames(name, self._options.every) if is_video(name) else int(name not in self._journal)
+            frames_in_it = (
+                count_frames(name, self._options.every) if _has_frames(name) else int(name not in self._journal)
+            )
             if frames_in_it is None:
                 return None
             total += frames_in_it
@@ -143,7 +152,9 @@ class _PredictRun:
 
     def _items(self) -> Iterator[Item]:
         for name in self._options.names:
-            if is_video(name):
+            if name in self._options.refused:
+                yield Item(name, self._stems[name], partial(_fail, UnreadableImage(self._options.refused[name])))
+            elif _has_frames(name):
                 yield from self._frames(name)
             elif name not in self._journal:
                 yield Item(name, self._stems[name], partial(read, name, timeout=self._options.timeout))
@@ -228,6 +239,11 @@ def _images(count: int) -> str:
 
 def _stem(overlay: str) -> str:
     return overlay.rpartition("_overlay.")[0]
+
+
+def _has_frames(name: str) -> bool:
+    """Say whether a source is a video file. A pipe of such a name is not: decoders would wait for it."""
+    return is_video(name) and os.path.isfile(name)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
 
 
 def _fail(error: UnreadableImage) -> bytes:

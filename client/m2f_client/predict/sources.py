@@ -1,122 +1,193 @@
-"""The sources of images: files, folders, patterns, standard input and URLs. Videos are in `video`."""
+"""The sources of images: files, folders, patterns, standard input and addresses. Videos are in `video`."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping, Sequence
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from m2f_client.client_errors import InvalidRequest, UnreadableImage
+from m2f_client.files import MAX_BYTES, not_a_file, read_file
 from m2f_client.images import IMAGE_SUFFIXES
+from m2f_client.predict.downloads import download, is_url
 from m2f_client.predict.video import VIDEO_SUFFIXES
 
 STDIN = "-"
+OTHER_IMAGE_SUFFIXES = (
+    ".arw", ".cr2", ".cr3", ".dng", ".emf", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".nef", ".orf", ".pcx",
+    ".psd", ".raf", ".rw2", ".svg", ".tga", ".wmf",
+)  # fmt: skip
+"""Suffixes of images that cannot be sent. Folders give them all the same, so that each fails by name."""
+
 ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz")
 """Ends of the names of the files written for an image, after its stem."""
 
-MAX_DOWNLOAD = 256 << 20
-"""Largest download in bytes; larger than any image that the server accepts."""
+_TAKEN = IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_ALL_BELOW = re.compile(r"(?:(?<=/)|^)\*\*/")  # the first `**/` of a pattern
+_NAMED = 5  # names that a message lists; it counts the rest
 
-_CHUNK = 1 << 20
+
+@dataclass
+class Sources:
+    """What the arguments of a run stand for.
+
+    Attributes:
+        names: images and videos, each once, in the order of the arguments.
+        refused: why a name cannot be read, for those of `names` that are known not to be images.
+        skipped: names of other files in folders and among the files that match a pattern.
+    """
+
+    names: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    def note(self) -> str | None:
+        """Return what was skipped, in a sentence; None if nothing was."""
+        if not self.skipped:
+            return None
+        count, more = len(self.skipped), len(self.skipped) - _NAMED
+        named = ", ".join(self.skipped[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        files = "1 file that is not an image" if count == 1 else f"{count} files that are not images"
+        return f"skipped {files}: {named}"
 
 
-def expand(arguments: Sequence[str], *, out: Path | None) -> list[str]:
-    """Return the names of all sources, in the order of the arguments, each once.
+def expand(arguments: Sequence[str], *, out: Path | None) -> Sources:
+    """Return the sources that the arguments stand for.
 
     A folder gives the images in it and below, a pattern the images and videos that match: both sorted, without hidden
-    files. An argument that gives nothing is returned as it is, so that `read` reports why.
+    files. What has the name of an image but is not a file, such as a pipe, is refused. A link to a folder is skipped:
+    it may lead in a circle.
 
     Args:
         arguments: paths, patterns, URLs, or `-`.
-        out: output folder; images in it and below are not read.
+        out: output folder; files in it and below are not read.
 
     Raises:
         InvalidRequest: `out` is itself one of the folders to read.
     """
-    names: list[str] = []
+    sources = Sources()
     for argument in arguments:
-        path = Path(argument)
         if argument == STDIN or is_url(argument):
-            names.append(argument)
-        elif path.is_dir():
-            names += _images_below(path, out) or [str(path)]
-        elif glob.has_magic(argument) and not path.exists():
-            names += _matches(argument) or [argument]
+            sources.names.append(argument)
+        elif scheme := _SCHEME.match(argument):
+            _refuse(sources, argument, f"{scheme[1]}:// is not read; allowed are http://, https:// and paths")
+        elif os.path.isdir(argument):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+            _add_folder(sources, Path(argument), out)
+        elif glob.has_magic(argument) and not os.path.lexists(argument):
+            _add_matches(sources, argument)
         else:
-            names.append(str(path))
-    return list(dict.fromkeys(names))
+            sources.names.append(str(Path(argument)))
+    sources.names = list(dict.fromkeys(sources.names))
+    sources.skipped = list(dict.fromkeys(sources.skipped))
+    return sources
 
 
-def is_url(name: str) -> bool:
-    """Say whether a name is an http(s) address."""
-    return name.lower().startswith(("http://", "https://"))
+def _refuse(sources: Sources, name: str, reason: str) -> None:
+    sources.names.append(name)
+    sources.refused[name] = reason
 
 
-def _images_below(folder: Path, out: Path | None) -> list[str]:
+def _add_folder(sources: Sources, folder: Path, out: Path | None) -> None:
     written = out.resolve() if out is not None else None
     if folder.resolve() == written:
         raise InvalidRequest(f"{folder} is both input and output; choose another folder for the output")
-    found: list[str] = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "." and (Path(root) / name).resolve() != written]
-        found += [str(Path(root) / name) for name in files if name[0] != "." and name.lower().endswith(IMAGE_SUFFIXES)]
-    return sorted(found)
+    unreadable: list[OSError] = []
+    files: list[str] = []
+    for root, folders, names in os.walk(folder, onerror=unreadable.append):
+        seen = [name for name in folders if name[0] != "." and (Path(root) / name).resolve() != written]
+        links = [name for name in seen if (Path(root) / name).is_symlink()]
+        folders[:] = [name for name in seen if name not in links]
+        sources.skipped += [f"{Path(root) / name} (a link to a folder)" for name in sorted(links)]
+        files += [str(Path(root) / name) for name in names if name[0] != "."]
+    found = _add_files(sources, sorted(files), _TAKEN)
+    for error in unreadable:
+        _refuse(sources, str(Path(error.filename)), error.strerror or str(error))
+    if not found and not unreadable:
+        _refuse(sources, str(folder), "no JPEG, PNG or WebP in this folder")
 
 
-def _matches(pattern: str) -> list[str]:
-    known = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    return sorted(str(Path(name)) for name in found if name.lower().endswith(known))
+def _add_matches(sources: Sources, pattern: str) -> None:
+    files = sorted({str(Path(name)) for name in _matches(pattern) if not os.path.isdir(name)})  # noqa: PTH112
+    if not _add_files(sources, files, _TAKEN + VIDEO_SUFFIXES):
+        _refuse(sources, pattern, "nothing matches" if not files else "no image or video matches")
 
 
-def read(name: str, *, timeout: float, max_download: int = MAX_DOWNLOAD) -> bytes:
+def _add_files(sources: Sources, files: Sequence[str], suffixes: tuple[str, ...]) -> int:
+    """Add the files that have one of the suffixes; return their number."""
+    count = 0
+    for name in files:
+        if not name.lower().endswith(suffixes):
+            sources.skipped.append(name)
+            continue
+        count += 1
+        kind = _kind(name)
+        if kind is None:
+            sources.names.append(name)
+        else:
+            _refuse(sources, name, f"{kind}, not a file")
+    return count
+
+
+def _kind(name: str) -> str | None:
+    """Return what a name stands for if it is not a file. Reading says why if nothing is known."""
+    try:
+        return not_a_file(os.stat(name).st_mode)  # noqa: PTH116 (as the names are text)
+    except OSError:
+        return None
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the names that match; `**` stands for folders as deep as they go, but not for links to folders.
+
+    `glob` follows links in a circle until the system's limit.
+    """
+    if pattern.rpartition("/")[2] == "**":
+        pattern += "/*"
+    found = _ALL_BELOW.search(pattern)
+    if found is None:
+        yield from glob.glob(pattern)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        return
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    for top in glob.glob(before) if before else (".",):  # noqa: PTH207
+        for root, folders, _ in os.walk(top):
+            folders[:] = [name for name in folders if name[0] != "."]
+            yield from _matches(f"{glob.escape(root)}/{after}")
+
+
+def read(name: str, *, timeout: float, max_bytes: int = MAX_BYTES) -> bytes:
     """Return an encoded image.
 
     Args:
         name: a path, a URL, or `-` for standard input.
-        timeout: seconds that a download may take.
-        max_download: largest download in bytes.
+        timeout: seconds that a download or a pipe may take.
+        max_bytes: largest image in bytes.
 
     Raises:
         UnreadableImage: the image cannot be read or downloaded.
     """
+    if name == STDIN:
+        return _read_stdin(max_bytes)
+    if is_url(name):
+        return download(name, timeout=timeout, max_bytes=max_bytes)
+    return read_file(name, timeout=timeout, max_bytes=max_bytes)
+
+
+def _read_stdin(max_bytes: int) -> bytes:
+    if sys.stdin is None:
+        raise UnreadableImage("standard input is closed")
     try:
-        if name == STDIN:
-            return sys.stdin.buffer.read()
-        return _download(name, timeout, max_download) if is_url(name) else Path(name).read_bytes()
-    except IsADirectoryError:
-        raise UnreadableImage("no JPEG, PNG or WebP in this folder") from None
-    except FileNotFoundError as error:
-        raise UnreadableImage("nothing matches" if glob.has_magic(name) else str(error.strerror)) from error
-    except urllib.error.HTTPError as error:
-        raise UnreadableImage(f"HTTP {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise UnreadableImage(f"cannot be downloaded: {error.reason}") from error
-    except (OSError, HTTPException, ValueError) as error:  # urllib raises ValueError for a malformed URL
-        raise UnreadableImage(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
-
-
-def _download(url: str, timeout: float, max_download: int) -> bytes:
-    deadline = time.monotonic() + timeout
-    request = urllib.request.Request(url, headers={"User-Agent": "m2f"})  # some sites refuse Python's own name
-    data = bytearray()
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        while chunk := answer.read1(_CHUNK):
-            data += chunk
-            if len(data) > max_download:
-                raise UnreadableImage(f"larger than {max_download >> 20} MiB")
-            if time.monotonic() > deadline:
-                raise UnreadableImage(f"not downloaded within {timeout:g} s")
-        if answer.length:  # bytes announced but not sent
-            raise UnreadableImage("the download is incomplete")
-    return bytes(data)
+        data = sys.stdin.buffer.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: it was closed since
+        raise UnreadableImage(getattr(error, "strerror", None) or str(error)) from error
+    if len(data) > max_bytes:
+        raise UnreadableImage(f"larger than {max_bytes >> 20} MiB")
+    return data
 
 
 def unique_stems(names: Sequence[str], out: Path | None, *, used: Mapping[str, str]) -> dict[str, str]:

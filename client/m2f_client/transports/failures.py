@@ -154,10 +154,7 @@ def _nobody_there(url: str, reason: str, proxy: Proxy | None = None) -> ServerUn
 
 
 def _way(proxy: Proxy | None) -> str:
-    """Return by which proxy a request goes, and how it goes without."""
-    if proxy is None:
-        return ""
-    return f", by the proxy in {proxy.variable}; no_proxy={proxy.host} goes without it"
+    return f", {proxy.note}" if proxy is not None else ""
 
 
 def _no_tls(url: str, reason: str) -> ServerUnavailable:

@@ -52,6 +52,11 @@ class Proxy:
     login: tuple[str, str] | None
 
     @property
+    def note(self) -> str:
+        """Text for the message of an error: which way was taken, and how to take the other."""
+        return f"by the proxy in {self.variable}; no_proxy={self.host} goes without it"
+
+    @property
     def url(self) -> str:
         """The proxy's address with its scheme, user and password."""
         login = ":".join(quote(text, safe="") for text in self.login or ())
