@@ -118,11 +118,34 @@ def grey_scans(count, side=16):
     return tables + b"".join(scans[:count]) + b"\xff\xd9"
 
 
-def _vp8x(width, height, *chunks):
-    """A WebP whose extended header claims a canvas."""
-    canvas = bytes([0x02, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas + b"".join(chunks)
+def fill_bytes_in_a_scan(count, of=JPEG):
+    """A JPEG whose first scan is all fill bytes: 0xff, which may stand any number of times before a marker."""
+    scan = of.index(b"\xff\xda") + 2
+    return of[: scan + int.from_bytes(of[scan : scan + 2], "big")] + b"\xff" * count
+
+
+def packed_megabytes(kind, count, checksum=b""):
+    """A PNG of many texts or profiles, each of a kilobyte that unpacks to a megabyte; `checksum`: a wrong one."""
+    beginning = {b"iCCP": b"icc\0\0", b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0\0\0"}[kind]
+    packed = zlib.compress(bytes(1 << 20))
+    return _png_with(chunk(kind, beginning + packed[: len(packed) - len(checksum)] + checksum) * count)
+
+
+def _vp8x_chunk(width, height, flags=0):
+    """The extended header of a WebP; flag 2: it is animated."""
+    canvas = bytes([flags, 0, 0, 0]) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"VP8X" + struct.pack("<I", len(canvas)) + canvas
+
+
+def _riff(*chunks):
+    """A WebP of these chunks."""
+    body = b"WEBP" + b"".join(chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _vp8x(width, height):
+    """A WebP whose extended header claims a canvas."""
+    return _riff(_vp8x_chunk(width, height, flags=2))
 
 
 def _text_chunk_of_256_megabytes():
@@ -205,6 +228,9 @@ JPEGS = {
     "jpeg index whose values share 30 kB": File(
         _jpeg_with(_segment(0xE2, b"MPF\0" + _shared(2700, 32_000, kind=5)[6:65_000]))
     ),
+    "jpeg settings of Photoshop, a million of them": File(
+        _jpeg_with(*[_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5400)] * 190)
+    ),
     "jpeg profile of no sense": File(_jpeg_with(_segment(0xE2, b"ICC_PROFILE\0\1\2nonsense"))),
     "jpeg index of pictures that lies": File(_jpeg_with(_segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\xff\xff" + bytes(40)))),
     "jpeg start alone": File(b"\xff\xd8", DAMAGED),
@@ -234,6 +260,8 @@ JPEGS = {
         + b"\xff\xd9",
         f"{SLOW}: 64 scans; allowed are 20 of 8192 x 8192 pixels",
     ),
+    "jpeg of 16 MB of fill bytes in a scan": File(fill_bytes_in_a_scan(16 << 20), DAMAGED),
+    "jpeg progressive of 16 MB of fill bytes in a scan": File(fill_bytes_in_a_scan(16 << 20, of=PROGRESSIVE), DAMAGED),
     "jpeg of 10 MB of tables": File(_jpeg_with(_segment(0xDB, bytes(65 * 1000)) * 160), SLOW),
     "jpeg of millions of components": File(
         _jpeg_with(_segment(0xC0, b"\x08\0\x08\0\x08\3" + bytes(65_499)) * 160), SLOW
@@ -262,6 +290,12 @@ PNGS = {
     "png text of 256 MB": File(_text_chunk_of_256_megabytes(), DAMAGED),
     "png international text of 256 MB": File(_international_text_of_256_megabytes(), DAMAGED),
     "png profile of 256 MB": File(_profile_of_256_megabytes(), DAMAGED),
+    "png of 64 profiles of a megabyte": File(packed_megabytes(b"iCCP", 64)),
+    "png of 65 profiles of a megabyte": File(packed_megabytes(b"iCCP", 65), SLOW),
+    "png of 65 texts of a megabyte": File(packed_megabytes(b"zTXt", 65), SLOW),
+    "png of 65 texts of a megabyte, each with a wrong checksum": File(packed_megabytes(b"zTXt", 65, b"1234"), SLOW),
+    "png of 65 international texts, each with a wrong checksum": File(packed_megabytes(b"iTXt", 65, b"1234"), SLOW),
+    "png of two million chromaticities": File(_png_with(chunk(b"cHRM", bytes(8_000_000))), DAMAGED),
     "png exif whose values share a megabyte": File(_png_with(chunk(b"eXIf", _shared(2000, 1_000_000)[6:]))),
     "png exif as text whose values share 500 kB": File(
         _png_with(
@@ -310,6 +344,8 @@ WEBPS = {
     "webp with a zip behind it": File(WEBP + _zipped()),
     "webp orientation 6": File(oriented(6, "webp")),
     "webp exif whose values share a megabyte": File(encode(PHOTO, "webp", exif=_shared(2000, 1_000_000))),
+    "webp of 30,000 chunks": File(_riff(_vp8x_chunk(83, 61), WEBP[12:], b"abcd\0\0\0\0" * 30_000)),
+    "webp of very many chunks": File(_riff(_vp8x_chunk(83, 61), WEBP[12:], b"abcd\0\0\0\0" * 300_000), SLOW),
     "webp header alone": File(b"RIFF\x1a\0\0\0WEBP", DAMAGED),
     "webp cut in its pixels": File(WEBP[: len(WEBP) // 2], DAMAGED),
     "webp lossless cut": File(WEBP_ALPHA[: len(WEBP_ALPHA) // 2], DAMAGED),

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from bad_bodies import GRPC, HTTP
-from bad_images import JPEGS, PNGS, WEBPS
+from bad_images import JPEG, JPEGS, PNGS, PROGRESSIVE, WEBPS, fill_bytes_in_a_scan, packed_megabytes
 from bad_inputs import PARAMETERS, TENSORS, Request
 from chaos_report import report
 from conftest import IMAGES
@@ -125,3 +125,23 @@ def test_nothing_damaged_does_harm(server, what, make, count):
         figures = {"inputs": count, "seconds": round(time.monotonic() - started), **statuses, "dead stubs": 0}
         report(f"bad inputs: damaged {what}", {**figures, "grown_mb": round(grown / 1e6, 1)})
         assert grown < 64 << 20
+
+
+@pytest.mark.chaos
+def test_a_file_built_to_take_long_is_refused_soon(server):
+    """At the largest size that is accepted; the short forms are in `bad_images`."""
+    files = {
+        "fill_bytes": fill_bytes_in_a_scan((64 << 20) - len(JPEG)),
+        "progressive_fill_bytes": fill_bytes_in_a_scan((64 << 20) - len(PROGRESSIVE), of=PROGRESSIVE),
+        "profiles": packed_megabytes(b"iCCP", 15_000),
+        "texts": packed_megabytes(b"zTXt", 15_000, b"1234"),
+    }
+    wire, figures = GrpcWire(server), {}
+    for name, data in files.items():
+        started = time.monotonic()
+        answer = wire.send(Request(PUBLIC_MODEL, image_input(data), None).message())
+        figures[f"{name}_mb"], figures[f"{name}_s"] = round(len(data) / 1e6), round(time.monotonic() - started, 1)
+        assert answer.refused, answer
+    wire.close()
+    report("bad inputs: files built to take long", figures)
+    assert max(value for name, value in figures.items() if name.endswith("_s")) <= 2

@@ -248,6 +248,7 @@ def test_exif_of_many_beginnings_is_copied_once():
         "jpeg exif whose values share a megabyte",
         "jpeg exif in 16,000 segments",
         "jpeg index whose values share 30 kB",
+        "jpeg settings of Photoshop, a million of them",
         "png exif whose values share a megabyte",
         "png exif as text whose values share 500 kB",
         "png exif as 50 MB of empty lines",
@@ -265,6 +266,21 @@ def test_what_pillow_would_unpack_takes_neither_memory_nor_calls(name):
         sys.setprofile(None)
     assert next(calls) < 1_500_000
     assert peak_of(lambda: decode(data))[1] < len(data) + (128 << 20)
+
+
+@either_way
+@pytest.mark.parametrize("of", ["jpeg 4:2:0", "jpeg progressive"])
+def test_each_decoder_gets_a_file_once(of, decode):
+    """With 64 KiB at a time, Pillow hands over the same bytes again and again: 64 MiB of fill bytes took a minute."""
+    handed = itertools.count()
+    data = bad_images.fill_bytes_in_a_scan(8 << 20, of=FILES[of])
+    sys.setprofile(lambda _, event, called: next(handed) if event == "c_call" and called.__name__ == "decode" else None)
+    try:
+        with pytest.raises(InputError, match=r"damaged: .*truncated"):
+            decode(data)
+    finally:
+        sys.setprofile(None)
+    assert next(handed) <= 1
 
 
 @pytest.mark.parametrize(
