@@ -180,6 +180,14 @@ NOT_IMAGES = {
     "json": File(b'{"image": "aGVsbG8="}', NOT_AN_IMAGE),
     "base64 of a jpeg": File(b"/9j/4AAQSkZJRgABAQAAAQABAAD", NOT_AN_IMAGE),
     "data address": File(b"data:image/png;base64,iVBORw0KGgo=", NOT_AN_IMAGE),
+    "data address of a data address": File(b"data:image/png;base64,ZGF0YTppbWFnZS9wbmc7YmFzZTY0LA==", NOT_AN_IMAGE),
+    "data address of text": File(b"data:text/html;base64,PGh0bWw+", "has the media type 'text/html'"),
+    "data address without base64": File(b"data:image/svg+xml,%3Csvg/%3E", "has no ';base64'"),
+    "data address without an end": File(b"data:" + b"image/png;" * 100_000, "has no comma"),
+    "data address of white space": File(b"data:image/png;base64," + b"\n" * 10_000_000, "the image is empty"),
+    "data address of a file that is too large": File(
+        b"data:image/png;base64," + b"A" * (MAX_IMAGE_BYTES // 3 * 4 + 8), f"{LARGE}: 6710886. bytes in its data URL"
+    ),
     "pdf": File(b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF", NOT_AN_IMAGE),
     "postscript": File(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NOT_AN_IMAGE),
     "elf": File(b"\x7fELF" + bytes(100), NOT_AN_IMAGE),

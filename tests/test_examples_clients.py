@@ -97,8 +97,9 @@ def test_cpp_says_what_is_wrong(server, cpp, tmp_path):
 
 
 @needs("curl")
-def test_curl(server, found):
-    done = run("sh", CLIENTS / "curl.sh", PICTURE, f"http://{server.http_url}")
+@pytest.mark.parametrize("program", ["curl.sh", "json.sh"])
+def test_curl(server, found, program):
+    done = run("sh", CLIENTS / program, PICTURE, f"http://{server.http_url}")
     assert done.returncode == 0, done.stderr
     got = {output["name"]: output["data"] for output in json.loads(done.stdout)["outputs"]}
     scores, labels, areas = (got[name] for name in ("scores", "labels", "areas"))
@@ -107,7 +108,12 @@ def test_curl(server, found):
 
 
 @pytest.mark.parametrize(
-    "program", [pytest.param("curl.sh", marks=needs("curl")), pytest.param("fetch.mjs", marks=needs("node"))]
+    "program",
+    [
+        pytest.param("curl.sh", marks=needs("curl")),
+        pytest.param("json.sh", marks=needs("curl")),
+        pytest.param("fetch.mjs", marks=needs("node")),
+    ],
 )
 def test_what_is_no_picture_is_refused_in_words(server, program, tmp_path):
     (tmp_path / "note.jpg").write_text("not a picture")

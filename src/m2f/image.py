@@ -42,6 +42,7 @@ except ImportError:  # no wheel for this machine: Pillow decodes JPEG, too, at h
     decode_jpeg = None
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+_BASE64 = (b"/9j/", b"iVBORw0KGgo", b"UklGR")  # beginnings of JPEG, PNG and WebP in base64
 _STRIP_ROWS = 64
 _MAX_SCANS = 64  # of a JPEG: encoders make about 10, and each is a pass over all pixels
 _MAX_PASSES = 20  # over `max_pixels`: libjpeg makes 10 scans of colour, 18 of CMYK, mozjpeg up to 16
@@ -100,7 +101,7 @@ def decode_image(
     """
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
-    with _reported(max_pixels, formats):
+    with _reported(data, max_pixels, formats):
         pixels, turned = _decode(data, _open(data, max_pixels, formats), jpeg_decoder)
         turn = _TURNS.get(turned) if exif_orientation else None
         return turn(pixels) if turn else pixels
@@ -205,7 +206,7 @@ _TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by EXIF's orientati
 
 
 @contextmanager
-def _reported(max_pixels: int, formats: tuple[str, ...]) -> Iterator[None]:
+def _reported(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterator[None]:
     """Turn Pillow's errors into an InputError that says what is wrong with the file."""
     try:
         yield
@@ -214,6 +215,8 @@ def _reported(max_pixels: int, formats: tuple[str, ...]) -> Iterator[None]:
     except (UnidentifiedImageError, KeyError):  # KeyError: this Pillow does not have the format
         names = ", ".join(_NAMES.get(name, name) for name in formats)
         told = f"not an image this server reads; allowed formats: {names}"
+        if data.startswith(_BASE64):
+            told += ". It is base64: put 'data:image/jpeg;base64,' before it"
         if formats is not FORMATS:  # the file has the beginning of one of them
             told = f"the image is damaged, or a kind of {names} that this Pillow does not read"
         raise InputError(told, kind="image_format") from None

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from m2f.data_url import decode_data_url, is_data_url
 from m2f.errors import InputError, of_image
 from m2f.geometry import SizeHW
 from m2f.image import Pixels, decode_image
@@ -108,7 +109,7 @@ class Preprocessing(Parameters):
         """Prepare the images of one request.
 
         Args:
-            encoded: N encoded files.
+            encoded: N encoded files, or data URLs of them.
 
         Returns:
             input: uint8 [N, H, W, 3] or float32 [N, 3, H, W], padded to a common size;
@@ -152,6 +153,8 @@ class Preprocessing(Parameters):
         self._pad(row, height, width)
 
     def _decode(self, data: bytes) -> Pixels:
+        if is_data_url(data):
+            data = decode_data_url(data, max_bytes=self.max_bytes)
         if len(data) > self.max_bytes:
             message = f"the image is too large: {len(data)} bytes encoded; allowed are {self.max_bytes}"
             raise InputError(message, kind="image_too_large")
