@@ -12,8 +12,8 @@ from log_lines import parse
 
 from m2f_server.outlet import LogFile, Outlet, event_line
 
-LINES = [b"%07d %s\n" % (number, 91 * b"x") for number in range(50_000)]  # 5 MB
-KEPT = {"least": 10_000, "most": 14_000}  # of them: a MiB, and what a pipe holds
+LINES = [b"%07d %s\n" % (number, 991 * b"x") for number in range(2_000)]  # 2 MB
+KEPT = {"least": 1_000, "most": 1_600}  # of them: a MiB, and what a pipe holds
 
 
 class Pipe:
@@ -90,7 +90,7 @@ def test_a_reader_that_is_gone_is_no_obstacle():
 def test_a_long_line_is_written_whole():
     pipe = Pipe()
     outlet = Outlet(pipe)
-    line = 3_000_000 * b"y" + b"\n"
+    line = 2_000_000 * b"y" + b"\n"
     outlet.put(line)
     assert pipe.reader.readline() == line
     outlet.close(20)
@@ -180,9 +180,9 @@ PROGRAM = """
 import sys, threading, warnings
 from m2f_server.outlet import never_wait_for_a_reader
 never_wait_for_a_reader()
-for _ in range(50_000):
-    print("out", 90 * "x")
-    print("err", 90 * "x", file=sys.stderr)
+for _ in range(2_000):
+    print("out", 990 * "x")
+    print("err", 990 * "x", file=sys.stderr)
 threading.Thread(target=lambda: 1 / 0).start()
 warnings.warn(90 * "x")
 open("done", "w").close()

@@ -440,6 +440,7 @@ def test_verdicts(server, kind, blame):
     verdict = Canary(FakeControl(**server), ["public"]).ask()
     assert (verdict.kind, verdict.blame) == (kind, blame)
     assert bool(verdict.reason) == (kind is not Kind.SERVES)
+    assert str(server.get("error")) not in verdict.reason  # which anybody may read
 
 
 @pytest.mark.parametrize(("longest", "last"), [(60.0, Kind.BUSY), (0.0, Kind.FAILS)])

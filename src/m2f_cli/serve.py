@@ -45,7 +45,12 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     metavar="NAME",
     help="Use configs/NAME.pbtxt of each model that has it; cpu is ONNX Runtime. Default: config.pbtxt, TensorRT.",
 )
-@click.option("--host", default=LOOPBACK, show_default=True, help="Address of HTTP and gRPC; 0.0.0.0 is all addresses.")
+@click.option(
+    "--host",
+    default=LOOPBACK,
+    show_default=True,
+    help="Address of HTTP and gRPC, or a name; 0.0.0.0 is all IPv4 addresses, :: is all addresses.",
+)
 @click.option("--monitor-host", default=LOOPBACK, show_default=True, help="Address of metrics and probes.")
 @click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port; 0 picks a free one.")
 @click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port; 0 picks a free one.")

@@ -8,6 +8,7 @@ import atexit
 import io
 import os
 import select
+import stat
 import sys
 import threading
 from collections import deque
@@ -93,10 +94,19 @@ class Outlet:
         self._closed = False
         threading.Thread(target=self._run, daemon=True).start()
 
-    def put(self, lines: bytes) -> None:
-        """Take whole lines to write, or drop them."""
+    def put(self, lines: bytes, *, patience: float = 0.0) -> None:
+        """Take whole lines to write, or drop them.
+
+        Args:
+            lines: the lines.
+            patience: seconds to wait for room before lines are dropped. While lines are dropped, nobody waits.
+        """
+
+        def has_room() -> bool:
+            return not self._waiting or self._bytes + len(lines) <= _MOST_BYTES
+
         with self._changed:
-            self._full = self._full or (bool(self._waiting) and self._bytes + len(lines) > _MOST_BYTES)
+            self._full = self._full or not self._changed.wait_for(has_room, patience)
             if self._full or self._closed:
                 self._dropped += lines.count(b"\n")
             else:
@@ -125,6 +135,7 @@ class Outlet:
                 done = not self._waiting
                 self._full = self._full and not done
                 dropped = self._dropped
+                self._changed.notify_all()
             if written and done and dropped and self._write(event_line("log_lines_dropped", lines=dropped).encode()):
                 with self._changed:
                     self._dropped -= dropped
@@ -147,6 +158,8 @@ class Outlet:
         """Write lines as soon as the target takes them, and return whether it took them."""
         try:
             file = self._target.fileno()
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                return os.write(file, lines) == len(lines)
             ready = select.poll()
             ready.register(file, select.POLLOUT)
             while lines:

@@ -9,6 +9,7 @@ from m2f_server.outlet import Outlet
 
 _MAX_BYTES = 1 << 20  # kept of the log
 _CHUNK = 1 << 16
+_PATIENCE_S = 0.25  # a disk is slower than a pipe: a burst of lines waits for it, once
 _LAST_LINES_S = 1.0
 
 
@@ -25,7 +26,7 @@ class ServerLog:
         assert process.stdout is not None
         self._pipe = process.stdout
         self._file = file
-        self._outlets = [file, echo] if echo else [file]
+        self._echo = echo
         self._lock = threading.Lock()
         self._kept = bytearray()
         self._begun = b""  # the line that has not ended yet
@@ -75,5 +76,6 @@ class ServerLog:
         if self._begun and (not chunk or len(self._begun) > _CHUNK):  # the end of the log, or a very long line
             lines, newline, self._begun = lines + newline + self._begun, b"\n", b""
         if newline:
-            for outlet in self._outlets:
-                outlet.put(lines + newline)
+            self._file.put(lines + newline, patience=_PATIENCE_S)
+            if self._echo:
+                self._echo.put(lines + newline)
