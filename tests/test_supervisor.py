@@ -19,7 +19,16 @@ from m2f.contract import CANARY_ID
 from m2f_backend.calls import CallError
 from m2f_server import serve, supervisor
 from m2f_server.canary import Canary, Kind
-from m2f_server.serve_errors import CrashLoopError, ModelLoadError, ServerCrashedError, ServerHungError, WornOutError
+from m2f_server.serve_errors import (
+    CrashLoopError,
+    ModelLoadError,
+    PortTakenError,
+    ServeError,
+    ServerCrashedError,
+    ServerHungError,
+    ShortageError,
+    WornOutError,
+)
 from m2f_server.supervisor import Supervisor
 from m2f_server.timing import Timing
 from m2f_server.watch import Watch
@@ -309,74 +318,165 @@ def test_a_server_that_was_mended_often_is_worn_out(repository):
         assert server.is_running()
 
 
-def test_a_worn_out_server_is_drained_before_the_next(monkeypatch):
-    events = run_supervisor(monkeypatch, iter([WornOutError("reloaded 101 times")]))
-    assert [name for name, _ in events] == ["draining", "drained", "server_ended", "draining", "drained"]
+class Ending:
+    """A watch of a server that ends with an error, after it has answered right or not."""
+
+    def __init__(self, error, *, right):
+        self._error = error
+        self.trouble = "" if right else "the canary fails"
+
+    def run(self, stop, tick):
+        tick()
+        if self._error:
+            raise self._error
+        stop.set()
+
+    def drain(self, **_):
+        return True
 
 
-def run_supervisor(monkeypatch, runs, trouble="", **timing):
-    """Run a supervisor whose servers end as `runs` say, one after the other; return the events."""
-    events = []
-    server = SimpleNamespace(ports={"http": 1, "grpc": 2, "metrics": 3}, stop=lambda **_: None)
+def run_supervisor(monkeypatch, runs, *, alone=None, unready=None, **timing):
+    """Run a supervisor on servers that end one after the other, and return what it did.
 
-    class Ending:
-        def __init__(self, *_):
-            pass
+    Args:
+        monkeypatch: of pytest.
+        runs: error that ends each server, and whether the server answered right before; the one after them is stopped.
+        alone: the control of the servers.
+        unready: error of a start by its number; the first is 1.
+        timing: of the supervisor.
+    """
+    ran = SimpleNamespace(events=[], starts=[], error=None, delays=[], restarts=None)
+    left = iter(runs)
+    server = SimpleNamespace(
+        ports={"http": 1, "grpc": 2, "metrics": 3}, models=["public"], control=alone, stop=lambda **_: None
+    )
 
-        def run(self, stop, tick):
-            tick()
-            error = next(runs, None)
-            if error is None:
-                stop.set()
-                return
+    def start(**options):
+        ran.starts.append(options)
+        if error := (unready or {}).get(len(ran.starts)):
             raise error
+        return nullcontext(server)
 
-        def drain(self, **_):
-            return True
+    def watch(*_):
+        error, right = next(left, (None, True))
+        if error is None:
+            exposition = read(f"http://127.0.0.1:{own.health_port}/metrics")
+            ran.restarts = exposition.total("m2f_restarts_total")
+        return Ending(error, right=right)
 
-    Ending.trouble = trouble
-    monkeypatch.setattr(supervisor, "Watch", Ending)
-    Supervisor(
-        start=lambda **_: nullcontext(server),
+    monkeypatch.setattr(supervisor, "Watch", watch)
+    own = Supervisor(
+        start=start,
         health_host="127.0.0.1",
         health_port=0,
         drain_timeout=1,
         announce=lambda *_: None,
-        event=lambda event, **fields: events.append((event, fields)),
+        event=lambda event, **fields: ran.events.append((event, fields)),
         stop=threading.Event(),
         hasten=threading.Event(),
-        timing=Timing(first_delay_s=0.001, **timing),
-    ).run()
-    return events
+        timing=Timing(**{"first_delay_s": 0.001, **timing}),
+    )
+    try:
+        own.run()
+    except ServeError as error:
+        ran.error = error
+    ran.delays = [fields["restart_in"] for name, fields in ran.events if name == "server_ended"]
+    return ran
 
 
 def crash():
     return ServerCrashedError(returncode=-11, log_tail="  last words")
 
 
-def test_a_crash_loop_gives_up_with_the_reason(monkeypatch):
-    with pytest.raises(CrashLoopError, match=r"5 times in a row .* killed by signal 11(.|\n)*last words"):
-        run_supervisor(monkeypatch, iter(crash() for _ in range(9)))
+def wrong(error=None):
+    return error or crash(), False
 
 
-def test_a_server_that_never_answers_right_is_a_crash_loop_however_long_it_runs(monkeypatch):
-    with pytest.raises(CrashLoopError, match="5 times in a row"):
-        run_supervisor(monkeypatch, iter(crash() for _ in range(9)), trouble="3 canaries failed", long_run_s=0)
+def right(error=None):
+    return error or crash(), True
+
+
+def test_a_worn_out_server_is_drained_before_the_next(monkeypatch):
+    ran = run_supervisor(monkeypatch, [right(WornOutError("reloaded 101 times"))])
+    assert [name for name, _ in ran.events] == ["draining", "drained", "server_ended", "draining", "drained"]
+
+
+def test_servers_that_never_answer_right_are_given_up_with_the_reason(monkeypatch):
+    ran = run_supervisor(monkeypatch, 9 * [wrong()], alone=FakeControl(error=NO_ANSWER))
+    assert isinstance(ran.error, CrashLoopError)
+    assert re.search(r"gave up: 5 servers in a row .* killed by signal 11(.|\n)*last words", str(ran.error))
+    assert [fields["answers"] for name, fields in ran.events if name == "tried_alone"] == [False]
+    assert len(ran.starts) == 6
+
+
+def test_servers_that_requests_end_before_a_canary_are_not_given_up(monkeypatch):
+    """Where none of five answered right, one that no client reaches is tried."""
+    ran = run_supervisor(monkeypatch, 12 * [wrong()], alone=FakeControl())
+    assert ran.error is None
+    assert len(ran.delays) == 12
+    apart = [start for start in ran.starts if "host" in start]
+    assert len(apart) == 2
+    assert {apart[0][name] for name in ("host", "monitor_host")} == {"127.0.0.1"}
+    assert {apart[0][f"{protocol}_port"] for protocol in ("http", "grpc", "metrics")} == {0}
+
+
+def test_servers_that_answered_right_are_started_again_for_ever(monkeypatch):
+    ran = run_supervisor(monkeypatch, 100 * [right()])
+    assert ran.delays == 100 * [0.001]
+    assert ran.restarts == 100
+
+
+def test_a_good_server_between_bad_ones_starts_the_count_anew(monkeypatch):
+    ran = run_supervisor(monkeypatch, [*(4 * [wrong()]), right(), *(4 * [wrong()])])
+    assert [fields["never_right"] for name, fields in ran.events if name == "server_ended"] == [
+        1,
+        2,
+        3,
+        4,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert ran.delays == [0.002, 0.004, 0.008, 0.016, 0.001, 0.002, 0.004, 0.008, 0.016]
+
+
+def test_no_restart_waits_longer_than_is_said(monkeypatch):
+    assert max(run_supervisor(monkeypatch, 4 * [wrong()], longest_delay_s=0.004).delays) == 0.004
+    assert Timing().longest_delay_s == 10
+
+
+def test_after_a_long_run_the_next_server_is_started_at_once(monkeypatch):
+    assert run_supervisor(monkeypatch, [right()], long_run_s=0).delays == [0]
+
+
+def test_servers_that_are_not_ready_in_a_row_are_given_up_without_a_trial(monkeypatch):
+    taken = PortTakenError(protocol="http", host="127.0.0.1", port=1)
+    ran = run_supervisor(monkeypatch, [right()], unready=dict.fromkeys(range(2, 9), taken))
+    assert isinstance(ran.error, CrashLoopError)
+    assert "already in use" in str(ran.error)
+    assert len(ran.starts) == 6
+
+
+@pytest.mark.parametrize("error", [ShortageError("too many open files"), OSError(24, "too many"), MemoryError()])
+def test_a_shortage_of_the_machine_is_waited_out(monkeypatch, error):
+    ran = run_supervisor(monkeypatch, [right()], unready=dict.fromkeys(range(2, 30), error))
+    assert ran.error is None
+    assert len(ran.delays) == 29
+
+
+def test_a_first_server_that_is_not_ready_is_an_error_at_once(monkeypatch):
+    ran = run_supervisor(monkeypatch, [], unready={1: ModelLoadError({"worker": "gone"})})
+    assert isinstance(ran.error, ModelLoadError)
+    assert len(ran.starts) == 1
 
 
 def test_a_call_that_fails_ends_the_server_as_a_crash_does(monkeypatch):
-    events = run_supervisor(monkeypatch, iter([CallError("GET /v2: connection refused")]))
-    assert [str(fields["why"]) for name, fields in events if name == "server_ended"] == ["GET /v2: connection refused"]
-
-
-def test_restarts_wait_longer_each_time(monkeypatch):
-    events = run_supervisor(monkeypatch, iter([crash(), crash(), ModelLoadError({"worker": "gone"}), crash()]))
-    assert [fields["restart_in"] for name, fields in events if name == "server_ended"] == [0.001, 0.002, 0.004, 0.008]
-
-
-def test_crashes_with_long_runs_between_them_are_no_loop(monkeypatch):
-    events = run_supervisor(monkeypatch, iter(crash() for _ in range(20)), long_run_s=0)
-    assert {fields["restart_in"] for name, fields in events if name == "server_ended"} == {0.001}
+    ran = run_supervisor(monkeypatch, [right(CallError("GET /v2: connection refused"))])
+    assert [str(fields["why"]) for name, fields in ran.events if name == "server_ended"] == [
+        "GET /v2: connection refused"
+    ]
 
 
 class FakeControl:

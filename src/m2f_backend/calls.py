@@ -1,5 +1,6 @@
 """Call a Triton server over HTTP, and read the length of its queues from its metrics."""
 
+import errno
 import http.client
 import json
 import re
@@ -9,6 +10,16 @@ from dataclasses import dataclass
 from m2f.errors import M2FError
 
 TIMEOUT_S = 5.0
+SHORTAGES = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOBUFS,
+        errno.EAGAIN,  # no room for a process or a thread
+        errno.EADDRNOTAVAIL,  # every local port is in use
+    }
+)
 _COUNT = r'\{model="([^"]+)".*\} ([\d.e+]+)$'
 _PENDING = re.compile(rf"^nv_inference_pending_request_count{_COUNT}", re.MULTILINE)
 _LOST = re.compile(rf"^nv_inference_request_failure(?=.*BACKEND){_COUNT}", re.MULTILINE)
@@ -24,6 +35,10 @@ class CallError(M2FError):
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class CannotCallError(CallError):
+    """This machine lacks a file descriptor, memory or a port for a call, which says nothing about the server."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ def fetch(
 
     Raises:
         CallError: the server does not answer in time, or answers with an error.
+        CannotCallError: this machine lacks something for the call.
     """
     connection = http.client.HTTPConnection(url, timeout=timeout)
     try:
@@ -88,7 +104,8 @@ def fetch(
         response = connection.getresponse()
         content = response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise CallError(f"{method} {path}: {error or type(error).__name__}") from error
+        kind = CannotCallError if isinstance(error, OSError) and error.errno in SHORTAGES else CallError
+        raise kind(f"{method} {path}: {error or type(error).__name__}") from error
     finally:
         connection.close()
     if response.status != http.client.OK:

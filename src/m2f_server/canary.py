@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from m2f.contract import CANARY_ID
-from m2f_backend.calls import CallError
+from m2f_backend.calls import CallError, CannotCallError
 from m2f_server.control import Control
 from m2f_server.timing import Timing
 
@@ -132,7 +132,11 @@ class Canary:
         self.seconds = 0.0
 
     def ask(self) -> Verdict:
-        """Send the image to every public ensemble, and return the first verdict that is not good."""
+        """Send the image to every public ensemble, and return the first verdict that is not good.
+
+        Raises:
+            CannotCallError, OSError: this machine lacks something for the call, or cannot read its process table now.
+        """
         started = time.monotonic()
         try:
             for target in self._targets:
@@ -141,6 +145,8 @@ class Canary:
                     return verdict
             if not self._targets and (unready := self._unready()):
                 return Verdict(Kind.FAILS, f"model {unready} is not ready", unready)
+        except CannotCallError:
+            raise
         except CallError as error:
             return Verdict(Kind.FAILS, "the server does not answer", detail=str(error))
         finally:
@@ -153,6 +159,8 @@ class Canary:
         timeout = self._timeout()
         try:
             found = self._control.infer(target.name, _INPUTS, target.outputs, request_id=CANARY_ID, timeout=timeout)
+        except CannotCallError:
+            raise
         except CallError as error:
             return self._explain(target, error, before, timeout)
         self._busy_since.pop(target.name, None)

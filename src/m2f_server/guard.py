@@ -1,97 +1,85 @@
-"""Remove the processes, shared memory and folder of a server, even if the process that started it was killed.
-
-Run as a script (standard library only, no package import), this module waits for the end of its standard input. The
-kernel closes it when the starting process dies for any reason. A parent-death signal would not do: it reaches only the
-server, not its stubs, shared memory and folder, and it fires when the starting *thread* ends.
-"""
+"""Guard a server: a process that sweeps what the server leaves, even if this process is killed (see `remains`)."""
 
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
-from pathlib import Path
 
-_RELEASED = "released"
-_SHARED_MEMORY = Path("/dev/shm")
-_GONE_WITHIN_S = 5.0
+from m2f_server import processes, remains
+
+_KILLED_WITHIN_S = 2.0
 
 
 class ServerGuard:
-    """Starts and controls the guarding process.
+    """Claims a name for a server, and starts and keeps the guarding process.
 
-    Args:
-        shm_prefix: prefix of the names of the server's shared-memory segments.
+    Attributes:
+        name: name of the server.
         work_dir: the server's temporary folder.
+        process_group: the server's process group, once it runs.
+
+    Raises:
+        OSError: there is no room for the folder, or no process can be started.
     """
 
-    def __init__(self, *, shm_prefix: str, work_dir: Path) -> None:
-        self._shm_prefix = shm_prefix
-        self._work_dir = work_dir
-        self._process_group: int | None = None
-        command = [sys.executable, "-I", "-S", __file__, shm_prefix, str(work_dir)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
+    def __init__(self) -> None:
+        self._claim = remains.claim()
+        self.name, self.work_dir = self._claim.name, self._claim.work_dir
+        self.process_group: int | None = None
+        try:
+            self._process = self._start()
+        except OSError:
+            remains.sweep(self.name, self.work_dir)
+            self._claim.release()
+            raise
 
-    def watch(self, process_group: int) -> None:
-        """Set the process group to remove: the server leads it, and its stubs are in it."""
-        self._process_group = process_group
-        self._tell(str(process_group))
+    def renew(self) -> bool:
+        """Start another guarding process if the present one was lost, and return whether it was.
+
+        Raises:
+            OSError: the process table cannot be read now, or no process can be started now.
+        """
+        process = processes.read(self._process.pid) if self._process.poll() is None else None
+        if process is not None and process.state != processes.STOPPED:
+            return False
+        self._end()
+        self._process = self._start()
+        return True
 
     def clean_up(self) -> None:
-        """Remove everything now, and end the guarding process."""
-        sweep(process_group=self._process_group, shm_prefix=self._shm_prefix, work_dir=self._work_dir)
-        self._tell(_RELEASED)
-        with suppress(subprocess.TimeoutExpired):  # it ends with this process at the latest
-            self._process.communicate(timeout=_GONE_WITHIN_S)
-        if self._process_group is not None:
-            _reap(self._process_group)
+        """Remove everything of the server, and end the guarding process. Never raises.
 
-    def _tell(self, word: str) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # the guarding process was killed
-            self._process.stdin.write(f"{word}\n")
-            self._process.stdin.flush()
+        The guarding process sweeps, because this one may have no free file descriptor left.
+        """
+        with suppress(OSError, subprocess.TimeoutExpired):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(remains.SWEPT_WITHIN_S + 2)
+        swept = self._process.returncode == 0
+        self._end()
+        if not swept:
+            remains.sweep(self.name, self.work_dir)
+        if self.process_group is not None:
+            _reap(self.process_group)
+        self._claim.release()
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Start the guarding process. It has the name too, so that a later sweep ends it if it hangs."""
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", remains.__file__, self.name, str(self.work_dir)],
+            stdin=subprocess.PIPE,
+            env={**os.environ, remains.NAME_VARIABLE: self.name},
+            start_new_session=True,
+        )
 
-def sweep(*, process_group: int | None, shm_prefix: str, work_dir: Path) -> None:
-    """Kill a process group, if given, then remove its shared-memory segments and its work folder."""
-    deadline = time.monotonic() + _GONE_WITHIN_S
-    while process_group is not None and _lives(process_group) and time.monotonic() < deadline:
-        with suppress(ProcessLookupError):
-            os.killpg(process_group, signal.SIGKILL)
-        time.sleep(0.02)
-    for segment in _SHARED_MEMORY.glob(f"{shm_prefix}*"):
-        segment.unlink(missing_ok=True)
-    shutil.rmtree(work_dir, ignore_errors=True)
+    def _end(self) -> None:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait(_KILLED_WITHIN_S)
 
 
 def _reap(process_group: int) -> None:
     """Reap the stubs that became children of this process when their server died, which happens to process 1."""
-    with suppress(ChildProcessError):
+    with suppress(OSError):
         while os.waitpid(-process_group, os.WNOHANG)[0]:
             pass
-
-
-def _lives(process_group: int) -> bool:
-    """Return whether a process of the group runs. Zombies do not count: only their parent can remove them."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            state, _, group = stat.read_text(errors="replace").rpartition(") ")[2].split()[:3]
-            if int(group) == process_group and state not in "ZX":
-                return True
-    return False
-
-
-def main() -> None:
-    """Wait for the end of standard input, then clean up unless the guard was released."""
-    shm_prefix, work_dir = sys.argv[1:]
-    words = sys.stdin.read().split()
-    if _RELEASED not in words:
-        process_group = int(words[0]) if words else None
-        sweep(process_group=process_group, shm_prefix=shm_prefix, work_dir=Path(work_dir))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ import os
 import secrets
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2f_backend.backpressure import METRICS
+from m2f_backend.calls import SHORTAGES
 from m2f_server import triton_2_51
 from m2f_server.access import Access, read_access
 from m2f_server.addresses import reachable, resolve, with_port
@@ -20,8 +20,9 @@ from m2f_server.locate import prepare
 from m2f_server.open_files import raise_limit
 from m2f_server.outlet import LogFile, Outlet, standard_stream
 from m2f_server.ports import pick_ports
+from m2f_server.remains import NAME_VARIABLE
 from m2f_server.repository_check import check_repository
-from m2f_server.serve_errors import PortTakenError, ServeError
+from m2f_server.serve_errors import PortTakenError, ServeError, ShortageError
 from m2f_server.server import Server
 from m2f_server.server_log import ServerLog
 from m2f_server.server_tls import ServerTls
@@ -136,15 +137,12 @@ def _start_with_free_ports(options: _LaunchOptions, stack: ExitStack) -> Server:
 @contextmanager
 def _running(options: _LaunchOptions) -> Iterator[Server]:
     """Start the server once, and leave no process, shared memory or folder behind."""
-    name = f"m2f-{secrets.token_hex(6)}"  # of the work folder and the shared memory
-    work_dir = Path(tempfile.gettempdir()) / name
     with _start_errors():
-        guard = ServerGuard(shm_prefix=name, work_dir=work_dir)
+        guard = ServerGuard()
     server: Server | None = None
     try:
         with _start_errors():
-            work_dir.mkdir(mode=0o700)
-            server = _start(options, guard, name=name, work_dir=work_dir)
+            server = _start(options, guard)
         try:
             server.wait_ready(timeout=options.timeout, stop=options.stop)
             yield server
@@ -162,17 +160,19 @@ def _start_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ServeError(f"tritonserver could not be started: {error}") from error
+        kind = ShortageError if error.errno in SHORTAGES else ServeError
+        raise kind(f"tritonserver could not be started: {error}") from error
 
 
-def _start(options: _LaunchOptions, guard: ServerGuard, *, name: str, work_dir: Path) -> Server:
+def _start(options: _LaunchOptions, guard: ServerGuard) -> Server:
     """Start the process.
 
     The server leads a session of its own, so that a Ctrl-C in the terminal reaches only this process. It runs in its
     work folder, because Python models have the current folder on `sys.path`.
     """
+    name, work_dir = guard.name, guard.work_dir
     installation = prepare(work_dir)
-    identity = f"m2f-{secrets.token_hex(16)}"  # the server's name, which no other program can know
+    identity = f"{name}-{secrets.token_hex(16)}"  # what the server answers, which no other program can know
     ports = pick_ports(hosts=options.hosts, ports=options.ports)
     metrics_url = with_port(reachable(options.hosts["metrics"]), ports["metrics"])
     echo = standard_stream(2) if options.log_echo else None
@@ -180,17 +180,18 @@ def _start(options: _LaunchOptions, guard: ServerGuard, *, name: str, work_dir: 
     process = subprocess.Popen(
         [str(installation.binary), *installation.arguments, *_arguments(options, name, identity, ports, work_dir)],
         cwd=work_dir,
-        env={**_ENVIRONMENT, **os.environ, **installation.environment, METRICS: metrics_url},
+        env={**_ENVIRONMENT, **os.environ, **installation.environment, METRICS: metrics_url, NAME_VARIABLE: name},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     log = ServerLog(process, file=Outlet(log_file), echo=echo)
-    guard.watch(process.pid)
+    guard.process_group = process.pid
     raise_limit(process.pid)
     return Server(
         process=process,
+        guard=guard,
         identity=identity,
         hosts=options.hosts,
         ports=ports,

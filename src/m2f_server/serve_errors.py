@@ -9,6 +9,10 @@ class ServeError(M2FError):
     """Base class of the errors that `serve` raises."""
 
 
+class ShortageError(ServeError):
+    """This machine lacks a process, a file descriptor or memory for a start, which says nothing about the server."""
+
+
 class ServerNotFoundError(ServeError):
     """No `tritonserver` is on PATH or in the environment, or it does not support this Python."""
 
@@ -91,12 +95,10 @@ class StoppedError(ServeError):
 
 
 class CrashLoopError(ServeError):
-    """Several servers in a row ended early; the message has the last reason."""
+    """Several servers in a row did not become ready, or never answered right; the message has the last reason."""
 
-    def __init__(self, *, times: int, within: float, last: M2FError) -> None:
-        super().__init__(
-            f"gave up: {times} times in a row the server served for less than {within:g} s; the last: {last}"
-        )
+    def __init__(self, *, times: int, last: Exception) -> None:
+        super().__init__(f"gave up: {times} servers in a row were not ready or never answered right; the last: {last}")
 
 
 class RolloutError(ServeError):

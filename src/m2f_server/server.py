@@ -15,6 +15,7 @@ from m2f_server.access import Access
 from m2f_server.addresses import reachable, with_port
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
+from m2f_server.guard import ServerGuard
 from m2f_server.serve_errors import ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
 from m2f_server.server_log import ServerLog
 from m2f_server.triton_2_51 import EXIT_TIMEOUT_S
@@ -30,6 +31,7 @@ class Server:
 
     Attributes:
         process: the server's process, which leads its own process group.
+        guard: removes what the server leaves.
         identity: name by which the server answers.
         hosts: IP address to listen on by protocol (`http`, `grpc`, `metrics`).
         ports: port by protocol.
@@ -42,6 +44,7 @@ class Server:
     """
 
     process: subprocess.Popen[bytes]
+    guard: ServerGuard
     identity: str
     hosts: Mapping[str, str]
     ports: Mapping[str, int]

@@ -10,13 +10,20 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
 from m2f.errors import M2FError
+from m2f_backend.calls import CannotCallError
 from m2f_server.addresses import reachable, with_port
+from m2f_server.canary import Canary, Kind
 from m2f_server.health import Health, endpoint
+from m2f_server.launch import LOOPBACK
 from m2f_server.ports import bind
-from m2f_server.serve_errors import CrashLoopError, StoppedError, WornOutError
+from m2f_server.remains import sweep_dead
+from m2f_server.serve_errors import CrashLoopError, ServerCrashedError, ShortageError, StoppedError, WornOutError
 from m2f_server.server import Server
 from m2f_server.timing import Timing
 from m2f_server.watch import Event, EventName, Watch
+
+_ENDS = (M2FError, OSError, MemoryError)  # what ends a server
+_SHORTAGE = (ShortageError, CannotCallError, OSError, MemoryError)  # this machine lacks something for a while
 
 disable_created_metrics()  # they would add a second series to each counter
 
@@ -27,7 +34,8 @@ class Supervisor:
 
     Attributes:
         start: starts a server for the length of a `with` block, as `launch.serve` with the caller's options. Called
-            with `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`.
+            with `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`. A server that
+            no client may reach is started with `host` and `monitor_host` too.
         health_host: IP address of the health endpoint.
         health_port: port of the health endpoint; 0 picks a free one.
         drain_timeout: seconds in which requests in flight are answered after the stop signal.
@@ -59,6 +67,7 @@ class Supervisor:
         ready = Gauge("m2f_ready", "Whether requests should be sent here, as /ready says", registry=self._metrics)
         ready.set_function(lambda: self.health().ready)
         self._events = Counter("m2f_events", "What happened, as the log says", ["event"], registry=self._metrics)
+        self._restarts = Counter("m2f_restarts", "Servers started in place of one that ended", registry=self._metrics)
         for name in get_args(EventName):  # start at 0, so that the first event is an increase
             self._events.labels(name)
 
@@ -67,7 +76,7 @@ class Supervisor:
 
         Raises:
             ServeError: the first start failed, or the health port cannot be listened on.
-            CrashLoopError: several servers in a row ended early.
+            CrashLoopError: several servers in a row were not ready or never answered right.
         """
         with ExitStack() as stack:
             bound = stack.enter_context(bind("health", self.health_host, self.health_port))
@@ -89,9 +98,11 @@ class Supervisor:
         return Health(state=self._state, ready=not reason, reason=reason, live=live)
 
     def _run_servers(self) -> None:
-        short_runs = 0
+        bad = 0  # servers in a row that were not ready or never answered right
         while not self.stop.is_set():
             started, self._good_since = False, None
+            for name in sweep_dead():
+                self._event("swept", server=name)
             try:
                 with self.start(**self._ports, stop=self.stop) as server:
                     started = True
@@ -100,25 +111,48 @@ class Supervisor:
                     return
             except StoppedError:
                 return
-            except M2FError as error:
+            except _ENDS as error:
                 if not self._announced and not started:
                     raise
-                now = time.monotonic()
-                long_run = self._good_since is not None and now - self._good_since >= self.timing.long_run_s
-                short_runs = 1 if long_run else short_runs + 1
-                self._wait_to_restart(error, short_runs)
+                self._state, self._watch = "restarting", None
+                if self._good_since is not None:
+                    bad = 0
+                elif not isinstance(error, _SHORTAGE):
+                    bad += 1
+                if bad >= self.timing.bad_servers:
+                    if not self._clients_end_it(error, started=started):
+                        raise CrashLoopError(times=bad, last=error) from error
+                    bad = 0
+                self._wait_to_restart(error, bad)
 
     def _event(self, event: EventName, **circumstances: object) -> None:
         self._events.labels(event).inc()
         self.event(event, **circumstances)
 
-    def _wait_to_restart(self, error: M2FError, short_runs: int) -> None:
-        self._state, self._watch = "restarting", None
-        if short_runs >= self.timing.short_runs:
-            raise CrashLoopError(times=short_runs, within=self.timing.long_run_s, last=error) from error
-        delay = min(self.timing.first_delay_s * 2 ** (short_runs - 1), self.timing.longest_delay_s)
-        self._event("server_ended", why=error, restart_in=delay, short_runs=short_runs)
-        self.stop.wait(delay)
+    def _wait_to_restart(self, error: Exception, bad: int) -> None:
+        ran = 0.0 if self._good_since is None else time.monotonic() - self._good_since
+        delay = min(self.timing.first_delay_s * 2**bad, self.timing.longest_delay_s)
+        if ran >= self.timing.long_run_s:
+            delay = 0.0
+        self._event("server_ended", why=error, restart_in=delay, never_right=bad)
+        if not self.stop.wait(delay):
+            self._restarts.inc()
+
+    def _clients_end_it(self, error: Exception, *, started: bool) -> bool:
+        """Return whether a server that no client can reach answers right, although one that clients reached ended."""
+        if not started and not isinstance(error, ServerCrashedError):
+            return False
+        apart = {"host": LOOPBACK, "monitor_host": LOOPBACK, "http_port": 0, "grpc_port": 0, "metrics_port": 0}
+        try:
+            with self.start(**apart, stop=self.stop) as server:
+                verdict = Canary(server.control, server.models, timing=self.timing).ask()
+        except StoppedError:
+            return True
+        except _ENDS:
+            return False
+        answers = verdict.kind is Kind.SERVES
+        self._event("tried_alone", answers=answers, why=verdict.reason)
+        return answers
 
     def _serve(self, server: Server) -> None:
         """Watch a server until told to stop or it had too many reloads, then drain it."""

@@ -10,6 +10,10 @@ class Timing:
     """All periods and limits of the supervision; names that end in `_s` are seconds."""
 
     tick_s: float = 0.25  # between two looks at the process table
+    pulse_period_s: float = 1.0  # between two questions whether the server lives
+    pulse_timeout_s: float = 1.0  # then the kernel is asked why there is no answer
+    last_words_s: float = 1.0  # for a server that handles a fatal signal to end by itself
+    quiet_s: float = 4.0  # then a server that does not answer and does nothing is frozen
     canary_period_s: float = 5.0  # least time between two canaries
     canary_rest: float = 5.0  # least pause after a canary: `canary_rest x its duration`, so that clients get the engine
     first_timeout_s: float = 60.0  # of the first canary: the first inference of an engine may be slow
@@ -22,9 +26,10 @@ class Timing:
     left_behind_s: float = LEFT_BEHIND_S
     most_reloads: int = MOST_RELOADS
     settle_s: float = 0.2  # at the end of a drain: the last answers reach the clients
-    first_delay_s: float = 0.5  # before the first restart of the server; it doubles with each restart
+    first_delay_s: float = 0.5  # before a restart; twice as long after each server in a row that never answered right
     longest_delay_s: float = 10.0  # before a restart
-    long_run_s: float = 60.0  # a server that serves for this long had a good start
-    short_runs: int = 5  # servers in a row without a good start; then the supervisor gives up
+    long_run_s: float = 60.0  # after a server that served for this long, the next one is started at once
+    bad_servers: int = 5  # in a row that were not ready or never answered right; then the supervisor gives up
+    miss_period_s: float = 10.0  # between two log lines about rounds that could not look
     live_within_s: float = 30.0  # `/live` fails if the supervisor has not looked at the server for this long
     stop_timeout_s: float = 5.0  # for a drained server to end
