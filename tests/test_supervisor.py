@@ -324,6 +324,7 @@ class Ending:
     def __init__(self, error, *, right):
         self._error = error
         self.trouble = "" if right else "the canary fails"
+        self.good_since = time.monotonic() if right else None
 
     def run(self, stop, tick):
         tick()

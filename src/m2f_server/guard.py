@@ -1,6 +1,7 @@
 """Guard a server: a process that sweeps what the server leaves, even if this process is killed (see `remains`)."""
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -54,6 +55,7 @@ class ServerGuard:
         with suppress(OSError, subprocess.TimeoutExpired):
             assert self._process.stdin is not None
             self._process.stdin.close()
+            self._process.send_signal(signal.SIGCONT)
             self._process.wait(remains.SWEPT_WITHIN_S + 2)
         swept = self._process.returncode == 0
         self._end()

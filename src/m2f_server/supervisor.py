@@ -61,7 +61,6 @@ class Supervisor:
         self._announced = False
         self._state = "starting"
         self._watch: Watch | None = None
-        self._good_since: float | None = None  # when the current server passed its first canary
         self._last_round = time.monotonic()
         self._metrics = CollectorRegistry()
         ready = Gauge("m2f_ready", "Whether requests should be sent here, as /ready says", registry=self._metrics)
@@ -100,7 +99,7 @@ class Supervisor:
     def _run_servers(self) -> None:
         bad = 0  # servers in a row that were not ready or never answered right
         while not self.stop.is_set():
-            started, self._good_since = False, None
+            started, self._watch = False, None
             for name in sweep_dead():
                 self._event("swept", server=name)
             try:
@@ -114,8 +113,9 @@ class Supervisor:
             except _ENDS as error:
                 if not self._announced and not started:
                     raise
-                self._state, self._watch = "restarting", None
-                if self._good_since is not None:
+                self._state = "restarting"
+                good_since = self._watch.good_since if self._watch else None
+                if good_since is not None:
                     bad = 0
                 elif not isinstance(error, _SHORTAGE):
                     bad += 1
@@ -123,16 +123,15 @@ class Supervisor:
                     if not self._clients_end_it(error, started=started):
                         raise CrashLoopError(times=bad, last=error) from error
                     bad = 0
-                self._wait_to_restart(error, bad)
+                self._wait_to_restart(error, bad, good_since)
 
     def _event(self, event: EventName, **circumstances: object) -> None:
         self._events.labels(event).inc()
         self.event(event, **circumstances)
 
-    def _wait_to_restart(self, error: Exception, bad: int) -> None:
-        ran = 0.0 if self._good_since is None else time.monotonic() - self._good_since
+    def _wait_to_restart(self, error: Exception, bad: int, good_since: float | None) -> None:
         delay = min(self.timing.first_delay_s * 2**bad, self.timing.longest_delay_s)
-        if ran >= self.timing.long_run_s:
+        if good_since is not None and time.monotonic() - good_since >= self.timing.long_run_s:
             delay = 0.0
         self._event("server_ended", why=error, restart_in=delay, never_right=bad)
         if not self.stop.wait(delay):
@@ -179,8 +178,6 @@ class Supervisor:
 
     def _go_round(self, server: Server) -> None:
         self._last_round = time.monotonic()
-        if self._good_since is None and not self.health().reason:
-            self._good_since = time.monotonic()
-        if not self._announced and self._good_since is not None:
+        if not self._announced and not self.health().reason:
             self._announced = True
             self.announce(server, f"http://{with_port(reachable(self.health_host), self.health_port)}/ready")

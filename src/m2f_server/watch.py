@@ -43,6 +43,7 @@ class Watch:
 
     Attributes:
         stubs: the server's Python processes.
+        good_since: when the server first answered a canary right, as `time.monotonic`; None if it has not.
     """
 
     def __init__(self, server: Server, event: Event, timing: Timing | None = None) -> None:
@@ -62,6 +63,7 @@ class Watch:
         self._failures = 0
         self._beyond_help = ""
         self._asks = False
+        self.good_since: float | None = None
         self._ask_now = threading.Event()
         self._ended = threading.Event()
 
@@ -86,7 +88,7 @@ class Watch:
             ServeError: the server has ended, or cannot be repaired and was killed.
         """
         try:
-            while not stop.wait(self._timing.tick_s):
+            while True:
                 for look in (self._look_at_canary, self._look_at_server, self._look_at_stubs, self._look_at_guard):
                     try:
                         look()
@@ -94,6 +96,8 @@ class Watch:
                         self._missed.add(error)
                 self._missed.tell()
                 tick()
+                if stop.wait(self._timing.tick_s):
+                    break
         except M2FError as error:  # the server does not serve while its remains are cleaned up
             self._verdict = Verdict(Kind.FAILS, "the server has ended", detail=str(error))
             raise
@@ -268,6 +272,8 @@ class Watch:
         """Act on a verdict: reload the model to blame, or give up the server after several failures in a row."""
         was, self._verdict = self._verdict, verdict
         if verdict.kind is not Kind.FAILS:
+            if self.good_since is None:
+                self.good_since = time.monotonic()
             if verdict.kind is Kind.SERVES:
                 self._failures = 0
             if was.kind is not verdict.kind:
