@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from m2f_backend.calls import SHORTAGES
 from m2f_server import processes
+from m2f_server.addresses import family
 from m2f_server.timing import Timing
 
 _REQUEST = b"GET /v2/health/live HTTP/1.1\r\nHost: m2f\r\nConnection: close\r\n\r\n"
@@ -53,7 +54,7 @@ class Pulse:
 
     def __init__(self, address: str, pid: int, timing: Timing) -> None:
         host, _, port = address.rpartition(":")
-        self._address = (host, int(port))
+        self._address = (host.strip("[]"), int(port))
         self._pid = pid
         self._timing = timing
         self._probe: _Probe | None = None
@@ -123,7 +124,7 @@ class _Probe:
     def __init__(self, address: tuple[str, int], until: float) -> None:
         self.until = until
         self._asked = False
-        self._socket = socket.socket()
+        self._socket = socket.socket(family(address[0]))
         self._socket.setblocking(False)
         if (number := self._socket.connect_ex(address)) in SHORTAGES:
             self.close()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 
@@ -125,8 +125,9 @@ class Supervisor:
                     bad = 0
                 self._wait_to_restart(error, bad, good_since)
 
-    def _event(self, event: EventName, **circumstances: object) -> None:
-        self._events.labels(event).inc()
+    def _event(self, event: EventName, **circumstances: Any) -> None:
+        looks = circumstances["times"] if event == "look_failed" else 1  # one log line stands for many of these
+        self._events.labels(event).inc(looks)
         self.event(event, **circumstances)
 
     def _wait_to_restart(self, error: Exception, bad: int, good_since: float | None) -> None:
