@@ -266,7 +266,7 @@ BROKEN = [
     (second(segmentation=[[10, 10, float("nan"), 10, 10, 20]]), "has the coordinate nan"),
     (second(segmentation=[[10, 10, 20, 10, 10]]), "an even count of them (id 2)"),
     (second(segmentation={"size": [230, 300], "counts": [2**40]}), "annotations[1].segmentation has no valid 'counts'"),
-    (second(category_id="disc"), "annotations[1] has no valid 'category_id': got 'disc'; allowed: a whole number (id 2)"),
+    (second(category_id="disc"), "[1] has no valid 'category_id': got 'disc'; allowed: a whole number (id 2)"),
     (second(image_id=99), "annotations[1] has the image_id 99, which does not exist (id 2)"),
     (changed(lambda document: json.dumps(document["annotations"])), "is a list, as COCO results are"),
     (changed(lambda document: "\n".join(map(json.dumps, document["images"]))), "as in JSON Lines"),

@@ -1,16 +1,19 @@
 """Data sets that `m2f eval` reads: where their parts are, what is filled in, and what is refused."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from coco_damage import damaged
 from coco_data import row, uncompressed, write_scene
 from faster_coco_eval import mask as coco_mask
+from hypothesis import HealthCheck, given, settings
 
 from m2f_client.evaluation import dataset
 from m2f_client.evaluation.categories import by_index, by_name
-from m2f_client.evaluation.dataset import Dataset, DatasetImage, read_instances
+from m2f_client.evaluation.dataset import Dataset, DatasetImage, read_instances, read_panoptic
 from m2f_client.evaluation.evaluate import read_results
 from m2f_client.evaluation.fields import InvalidDataset
 from m2f_client.evaluation.files import annotation_file
@@ -466,3 +469,99 @@ def test_saved_results_that_cannot_be_used(scene, tmp_path, results, message):
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(InvalidDataset, match=message):
         read_results(tmp_path / "results.json", read_instances(scene[0]))
+
+
+def read_damaged(document, folder, read, score):
+    """Read a damaged document, and score what is accepted; return the error."""
+    path = folder / "annotations" / f"{read.__name__}.json"
+    path.write_text(json.dumps(document))
+    try:
+        data = read(path, folder / "val")
+    except InvalidDataset as error:
+        assert str(path) in str(error)  # noqa: PT017
+        assert len(str(error)) < 2500  # noqa: PT017
+        return
+    score(data)
+
+
+def score_instances(data):
+    image_ids = [image.id for image in data.images]
+    rows = [{**annotation, "score": 0.5} for annotation in data.annotations]
+    for kind in ("segm", "bbox"):
+        figures = average_precision(data, rows, image_ids, kind).figures
+        assert all(figure is None or 0 <= figure <= 1 for figure in figures.values())
+    with contextlib.suppress(InvalidDataset):  # its own message
+        by_name(("disc", "square"), data).warnings()
+
+
+def check_damage(written, examples, make, read, score):
+    folder, document, _ = written
+    small = make(json.loads(json.dumps(document)))
+
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow])
+    @given(damaged(small))
+    def check(changed):
+        read_damaged(changed, folder, read, score)
+
+    check()
+
+
+def few_instances(document):
+    document["annotations"] = document["annotations"][:12]
+    document["images"] = document["images"][:4]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
+    return document
+
+
+def panoptic_of(document):
+    annotations = [
+        {
+            "image_id": image["id"],
+            "file_name": image["file_name"],
+            "segments_info": [{"id": 1, "category_id": 1, "iscrowd": 0}],
+        }
+        for image in document["images"][:3]
+    ]
+    categories = [{**category, "isthing": 1} for category in document["categories"]]
+    return {"images": document["images"][:3], "annotations": annotations, "categories": categories}
+
+
+def score_panoptic(data):
+    assert set(data.maps) == {image.id for image in data.images}
+    assert all(png.is_file() for png in data.maps.values())
+    assert sum(data.objects(data.maps).values()) <= len(data.annotations)
+
+
+@pytest.mark.parametrize("examples", [150, pytest.param(20_000, marks=pytest.mark.chaos)])
+def test_a_damaged_data_set_is_read_or_refused(written, examples):
+    check_damage(written, examples, few_instances, read_instances, score_instances)
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=pytest.mark.chaos)])
+def test_a_damaged_panoptic_data_set_is_read_or_refused(written, examples):
+    maps = written[0] / "annotations" / "read_panoptic"
+    if not maps.exists():
+        shutil.copytree(written[0] / "val", maps)
+    check_damage(written, examples, panoptic_of, read_panoptic, score_panoptic)
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=pytest.mark.chaos)])
+def test_damaged_results_are_read_or_refused(written, examples):
+    folder, _, results = written
+    data = read_instances(folder / "annotations" / "instances_val.json")
+
+    @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow])
+    @given(damaged(results[:5]))
+    def check(changed):
+        path = folder / "results.json"
+        path.write_text(json.dumps(changed))
+        try:
+            rows = read_results(path, data)
+        except InvalidDataset as error:
+            assert str(path) in str(error)  # noqa: PT017
+            return
+        figures = average_precision(data, [row for each in rows.values() for row in each], rows, "segm").figures
+        assert 0 <= figures["AP"] <= 1
+
+    check()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import zlib
 from collections import defaultdict
 from functools import partial
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fake_server import serving
+from memory import peak_of
 from PIL import Image
 from pycocotools import mask as coco_mask
 from sources import draw_held_out
@@ -288,6 +290,11 @@ def test_a_file_is_no_server(m2f, scene):
     assert "compares with a server" in ran.stderr
 
 
+def info(document):
+    """The second segment of the first image."""
+    return document["annotations"][0]["segments_info"][1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -300,6 +307,23 @@ def test_a_file_is_no_server(m2f, scene):
             r"annotations\[0\].segments_info\[1\] has no valid 'id'",
         ),
         (lambda d: d["annotations"][0].update(image_id=9), "image_id 9, which does not exist"),
+        (
+            lambda d: d["annotations"][0].update(image_id=None),
+            r"annotations\[0\] has no valid 'image_id': it is absent",
+        ),
+        (lambda d: d["annotations"][1].update(image_id=1), r"annotations\[1\] is the second one with the image_id 1"),
+        (lambda d: d["annotations"][0].update(file_name=None), r"annotations\[0\] has no valid 'file_name'"),
+        (lambda d: d["annotations"][0].update(segments_info=None), r"annotations\[0\] has no valid 'segments_info'"),
+        (lambda d: d["annotations"][0].update(segments_info=[None]), r"segments_info\[0\] is None; allowed: an object"),
+        (lambda d: info(d).update(id=0), r"segments_info\[1\] has no valid 'id': got 0; allowed: .* 1 to 16777215"),
+        (lambda d: info(d).update(id=2**24), "allowed: a whole number from 1 to 16777215"),
+        (lambda d: info(d).update(id="x"), r"segments_info\[1\] has no valid 'id': got 'x'"),
+        (lambda d: info(d).update(id=1), r"segments_info\[1\] has the id of .*segments_info\[0\]"),
+        (lambda d: info(d).update(category_id=9), "category_id 9, which does not exist"),
+        (lambda d: info(d).update(category_id=None), r"segments_info\[1\] has no valid 'category_id'"),
+        (lambda d: info(d).update(iscrowd=2), r"segments_info\[1\] has no valid 'iscrowd': got 2"),
+        (lambda d: d["categories"][0].update(isthing=2), r"categories\[0\] has no valid 'isthing'"),
+        (lambda d: d["categories"][0].update(isthing=None), r"categories\[0\] has no valid 'isthing'"),
     ],
 )
 def test_a_data_set_that_cannot_be_used(scene, change, message):
@@ -320,6 +344,72 @@ def test_a_png_that_does_not_fit_is_named(m2f, scene):
     assert json.loads(ran.stdout)["images"] == 1
     (maps / "1_map.png").write_bytes(b"no image")
     assert "1_map.png cannot be read" in m2f(scene).stderr
+
+
+def test_what_other_tools_write_is_the_same_data_set(m2f, scene):
+    before = json.loads(m2f(scene, "--json").stdout)
+    path = scene / "annotations" / "panoptic_val.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        annotation["file_name"] = "annotations\\panoptic_val\\" + annotation["file_name"]
+        annotation["image_id"] = str(annotation["image_id"])
+        for one in annotation["segments_info"]:
+            one.update(iscrowd=None, area=None, bbox=None, id=float(one["id"]))
+    document["categories"].append({"id": 0, "name": "disc", "isthing": True})
+    path.write_text(json.dumps(document))
+    ran = m2f(scene, "--json")
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["panoptic"] == before["panoptic"]
+
+
+def test_segments_and_pixels_that_do_not_belong_together_are_named(m2f, scene):
+    path = scene / "annotations" / "panoptic_val.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segments_info"].append(segment(77, 4))
+    document["annotations"][1]["segments_info"].clear()
+    path.write_text(json.dumps(document))
+    ran = m2f(scene)
+    assert ran.exit_code == 1
+    assert f"1_map.png has no pixel of segment 77; allowed: the ids in segments_info of image 1 in {path}" in ran.stderr
+    document["annotations"][0]["segments_info"].pop()
+    path.write_text(json.dumps(document))
+    ran = m2f(scene, "--json")
+    assert ran.exit_code == 1
+    assert "2_map.png has pixels of segment 70000; allowed: the ids in segments_info of image 2" in ran.stderr
+    assert json.loads(ran.stdout)["images"] == 1
+
+
+def with_another_size(data):
+    header = data[12:16] + (9_000).to_bytes(4, "big") * 2 + data[24:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
+
+
+def with_four_megabytes_of_text(data):
+    chunk = b"zTXtx\0\0" + zlib.compress(bytes(1 << 22))
+    return data[:33] + (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[33:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (with_another_size, "1_map.png is 9000x9000, another size than its image, 30x20"),
+        (with_four_megabytes_of_text, "1_map.png cannot be read as PNG: .*"),
+        (lambda data: data[:-30], "1_map.png cannot be read as PNG"),
+        (lambda _: b"", "1_map.png cannot be read as PNG"),
+        (lambda data: data[:40] + b"\xff" * 9 + data[49:], "1_map.png cannot be read as PNG"),
+    ],
+)
+def test_a_png_of_any_damage_is_refused(scene, damage, message):
+    """Another size is refused before a pixel is decoded: 9,000 x 9,000 pixels would be a gigabyte."""
+    path = scene / "annotations/panoptic_val/1_map.png"
+    path.write_bytes(damage(path.read_bytes()))
+
+    def read():
+        with pytest.raises(InvalidDataset, match=message):
+            read_ids(path, (20, 30))
+
+    _, peak = peak_of(read)
+    assert peak < 1 << 24
 
 
 @pytest.mark.server
