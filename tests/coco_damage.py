@@ -58,5 +58,5 @@ def damaged(draw, document):
             other = draw(st.sampled_from(sorted(around) if isinstance(around, dict) else range(len(around))))
             around[last], around[other] = around[other], around[last]
         else:
-            around[last] = draw(ODD)
+            around[last] = copy.deepcopy(draw(ODD))
     return document
