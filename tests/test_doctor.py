@@ -1,6 +1,7 @@
 """`m2f doctor`: every planted fault is found, and named; what is right is left alone."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +21,10 @@ from m2f_export.doctor.server_version import is_safe
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_repository"
+TINY = """backend: "python"
+input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
+"""
 SIDE, QUERIES, CLASSES = 256, 40, 5  # of the embedded model
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4838904\n"
 
@@ -538,6 +543,95 @@ def test_an_empty_file_and_a_pointer(repository, file):
     assert_found(findings(repository), "error", "file-empty", Path(file).name)
     (repository / file).write_text(LFS_POINTER)
     assert_found(findings(repository), "error", "git-lfs-pointer", Path(file).name)
+    (repository / file).write_text("<!DOCTYPE html>")
+    assert_found(findings(repository), "error", "web-page", Path(file).name)
+
+
+def test_a_configuration_that_is_a_folder(repository):
+    (repository / PUBLIC).unlink()
+    (repository / PUBLIC).mkdir()
+    assert_found(findings(repository), "error", "file-unreadable", "config.pbtxt", "is a folder")
+
+
+def folder(*path):
+    return lambda repository: repository.joinpath(*path).mkdir(parents=True)
+
+
+def link(path, target):
+    return lambda repository: (repository / path).symlink_to(target)
+
+
+def moved(old, new):
+    return lambda repository: (repository / old).rename(repository / new)
+
+
+MODEL = "mask2former_raw"
+STRAYS = {
+    "git": (folder(".git", "objects"), "stray-folder", [".git", "hidden ones too"]),
+    "lost+found": (folder("lost+found"), "stray-folder", ["lost+found"]),
+    "notebook": (folder(".ipynb_checkpoints"), "stray-folder", [".ipynb_checkpoints"]),
+    "python": (folder("__pycache__"), "stray-folder", ["__pycache__"]),
+    "volume of Kubernetes": (folder("..2026_11_28"), "stray-folder", ["..2026_11_28"]),
+    "empty": (folder("new_model"), "stray-folder", ["new_model"]),
+    "pictures": (folder("images", "val"), "stray-folder", ["images"]),
+    "no configuration": (folder("new_model", "1"), "config-missing", ["new_model"]),
+    "dangling link": (link("old", "/nowhere/old"), "link-dangling", ["old", "/nowhere/old"]),
+    "circle of links": (link("old", "old"), "link-dangling", ["old"]),
+    "dangling link in a model": (link(f"{MODEL}/data", "/nowhere"), "link-dangling", ["data", "/nowhere"]),
+    "dangling version": (link(f"{MODEL}/2", "/nowhere"), "link-dangling", ["2"]),
+    "a copy of a version": (folder(MODEL, "2.bak"), "version-name", ["2.bak", "version 2"]),
+    "no version": (moved(f"{MODEL}/1", f"{MODEL}/01"), "version-missing", [MODEL]),
+    "too large a version": (folder(MODEL, "9" * 19), "version-name", ["9" * 19]),
+    "an empty version": (folder(MODEL, "2"), "model-file-missing", ["model.py"]),
+    "a name for a shell": (moved(MODEL, "mask2former raw"), "model-name", ["mask2former raw"]),
+    "a name that is not ASCII": (moved(MODEL, "übung"), "model-name", ["übung"]),
+}
+
+
+@pytest.mark.parametrize("case", STRAYS)
+def test_what_keeps_a_server_from_starting(repository, case):
+    change, code, words = STRAYS[case]
+    change(repository)
+    assert_found(findings(repository), "error", code, *words)
+    assert run(repository).exit_code == 1
+
+
+def harmless(repository):
+    for name in (".DS_Store", "README.md", ".gitattributes", "Thumbs.db", f"{MODEL}/.DS_Store", f"{MODEL}/1/notes.txt"):
+        (repository / name).write_text("x")
+    for name in (".git", "old", "1.bak", "-1", "007", "data"):
+        (repository / MODEL / name).mkdir()
+    os.mkfifo(repository / "pipe")
+    (repository / MODEL / "1" / "gone").symlink_to("/nowhere")
+    elsewhere = repository.parent / "elsewhere"
+    (repository / "mask2former_masks").rename(elsewhere)
+    (repository / "mask2former_masks").symlink_to(elsewhere)
+
+
+def test_what_triton_passes_over_is_left_alone(repository):
+    harmless(repository)
+    assert codes(repository, "error") == set()
+
+
+@pytest.mark.server
+@pytest.mark.more
+@pytest.mark.parametrize(
+    "case",
+    ["git", "lost+found", "dangling link", "dangling link in a model", "a copy of a version", "too large a version"],
+)
+def test_the_server_does_not_start_on_it(tmp_path, case):
+    """What doctor calls an error, the real server does not survive."""
+    from m2f_server import serve
+    from m2f_server.serve_errors import ServeError
+
+    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
+    tiny = tmp_path / "repository" / MODEL
+    (tiny / "1").mkdir(parents=True)
+    (tiny / "1/model.py").write_text("class TritonPythonModel:\n    def execute(self, requests):\n        return []\n")
+    (tiny / "config.pbtxt").write_text(TINY)
+    STRAYS[case][0](tmp_path / "repository")
+    with pytest.raises(ServeError), serve(model_repository=tmp_path / "repository", timeout=3, **ports):
+        pass
 
 
 def test_a_plan_of_another_version_in_the_repository(repository):
@@ -613,5 +707,10 @@ def test_an_option_that_does_not_fit_is_wrong_usage(repository, tmp_path):
 
 def test_folders_that_are_no_repository(tmp_path):
     assert_found(findings(tmp_path), "error", "repository-empty", "no model")
+    (tmp_path / ".git").mkdir()
+    shutil.copytree(SHIPPED / "mask2former", tmp_path / "models/mask2former")
+    assert_found(findings(tmp_path), "error", "repository-empty", f"m2f doctor {tmp_path}/models")
+    (tmp_path / "config.json").write_text('{"architectures": ["Mask2FormerForUniversalSegmentation"]}')
+    assert_found(findings(tmp_path), "error", "repository-empty", "Hugging Face", f"m2f export {tmp_path}")
     model = SHIPPED / "mask2former"
     assert run(model, "--server-version", "2.71.0").exit_code == 1

@@ -12,6 +12,11 @@ from m2f_export.doctor.findings import Entry, error, note, warning
 
 FILE_EMPTY = error("file-empty", "{name} is empty", "a copy or a download was interrupted, or the disk was full",
     "copy or make the file again")
+FILE_UNREADABLE = error("file-unreadable", "{reason}", "a server that runs as this user cannot read it either",
+    "chmod, or chown to the user of the server; or copy it again")
+WEB_PAGE = error("web-page", "{name} is a web page, not the file itself",
+    "the download followed a link to a page about the file, or was refused",
+    "download it again, from the link to the file")
 GIT_LFS_POINTER = error("git-lfs-pointer", "{name} is a Git LFS pointer, not the file itself",
     "the repository was cloned without Git LFS, so the content was never fetched", "git lfs install && git lfs pull")
 
@@ -174,6 +179,20 @@ REPOSITORY_EMPTY = error("repository-empty", "no model in this folder",
     "a repository is a folder of models, each a folder with a config.pbtxt", "m2f export makes a repository")
 REPOSITORY_IS_MODEL = error("repository-empty", "one model, not a repository", REPOSITORY_EMPTY.why,
     "m2f doctor {parent}")
+REPOSITORY_IS_HUGGING_FACE = error("repository-empty", "a Hugging Face folder, not a repository",
+    REPOSITORY_EMPTY.why, "m2f export {folder} --repository DIR")
+REPOSITORY_BELOW = error("repository-empty", "no model in this folder, but in {below}", REPOSITORY_EMPTY.why,
+    "m2f doctor {below}; m2f serve --model-repository {below}")
+_NOT_STARTED = "the server does not start: "
+STRAY_FOLDER = error("stray-folder", "{name} is a folder without a config.pbtxt",
+    _NOT_STARTED + "Triton takes every folder of a repository for a model, hidden ones too (files are no matter)",
+    "move {name} out of the repository; or keep the models in a folder of their own, and serve that")
+LINK_DANGLING = error("link-dangling", "{name} is a link to {target}, which cannot be followed",
+    _NOT_STARTED + "Triton follows every link in the folders of a repository and of a model",
+    "remove {name}, or bring back what it points to")
+MODEL_NAME = error("model-name", "the name {name!r} has characters that a shell or ASCII does not have",
+    "Triton starts Python models with a shell, so the model never becomes ready",
+    "rename folder and model: letters, digits and _ - . only")
 CONFIG_MISSING = error("config-missing", "{name} has no config.pbtxt",
     "Triton cannot guess the tensors of these models", _COPY_SHIPPED)
 CONFIG_UNREADABLE = error("config-unreadable", "the file does not parse: {reason}",
@@ -182,6 +201,11 @@ CONFIG_NAME = error("config-name", 'name: "{name}" in the folder {folder}',
     "Triton refuses a model whose name is not the name of its folder", 'name: "{folder}"')
 VERSION_MISSING = error("version-missing", "{name} has no version folder (1/)", "Triton finds no version to load",
     "mkdir {folder} (git keeps no empty folder: put a .gitkeep into it)")
+VERSION_NAME = error("version-name", "Triton takes the folder {name} of {model} for version {number}",
+    "Triton reads the number that a name begins with, and then finds no folder {number}",
+    "rename {name}: a version is a whole number; other names begin with a letter")
+VERSION_TOO_LARGE = error("version-name", "the version {name} of {model} is above {largest}",
+    _NOT_STARTED + "Triton aborts on a number that it cannot hold", "rename {name}")
 MODEL_FILE_MISSING = error("model-file-missing", "{name} is missing", _NOT_LOADED, _COPY_SHIPPED)
 RESPONSE_CACHE = error("response-cache", "the response cache is on",
     "its key leaves out parameters and requested outputs, so a request gets the answer to another one",

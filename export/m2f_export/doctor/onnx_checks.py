@@ -160,7 +160,7 @@ def _custom_operators(model: onnx.ModelProto) -> Counter[str]:
         f"{node.domain or 'ai.onnx'}::{node.op_type}"
         for node in _nodes(model.graph)
         if (node.domain, node.op_type) not in own
-        and not (node.domain in _STANDARD_DOMAINS and onnx.defs.has(node.op_type))
+        and not (node.domain in _STANDARD_DOMAINS and onnx.defs.has(str(node.op_type)))  # bytes if not UTF-8
     )
 
 
