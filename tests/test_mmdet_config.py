@@ -1,14 +1,21 @@
 """What a configuration says of classes, post-processing and data sets; and files that are no configuration."""
 
+import contextlib
 import json
+import resource
 
 import pytest
 from exports import m2f_export
+from hypothesis import given, settings
+from json_mutations import mutated_json
 from mmdet_configs import LOAD, PACK, PIPELINE, RESIZE, write_config
-from sources import CHECKPOINT
+from sources import CHECKPOINT, CONFIG
 
+from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError
+from m2f_export.repository_writer import preprocessing_parameters, step_parameters
+from m2f_export.sources.mmdet_options import MAX_INPUT_PIXELS
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -328,3 +335,114 @@ def test_the_command_says_what_is_refused_in_one_message(tmp_path, options, mess
     assert f"Error: {config}" in result.stderr
     assert message in result.stderr
     assert not (tmp_path / "model.onnx").exists()
+
+
+# --- whatever a configuration holds
+
+DOCUMENT_OF_SHAPES = {
+    "test_pipeline": [{"type": "Resize", "scale": (256, 256), "keep_ratio": True}],
+}
+
+DOCUMENT = {
+    "model": {
+        "type": "Mask2Former",
+        "data_preprocessor": {
+            "type": "DetDataPreprocessor", "mean": [123.675, 116.28, 103.53], "std": [58.4, 57, 57], "bgr_to_rgb": True,
+            "rgb_to_bgr": False, "pad_size_divisor": 32, "pad_value": 0, "pad_mask": True,
+        },
+        "panoptic_head": {"type": "Mask2FormerHead", "num_things_classes": 1, "num_stuff_classes": 1, "num_queries": 9},
+        "panoptic_fusion_head": {"type": "MaskFormerFusionHead"},
+        "test_cfg": {"max_per_image": 100, "iou_thr": 0.8, "object_mask_thr": 0.8, "filter_low_score": True,
+                     "panoptic_on": True, "instance_on": True, "semantic_on": False},
+    },
+    "test_dataloader": {"dataset": {"type": "ConcatDataset", "datasets": [{
+        "type": "CocoDataset",
+        "metainfo": {"classes": ["cat", "sky"], "palette": [[1, 2, 3], [4, 5, 6]]},
+        "pipeline": [
+            {"type": "LoadImageFromFile", "to_float32": False, "color_type": "color", "backend_args": None},
+            {"type": "Resize", "scale": [1333, 800], "keep_ratio": True, "interpolation": "bilinear", "backend": "cv2"},
+            {"type": "LoadAnnotations", "with_bbox": True, "with_mask": True},
+            {"type": "PackDetInputs", "meta_keys": ["img_id", "ori_shape"]},
+        ],
+    }]}},
+    "test_pipeline": [{"type": "mmdet.Resize", "scale": 800}],
+}  # fmt: skip
+
+
+def written_as_python(folder, document):
+    path = folder / "c.py"
+    names = "inf, nan = float('inf'), float('nan')\n"
+    path.write_text(names + "".join(f"{key} = {value!r}\n" for key, value in document.items()))
+    return path
+
+
+def check_whatever_it_holds(read, path):
+    """It is read, or refused in one message that names the file; what is read can be written and is bounded."""
+    refusal = None
+    try:
+        source = read(path)
+    except ExportError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert str(path) in refusal
+        assert "\n" not in refusal
+        assert len(refusal) < 1200
+        return None
+    written = preprocessing_parameters(source.preprocessing)
+    stated = {key: value for key, value in written.items() if value is not None}
+    assert Preprocessing.from_repository(stated) == source.preprocessing
+    step_parameters(source)
+    height, width = source.preprocessing.input_size or source.preprocessing.scale
+    assert height * width <= 4 * MAX_INPUT_PIXELS  # padded
+    assert len(source.facts.class_names) in (0, source.num_classes)
+    return source
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder for all examples of a property."""
+    return tmp_path_factory.mktemp("mutated")
+
+
+@given(mutated_json(DOCUMENT))
+@settings(max_examples=60)
+def test_whatever_a_configuration_holds_it_is_read_or_refused(describe, folder, document):
+    check_whatever_it_holds(describe, written_as_python(folder, document))
+
+
+@pytest.mark.chaos
+@given(mutated_json(DOCUMENT))
+@settings(max_examples=5000)
+def test_whatever_a_configuration_holds_in_many_examples(describe, folder, document):
+    check_whatever_it_holds(describe, written_as_python(folder, document))
+
+
+@pytest.mark.chaos
+def test_whatever_the_model_of_a_configuration_holds_memory_is_bounded(folder):
+    """The embedded model with one to three values of its network changed: built, loaded and run, or refused."""
+    import torch
+
+    from m2f_export.sources.mmdetection import load_mmdet, read_config
+
+    model = json.loads(json.dumps(read_config(CONFIG).to_dict()["model"]))
+    counts = {"refused": 0, "loaded": 0}
+
+    def load(path):
+        return load_mmdet(path, CHECKPOINT)
+
+    @given(mutated_json(model))
+    @settings(max_examples=400, database=None)
+    def holds(changed):
+        source = check_whatever_it_holds(load, written_as_python(folder, {**DOCUMENT_OF_SHAPES, "model": changed}))
+        counts["loaded" if source else "refused"] += 1
+        if source:
+            with torch.inference_mode(), contextlib.suppress(Exception):  # the exporter reports it: `export_onnx`
+                source.network(torch.zeros(1, 3, 64, 64))
+
+    load(written_as_python(folder, {**DOCUMENT_OF_SHAPES, "model": model}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    holds()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    print(f"{counts}, {grown} MiB more at most")
+    assert min(counts.values()) > 20
+    assert grown < 1024

@@ -149,6 +149,19 @@ def test_a_checkpoint_of_training_is_read_and_nothing_in_it_runs(source, tmp_pat
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "transformer_decoder=dict(layer_cfg=dict(ffn_cfg=dict(feedforward_channels=20_000_000)))",
+        "feat_channels=2**40",
+    ],
+)
+def test_a_model_larger_than_its_checkpoint_is_refused_before_it_takes_the_memory(source, tmp_path, change):
+    (tmp_path / "c.py").write_text(f"_base_ = [{str(CONFIG)!r}]\nmodel = dict(panoptic_head=dict({change}))")
+    with pytest.raises(source.ExportError, match=r"cannot build the model of .*c\.py: .*(more than 2\d\d MiB|memory)"):
+        source.load_mmdet(tmp_path / "c.py", CHECKPOINT)
+
+
 BASE = f"_base_ = ['mmdet::mask2former/{R50}']\n"
 
 

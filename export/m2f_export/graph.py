@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ import torch
 from m2f.preprocess import Preprocessing
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph, check_input_size
+from m2f_export.quiet import quiet
 from m2f_export.sources.base import Source
 
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
@@ -107,7 +104,7 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
             axes[name] |= {first: sides[0], first + 1: sides[1]}
     traced: Any = io.BytesIO()  # `export` takes files too, its annotation does not say so
     example = _example(source.preprocessing)
-    with _quiet():
+    with quiet():  # the comparison afterwards checks what the tracer warns of
         try:
             with torch.inference_mode():
                 outputs = graph(example[:1])
@@ -115,9 +112,9 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
                 graph, (example,), traced, input_names=[INPUT], output_names=list(OUTPUTS),
                 dynamic_axes=axes, opset_version=OPSET, dynamo=False,
             )  # fmt: skip
+            slim = onnxslim.slim(onnx.load_from_string(traced.getvalue()))
         except Exception as error:  # PyTorch's, or of any module of the network
             raise ExportError(f"{source.kind} cannot be traced: {reason(error)}") from error
-        slim = onnxslim.slim(onnx.load_from_string(traced.getvalue()))
     _state_shapes(slim, outputs, fixed=source.preprocessing.input_size is not None)
     check_graph(slim)
     onnx.save(slim, output)
@@ -142,16 +139,3 @@ def _example(preprocessing: Preprocessing) -> torch.Tensor:
     if preprocessing.layout == "uint8_hwc":
         return torch.zeros(2, *size, 3, dtype=torch.uint8)
     return torch.zeros(2, 3, *size)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the tracer's warnings: the comparison afterwards checks what they warn of."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -5,9 +5,7 @@ Every option is reproduced as mmdetection 3.3 reads it, or refused (`mmdet_optio
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from m2f.limits import MAX_CLASSES, MAX_QUERIES
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import check_file
+from m2f_export.quiet import quiet
 from m2f_export.sources import mmdet_options as options
 from m2f_export.sources.base import checked_names
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
@@ -65,7 +64,7 @@ def read_config(path: Path) -> Config:
     check_file(path)
     init_default_scope("mmdet")
     try:
-        with redirect_stdout(sys.stderr):  # a configuration is a program: it may print, and raise anything
+        with quiet():  # a configuration is a program: it may print, and raise anything
             settings = Config.fromfile(path)
             settings = Config({key: _resolved(settings[key]) for key in _READ if key in settings})
     except (Exception, SystemExit) as error:

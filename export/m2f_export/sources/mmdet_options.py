@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from m2f.errors import shown
 from m2f.parameters import BOOLEAN, COUNT, FRACTION, Allowed, is_int, is_number
 from m2f_export.export_errors import ExportError
+from m2f_export.quiet import quiet
 
 if TYPE_CHECKING:
     from mmengine.registry import Registry
@@ -101,7 +102,8 @@ def class_of(stated: object, registry: Registry) -> type | None:
 
 def _found(name: str, registry: Registry) -> type | None:
     try:
-        found = registry.get(name)
+        with quiet():
+            found = registry.get(name)
     except (Exception, SystemExit):  # whatever an import raises
         return None
     return found if isinstance(found, type) else None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2f.model_facts import ModelFacts
 from m2f_export.export_errors import ExportError, reason
+from m2f_export.quiet import quiet
 from m2f_export.sources.base import Source
 from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_classes
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
@@ -21,6 +24,8 @@ from mmdeploy.core.rewriters.rewriter_manager import RewriterContext, RewriterMa
 from mmdet.registry import MODELS  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
+
+_SMALL_MODEL = 1 << 28  # bytes that any model may take
 
 # A registry of our own: MMDeploy's Mask2Former rewrites upsample the masks in the graph, and its Swin rewrites fix the
 # batch (open-mmlab/mmdeploy#2920).
@@ -66,7 +71,8 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
     settings = read_config(config)
     described = describe(settings, config)
     contents = read_checkpoint(checkpoint)
-    model = build_model(settings, config)
+    # weights of half precision double; a checkpoint's other contents make the limit generous
+    model = build_model(settings, config, most_bytes=4 * checkpoint.stat().st_size + _SMALL_MODEL)
     load_weights(model, contents, checkpoint, config)
     network = Network(model, takes_bgr=described.preparation.takes_bgr).eval()
     return as_source(described, config, network, trained_on=stated_classes(contents, checkpoint))
@@ -118,13 +124,37 @@ def as_source(
     )
 
 
-def build_model(settings: Config, config: Path) -> Any:
+def build_model(settings: Config, config: Path, *, most_bytes: int | None = None) -> Any:
     """Build the detector with untrained weights, in evaluation mode on the CPU.
 
+    Args:
+        settings: the configuration, as `read_config` returns it.
+        config: the configuration's file, for messages.
+        most_bytes: largest memory of all weights; None: no limit.
+
     Raises:
-        ExportError: mmdetection cannot build the model.
+        ExportError: mmdetection cannot build the model, or its weights are larger than allowed.
     """
     try:
-        return revert_sync_batchnorm(MODELS.build(settings.model)).eval()
+        with quiet(), _Bounded(most_bytes) if most_bytes else nullcontext():
+            return revert_sync_batchnorm(MODELS.build(settings.model)).eval()
     except Exception as error:  # the registry passes any value in the file to constructors
         raise ExportError(f"mmdetection cannot build the model of {config}: {reason(error)}") from error
+
+
+class _Bounded(TorchDispatchMode):
+    """Raises MemoryError when the tensors made within it are larger than allowed in all, before they are written to."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__()
+        self.left = self.most = most_bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not any(isinstance(value, torch.Tensor) for value in args):
+            self.left -= made.numel() * made.element_size()
+            if self.left < 0:
+                raise MemoryError(
+                    f"its weights take more than {self.most >> 20} MiB, more than the checkpoint can hold"
+                )
+        return made
