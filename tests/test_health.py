@@ -144,6 +144,26 @@ def test_clients_that_hang_up_leave_no_trace(port, capfd):
     assert threading.active_count() == threads
 
 
+def test_a_client_that_reads_slowly_gets_all_and_one_that_does_not_read_is_left(monkeypatch):
+    answer = 20_000_000 * b"x"
+    bound = bind("health", "127.0.0.1", 0)
+    answerer = responder.Responder(bound, lambda _: answer)
+    thread = threading.Thread(target=answerer.run)
+    thread.start()
+    try:
+        with socket.create_connection(bound.getsockname(), timeout=20) as client:
+            client.sendall(READY)
+            assert whole(client) == answer
+        monkeypatch.setattr(responder, "DEADLINE_S", 0.1)
+        with socket.create_connection(bound.getsockname(), timeout=20) as client:
+            client.sendall(READY)
+            time.sleep(1)
+            assert len(whole(client)) < len(answer)
+    finally:
+        answerer.stop()
+        thread.join()
+
+
 def test_a_fault_costs_one_answer(port):
     port.health = RuntimeError("a secret")
     assert port.ask() == (500, b"")

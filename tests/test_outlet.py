@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from log_lines import parse
 
-from m2f_server.outlet import LogFile, Outlet, event_line
+from m2f_server.outlet import DROPPED, LogFile, Outlet, event_line
 
 LINES = [b"%07d %s\n" % (number, 991 * b"x") for number in range(2_000)]  # 2 MB
 KEPT = {"least": 1_000, "most": 1_600}  # of them: a MiB, and what a pipe holds
@@ -42,6 +42,12 @@ def put(outlet, lines):
         outlet.put(line)
 
 
+def dropped():
+    """The metric."""
+    (metric,) = DROPPED.collect()
+    return metric.samples[0].value
+
+
 def until(condition):
     deadline = time.monotonic() + 20
     while not condition():
@@ -50,9 +56,11 @@ def until(condition):
 
 
 def test_lines_that_nobody_reads_are_dropped_and_counted_when_somebody_does():
+    before = dropped()
     pipe = Pipe()
     outlet = Outlet(pipe)
     put(outlet, LINES)  # returns at once: nobody reads
+    assert dropped() - before > len(LINES) - KEPT["most"]
     outlet.flush(0)
     kept = []
     while not (line := pipe.reader.readline()).startswith(b"time="):

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,12 @@ class TritonPythonModel:
             time.sleep(1)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())]) for x in tensors]
 """
+REASONS = {
+    "",
+    "the server has ended",
+    "the server is restarting",
+    "the first canary is under way",
+}
 ROOT = Path(__file__).parents[1]
 HOSTS = dict.fromkeys(("http", "grpc", "metrics", "health"), "127.0.0.1")
 
@@ -84,12 +91,12 @@ class Running(contextlib.AbstractContextManager):
         self.process.wait()
 
     def ready(self):
-        """Ask `/ready`; return the status and the seconds that the answer took."""
-        started = time.monotonic()
+        """Ask `/ready`; return the status and the body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.ports["health"], timeout=20)
         with contextlib.closing(connection):
             connection.request("GET", "/ready")
-            return connection.getresponse().status, time.monotonic() - started
+            response = connection.getresponse()
+            return response.status, json.load(response)
 
     @property
     def server(self):
@@ -150,6 +157,13 @@ def test_nobody_reads_any_of_its_output(tmp_path, start):
     while not dropped:  # somebody reads again, and is told
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    os.kill(running.server.pid, signal.SIGKILL)
+    reasons = set()
+    while not (running.ready()[0] == 200 and "the server is restarting" in reasons):
+        reasons.add(running.ready()[1]["reason"])
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert reasons <= REASONS  # the log's last lines are not for everybody
     assert running.stop()[0] == 0
     thread.join(60)
     assert 8 < sum(dropped) <= 8 * 30 + 200  # what the model wrote, and Triton at its start
@@ -206,7 +220,8 @@ def test_3000_trickling_connections_to_the_health_port(tmp_path, start):
     )
     answers, peak, files = [], before, 0
     while attack.poll() is None:
-        answers.append(running.ready())
+        started = time.monotonic()
+        answers.append((running.ready()[0], time.monotonic() - started))
         peak, files = max(peak, process.memory_info().rss), max(files, process.num_fds())
         time.sleep(0.05)
     opened = int(attack.communicate()[0])

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,9 +186,10 @@ def _start(options: _LaunchOptions, guard: ServerGuard) -> Server:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    log = ServerLog(process, file=Outlet(log_file), echo=echo)
     guard.process_group = process.pid
-    raise_limit(process.pid)
+    log = ServerLog(process, file=Outlet(log_file), echo=echo)
+    with suppress(OSError):  # the server runs with fewer files, too
+        raise_limit(process.pid)
     return Server(
         process=process,
         guard=guard,

@@ -18,12 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from prometheus_client import Counter
+
 from m2f_backend.logfmt import logfmt
 
 _MOST_BYTES = 1 << 20  # that wait to be written; then lines are dropped
 _PIECE = 4096  # PIPE_BUF: a pipe that is ready for writing takes this many bytes without waiting
 _TICK_MS = 200
-_LAST_LINES_S = 0.5  # for the last lines of this process
+_LAST_LINES_S = 1.0  # for the last lines of this process
+
+DROPPED = Counter("m2f_log_lines_dropped", "Log lines that nobody read, or that the disk did not take", registry=None)
 
 
 class Target(Protocol):
@@ -108,7 +112,7 @@ class Outlet:
         with self._changed:
             self._full = self._full or not self._changed.wait_for(has_room, patience)
             if self._full or self._closed:
-                self._dropped += lines.count(b"\n")
+                self._drop(lines)
             else:
                 self._waiting.append(lines)
                 self._bytes += len(lines)
@@ -131,7 +135,7 @@ class Outlet:
             written = self._write(lines)
             with self._changed:
                 if not written:
-                    self._dropped += lines.count(b"\n")
+                    self._drop(lines)
                 done = not self._waiting
                 self._full = self._full and not done
                 dropped = self._dropped
@@ -140,6 +144,10 @@ class Outlet:
                 with self._changed:
                     self._dropped -= dropped
         self._target.close()
+
+    def _drop(self, lines: bytes) -> None:
+        self._dropped += lines.count(b"\n")
+        DROPPED.inc(lines.count(b"\n"))
 
     def _next(self) -> bytes | None:
         """Wait for lines and return them; return None when the outlet is closed."""

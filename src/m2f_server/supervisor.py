@@ -15,6 +15,7 @@ from m2f_server.addresses import reachable, with_port
 from m2f_server.canary import Canary, Kind
 from m2f_server.health import Health, endpoint
 from m2f_server.launch import LOOPBACK
+from m2f_server.outlet import DROPPED
 from m2f_server.ports import bind
 from m2f_server.remains import sweep_dead
 from m2f_server.serve_errors import CrashLoopError, ServerCrashedError, ShortageError, StoppedError, WornOutError
@@ -65,6 +66,7 @@ class Supervisor:
         self._metrics = CollectorRegistry()
         ready = Gauge("m2f_ready", "Whether requests should be sent here, as /ready says", registry=self._metrics)
         ready.set_function(lambda: self.health().ready)
+        self._metrics.register(DROPPED)
         self._events = Counter("m2f_events", "What happened, as the log says", ["event"], registry=self._metrics)
         self._restarts = Counter("m2f_restarts", "Servers started in place of one that ended", registry=self._metrics)
         for name in get_args(EventName):  # start at 0, so that the first event is an increase

@@ -98,8 +98,8 @@ class Watch:
                 tick()
                 if stop.wait(self._timing.tick_s):
                     break
-        except M2FError as error:  # the server does not serve while its remains are cleaned up
-            self._verdict = Verdict(Kind.FAILS, "the server has ended", detail=str(error))
+        except M2FError:  # the server does not serve while its remains are cleaned up
+            self._verdict = Verdict(Kind.FAILS, "the server has ended")
             raise
         finally:
             self._ended.set()
