@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,8 @@ def polygons(*points):
         (one(segmentation={"size": [230, 300], "counts": ""}), "RLE of 230 x 300 pixels"),
         (one(segmentation={"size": [230, 300], "counts": "\u20ac"}), "RLE of 230 x 300 pixels"),
         (one(segmentation={"size": [230, 300], "counts": 69000}), "RLE of 230 x 300 pixels"),
+        (one(segmentation={"size": [230, 300], "counts": "0" * (2**22 + 1)}), "length 4194305; allowed are 4194304"),
+        (one(segmentation={"size": [230, 300], "counts": [0] * (2**22 + 1)}), "length 4194305; allowed are 4194304"),
         # other fields of an annotation
         (one(iscrowd=2), "no valid 'iscrowd': got 2; allowed: a whole number from 0 to 1"),
         (one(iscrowd="yes"), "no valid 'iscrowd': got 'yes'"),
@@ -225,6 +229,49 @@ def test_the_masks_of_a_data_set_are_bounded_together(scene, monkeypatch):
         read_instances(scene[0])
 
 
+READ = """
+import resource, sys
+from pathlib import Path
+from m2f_client.evaluation.dataset import read_instances
+from m2f_client.evaluation.fields import InvalidDataset
+
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+before = most()
+try:
+    read_instances(Path(sys.argv[1]))
+except InvalidDataset as error:
+    print(error)
+print(most() - before)
+"""
+
+
+def zigzag():
+    """Outlines of nearly the longest length that is allowed."""
+    height = 100_000
+    corners = [[x % 300, height * (x % 2)] for x in range(41)]
+    return polygons(*(side for corner in corners for side in corner))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("change", "megabytes"),
+    [
+        (polygons(10, 10, 1e9, 10, 10, 20), 20),  # gigabytes, if it was drawn
+        (zigzag(), 200),
+        (one(segmentation={"size": [230, 300], "counts": [2**40, 0] * 2**20}), 200),
+        (one(segmentation={"size": [230, 300], "counts": "00" * 2**21}), 350),
+    ],
+    ids=["coordinate", "outline", "lengths", "RLE"],
+)
+def test_the_memory_of_an_object_is_bounded(scene, change, megabytes):
+    path = rewrite(scene[0], change)
+    ran = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
+    *_, most = ran.stdout.split()
+    assert int(most) < megabytes, ran.stdout
+
+
 def as_written(change):
     """A change of the file that changes no figure."""
     return pytest.param(change, id=change.__name__)
@@ -308,6 +355,25 @@ def test_what_other_tools_write_is_the_same_data_set(scene, change):
     figures = [average_precision(each, results, image_ids, "segm").figures for each in (before, after)]
     assert figures[0]["AP50"] == figures[1]["AP50"]
     assert for_masks or figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("shift", [-100, 2**31, 2**53, 2**63, 2**70])
+def test_ids_may_be_any_whole_numbers(scene, shift):
+    folder, _, results = scene
+    before = average_precision(read_instances(folder), results, [*range(3, 15)], "segm").figures
+
+    def move(document):
+        for image in document["images"]:
+            image["id"] += shift
+        for annotation in document["annotations"]:
+            annotation["image_id"] += shift
+            annotation["category_id"] -= shift
+        for category in document["categories"]:
+            category["id"] -= shift
+
+    moved = [{**r, "image_id": r["image_id"] + shift, "category_id": r["category_id"] - shift} for r in results]
+    data = read_instances(rewrite(folder, move))
+    assert average_precision(data, moved, [image.id for image in data.images], "segm").figures == before
 
 
 def objects_of(data):
@@ -398,6 +464,20 @@ def test_images_that_are_nowhere(scene):
     with pytest.raises(InvalidDataset, match=r"3\.png is in none of .*val.*; say where: --images DIR"):
         read_instances(scene[0])
     assert len(read_instances(scene[0], scene[0] / "moved").images) == 12
+
+
+@pytest.mark.parametrize("images", [".", "images"])
+def test_an_annotation_file_beside_its_images(scene, images):
+    """As Roboflow and Label Studio export them."""
+    folder = scene[0] / "valid"
+    before = read_instances(scene[0])
+    (folder / images).mkdir(parents=True)
+    for file in (scene[0] / "val").iterdir():
+        file.rename(folder / images / file.name)
+    (scene[0] / "annotations" / "instances_val.json").rename(folder / "_annotations.coco.json")
+    after = read_instances(folder)
+    assert after.annotations == before.annotations
+    assert after.images[0].path == folder / images / "3.png"
 
 
 def test_the_annotations_of_a_folder(scene):

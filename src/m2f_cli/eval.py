@@ -63,8 +63,8 @@ def evaluate(
 
     The figures are mask and box AP, or panoptic quality.
 
-    DATASET is a COCO annotation file, or a folder with annotations/*.json. The model's classes are the categories of
-    the same name. Images that fail are reported on standard error and left out.
+    DATASET is a COCO annotation file, or a folder with annotations/*.json or *.json. The model's classes are the
+    categories of the same name. Images that fail are reported on standard error and left out.
 
     Exit code: 0 all images worked; 1 some failed, or there is no figure; 2 wrong usage.
     """

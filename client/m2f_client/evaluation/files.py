@@ -33,21 +33,21 @@ def listed(names: Sequence[str]) -> str:
 
 
 def annotation_file(path: Path, task: str) -> Path:
-    """Return `path`; for a folder the validation file of a task, `instances` or `panoptic`, in its `annotations/`.
+    """Return `path`; for a folder the validation file of a task, `instances` or `panoptic`, in `annotations/` or the folder.
 
     Raises:
         InvalidDataset: the folder has no such file, or several.
     """
     if not path.is_dir():
         return path
-    files = sorted(path.glob("annotations/*.json"))
+    files = sorted(path.glob("annotations/*.json")) or sorted(path.glob("*.json"))
     named = [file for file in files if file.name.startswith(f"{task}_")]
     files = named or [file for file in files if not file.name.startswith(_TASKS)]
     chosen = [file for file in files if "val" in file.stem] if len(files) > 1 else files
     if len(chosen) == 1:
         return chosen[0]
     if not files:
-        raise InvalidDataset(f"{path} has no annotations/*.json for {task}; give the annotation file itself")
+        raise InvalidDataset(f"{path} has no annotations/*.json or *.json for {task}; give the annotation file itself")
     names = listed([str(file) for file in files])
     raise InvalidDataset(f"{path} has several annotation files; give one of them: {names}")
 
