@@ -33,7 +33,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def annotation_file(path: Path, task: str) -> Path:
-    """Return `path`; for a folder the validation file of a task, `instances` or `panoptic`, in `annotations/` or the folder.
+    """Return `path`; for a folder the validation file of a task, `instances` or `panoptic`, in it or in `annotations/`.
 
     Raises:
         InvalidDataset: the folder has no such file, or several.
