@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from m2f_cli.doctor import doctor
 from m2f_export.doctor import diagnose
 from m2f_export.doctor.catalogue import ENTRIES
 from m2f_export.doctor.onnx_checks import check_onnx
-from m2f_export.doctor.server_version import is_safe
+from m2f_export.doctor.server_version import found_server, is_safe
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_repository"
@@ -655,6 +657,32 @@ def test_an_old_server_is_named(repository):
     assert_found(found, "warning", "server-too-old", "24.10", "2.71.0", "26.07")
 
 
+@pytest.mark.parametrize(
+    ("stated", "file", "version"),
+    [
+        ("2.51.0", None, "2.51.0"),
+        ("2.52.0dev", None, "2.52.0"),
+        (None, "2.60.0\n", "2.60.0"),
+        ("main", "2.60.0", None),
+        (None, "\xff", None),
+        (None, None, None),
+    ],
+)
+def test_the_version_of_the_server_found_here(repository, monkeypatch, stated, file, version):
+    """A version that cannot be read, of a server of one's own, is not known."""
+    home = repository.parent / "tritonserver"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin/tritonserver").touch(mode=0o755)
+    if file is not None:
+        (home / "TRITON_VERSION").write_bytes(file.encode("latin-1"))
+    monkeypatch.setenv("PATH", str(home / "bin"))
+    monkeypatch.setenv("TRITON_SERVER_VERSION", stated) if stated else monkeypatch.delenv(
+        "TRITON_SERVER_VERSION", raising=False
+    )
+    assert (found_server() or [None])[0] == version
+    assert run(repository).exit_code == 0
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -681,15 +709,32 @@ def test_the_command(repository):
     [
         ("checkpoint.pth", b"PK", "does not read checkpoints"),
         ("photo.png", b"\x89PNG", "doctor reads a deploy config"),
+        ("detectron2.pkl", b"\x80", "does not read checkpoints"),
         ("nothing.onnx", None, "does not exist"),
+        ("pipe.json", os.mkfifo, "is not a regular file"),
     ],
 )
 def test_what_doctor_does_not_read_is_wrong_usage(tmp_path, name, content, message):
-    if content is not None:
+    if content is os.mkfifo:
+        os.mkfifo(tmp_path / name)
+    elif content is not None:
         (tmp_path / name).write_bytes(content)
     result = run(tmp_path / name)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_names_that_no_terminal_shows_are_printed(repository):
+    """A name that is not UTF-8, and one that a terminal would obey."""
+    for name in (b"m\xff", b"m\x1b[2J"):
+        os.mkdir(os.fsencode(repository) + b"/" + name)  # noqa: PTH102 (a path of text cannot say it)
+    command = [sys.executable, "-c", "from m2f_cli.main import main; main()", "doctor", repository]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(command, capture_output=True, text=True, env=strict, check=False)
+    assert result.returncode == 1
+    assert result.stderr == ""
+    assert "m\ufffd is a folder without" in result.stdout
+    assert "m\ufffd[2J is a folder without" in result.stdout
 
 
 def test_an_option_that_does_not_fit_is_wrong_usage(repository, tmp_path):

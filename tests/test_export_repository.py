@@ -131,6 +131,17 @@ def test_comments_stay_and_go_with_their_parameters():
     assert repository.set_parameter(config, "c", None) == config
 
 
+def test_a_link_stays_a_link(tmp_path):
+    for content in ("1", "2"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("real")
+        with repository.staged(tmp_path / "link") as stage:
+            (stage / repository.REPORT).write_text(content)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / repository.REPORT).read_text() == "2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
 def test_it_appears_when_all_is_well_and_nothing_else_stays(tmp_path):
     target = tmp_path / "deep" / "mine"
     with repository.staged(target) as stage:

@@ -178,7 +178,9 @@ def tree(folder):
     [
         ([CONFIG, CHECKPOINT, "--size", 256, 256, "--tolerance", 1e-9], r"ONNX Runtime drifts .*allowed 1e-09"),
         ([CONFIG, CHECKPOINT, "--size", 250, 256], "multiples of 32"),
-        ([CONFIG, CHECKPOINT, "--size", 64, 64, "--image", "nothing.jpg"], "nothing.jpg: No such file"),
+        ([CONFIG, CHECKPOINT, "--size", 64, 64, "--image", "nothing.jpg"], "nothing.jpg: no such file"),
+        ([CONFIG, CHECKPOINT, "--size", 64, 64, "--image", ROOT], "is a folder; allowed: a file"),
+        ([CONFIG, CHECKPOINT, "--size", 10**6, 10**6], "allowed: up to 8192 pixels a side"),
         ([CONFIG, "end2end.onnx", "--size", 64, 64], "has its own input size"),
         ([CONFIG, CHECKPOINT, "--head", "full", "--precision", "bf16"], "give fp32 or fp16"),
         ([CONFIG], "needs its checkpoint"),

@@ -316,6 +316,14 @@ E1 server.cc:7] "failed to load 'engine' version 1: Internal: RuntimeError: no G
     )
 
 
+def test_diagnosis_of_a_folder_that_is_no_model():
+    reason = "failed to open text file for read /r/.git/config.pbtxt: No such file or directory"
+    log = f"""E1 model_repository_manager.cc:1460] "Poll failed for model directory '.git': {reason}"\n"""
+    assert str(diagnose(log=log, returncode=1)) == (
+        f"model '.git' did not load: {reason} Triton takes every folder in a repository for a model: move this one out."
+    )
+
+
 @pytest.mark.parametrize(
     ("log", "returncode", "kind"),
     [

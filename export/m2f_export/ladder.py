@@ -19,11 +19,13 @@ import torch
 from m2f import agreement
 from m2f.agreement import CONFIDENT, Answer
 from m2f.errors import InputError
+from m2f.limits import MAX_IMAGE_BYTES
 from m2f.logits import ImageLogits
 from m2f.postprocess import Instances, postprocess
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
+from m2f_export.files import check_file
 from m2f_export.graph import EngineGraph
 from m2f_export.onnx_files import INPUT, OUTPUTS, open_session
 from m2f_export.sources.base import Source
@@ -269,10 +271,12 @@ def read_samples(source: Source, paths: Sequence[Path]) -> list[Sample]:
 
 
 def _read(path: Path) -> bytes:
+    check_file(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)  # Preprocessing refuses one that is too large
     except OSError as error:
-        raise ExportError(f"{path}: {error.strerror}") from error
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _random_pictures() -> list[tuple[str, bytes]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import secrets
 import shutil
@@ -48,6 +49,7 @@ def staged(target: Path) -> Iterator[Path]:
     Raises:
         ExportError: `target` exists and is not an export, its folder cannot be written to, or the disk is full.
     """
+    target = Path(os.path.realpath(target))  # a link stays, and what it points to is replaced
     if target.exists() and not (target / REPORT).is_file():
         raise ExportError(
             f"{target} exists and was not made by m2f export: it is not replaced; give another --repository"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from m2f_client.printable import printable
 from m2f_export.doctor.diagnosis import Diagnosis, diagnose
 from m2f_export.doctor.findings import LEVELS, Finding
 from m2f_export.export_errors import ExportError
@@ -45,9 +46,9 @@ def doctor(
             path, deploy_config=deploy_config, tensorrt_version=tensorrt_version, server_version=server_version
         )
     except ExportError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable(str(error))) from error
     except OSError as error:  # no permission to read
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
     click.echo(_as_json(diagnosis) if as_json else _as_text(diagnosis))
     sys.exit(1 if diagnosis.count("error") else 0)
 
@@ -62,11 +63,12 @@ def _as_json(diagnosis: Diagnosis) -> str:
 
 
 def _as_text(diagnosis: Diagnosis) -> str:
-    blocks = [_block(finding) for finding in diagnosis.findings]
+    texts = ({key: printable(text) for key, text in asdict(finding).items()} for finding in diagnosis.findings)
+    blocks = [_block(Finding(**text)) for text in texts]
     counts = ", ".join(
         f"{count} {level}{'' if count == 1 else 's'}" for level in LEVELS if (count := diagnosis.count(level))
     )
-    return "\n\n".join([*blocks, f"{diagnosis.path} ({diagnosis.kind}): {counts or 'nothing wrong'}"])
+    return "\n\n".join([*blocks, f"{printable(str(diagnosis.path))} ({diagnosis.kind}): {counts or 'nothing wrong'}"])
 
 
 def _block(finding: Finding) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from m2f.errors import M2FError
 from m2f.preprocess import LAYOUTS
+from m2f_client.printable import printable
 from m2f_export.export_errors import reason
 from m2f_export.head import MASKS
 from m2f_export.pipeline import NOT_ON_CPU, ExportRequest, export_graph, export_repository
@@ -56,24 +57,25 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     """
     if (repository is None) == (onnx is None):
         raise click.UsageError("give one of --repository and --onnx")
-    notes = Console(stderr=True, highlight=False)
+    notes = Console(stderr=True, highlight=False, markup=False)
     request = ExportRequest(**options)
     make, target = (export_repository, repository) if repository else (export_graph, onnx)
     assert target is not None
     try:
-        report = make(request, target, lambda line: notes.print(line, soft_wrap=True))
+        report = make(request, target, lambda line: notes.print(printable(line), soft_wrap=True))
     except M2FError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
     except (OSError, MemoryError) as error:  # a full disk, no temporary folder, too large a model
-        raise click.ClickException(reason(error)) from error
+        raise click.ClickException(printable(reason(error))) from error
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(ladder_table(report["comparison"]))
-    console.print(f"wrote {target}", soft_wrap=True)
+    console.print(printable(f"wrote {target}"), soft_wrap=True)
     if repository and options["precision"] != NOT_ON_CPU:
-        console.print(f"serve it: m2f serve --model-repository {target} --config-name cpu", soft_wrap=True)
+        command = f"m2f serve --model-repository {target} --config-name cpu"
+        console.print(printable(f"serve it: {command}"), soft_wrap=True)
 # fmt: on
 
 

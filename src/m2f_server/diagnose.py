@@ -11,6 +11,9 @@ _SOCKET = re.compile(
     r"failed to start (?P<protocol>\w+) service: .*Socket '(?:ipv6:)?\[?(?P<host>.*?)\]?:(?P<port>\d+)' already in use"
 )
 _HINTS = {  # what to do about a reason
+    re.compile(r"config\.pbtxt: No such file or directory"): (
+        "Triton takes every folder in a repository for a model: move this one out."
+    ),
     re.compile("unable to find backend library"): (
         "This tritonserver has no such backend: use --config-name cpu, or run inside NVIDIA's container."
     ),
@@ -44,7 +47,7 @@ def model_failures(log: str) -> dict[str, str]:
         reason = found["reason"]
         if parse_errors and "text proto" in reason:
             reason += f": line:column {parse_errors.pop(0)}"
-        failures.setdefault(found["name"], reason)
+        failures.setdefault(found["name"], one_line(reason))
     for found in _LOAD.finditer(log):
         failures.setdefault(found["name"], one_line(found["reason"]))
     return dict(sorted(failures.items(), key=lambda item: "depends on" in item[1]))

@@ -13,9 +13,10 @@ from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.plan_checks import check_plan
 from m2f_export.doctor.repository_checks import check_repository
 from m2f_export.export_errors import ExportError
+from m2f_export.files import read_head
+from m2f_export.sources.recognise import CHECKPOINTS
 
 KINDS = {".py": "deploy config", ".json": "deploy config", ".onnx": "ONNX", ".plan": "plan", ".engine": "plan"}
-CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,7 @@ def kind_of(path: Path) -> str:
     """
     if path.is_dir():
         return "repository"
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file or folder")
+    read_head(path)
     if path.suffix in CHECKPOINTS:
         raise ExportError(f"{path}: doctor does not read checkpoints; m2f export checks one when it loads it")
     if path.suffix not in KINDS:

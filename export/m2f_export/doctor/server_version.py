@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from m2f_export.doctor import catalogue
@@ -49,10 +50,12 @@ def is_safe(version: str) -> bool:
 def found_server() -> tuple[str, str] | None:
     """Return the version of the server that `m2f serve` would run here, and its source; None: not known."""
     if binary := shutil.which("tritonserver"):
-        if version := os.environ.get("TRITON_SERVER_VERSION"):  # NVIDIA's container sets it
-            return version, str(binary)
-        file = Path(binary).resolve().parents[1] / "TRITON_VERSION"
-        return (file.read_text().strip(), str(binary)) if file.is_file() else None
+        stated = os.environ.get("TRITON_SERVER_VERSION", "")  # NVIDIA's container sets it
+        if not stated:
+            with suppress(OSError, UnicodeDecodeError):
+                stated = (Path(binary).resolve().parent.parent / "TRITON_VERSION").read_text()
+        version = re.match(r"\d+\.\d+(\.\d+)?", stated.strip())  # a build of one's own may say 2.52.0dev
+        return (version[0], str(binary)) if version else None
     try:
         wheel = importlib.metadata.version("nvidia-pytriton")
     except importlib.metadata.PackageNotFoundError:
