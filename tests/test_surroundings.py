@@ -304,3 +304,12 @@ def test_an_address_that_cannot_be_listened_on(tmp_path, option, message):
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1] == f"m2f serve: {message}"
+
+
+def test_a_low_hard_limit_of_files_is_told(tmp_path):
+    words = ["sh", "-c", 'ulimit -n 1024; exec "$@"', "sh", *PROGRAM, "--model-repository", str(tmp_path / "no")]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    told, error = result.stderr.splitlines()
+    assert told.endswith(" event=few_files limit=1024 wanted=8192")
+    assert error.startswith("m2f serve: ")
+    assert result.returncode == 1

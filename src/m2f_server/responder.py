@@ -68,18 +68,21 @@ class Responder:
         for number in range(_AT_ONCE):
             try:
                 accepted, _ = self._listener.accept()
+                self._add(accepted)
             except BlockingIOError:
                 return
             except OSError:  # out of files or memory
                 if number == 0:  # else those just accepted are read first
                     self._make_room()
                 return
-            if len(self._open) >= MOST_CONNECTIONS:
-                self._close_oldest()
-            accepted.setblocking(False)
-            connection = _Connection(accepted, time.monotonic() + DEADLINE_S)
-            self._open[connection] = None
-            self._selector.register(accepted, selectors.EVENT_READ, connection)
+
+    def _add(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        connection = _Connection(accepted, time.monotonic() + DEADLINE_S)
+        self._selector.register(accepted, selectors.EVENT_READ, connection)
+        self._open[connection] = None
+        if len(self._open) > MOST_CONNECTIONS:
+            self._close_oldest()
 
     def _make_room(self) -> None:
         if self._open:
