@@ -17,6 +17,7 @@ NOT_SERVED = "'classification' is not served here; allowed: .*binary_data"
 NESTED = "nested deeper than 16"
 MANY = "more than 200 tensors, parameters and members"
 SHAPE = "a shape has more elements than the request has bytes"
+TWICE = "asked for twice"
 WHOLE = "a shape must be a few whole numbers"
 FIELD = "a field that a ModelInferRequest does not have"
 NO_ROWS = {"score_threshold": 1.0}
@@ -137,7 +138,7 @@ CLASSIFICATION = {
         NOT_SERVED,
     ),
     "behind quotes": (
-        post(whole([{"name": '"}]}\\'}, *CLASSIFIED["outputs"]])),
+        post({"id": '"}]}\\', **CLASSIFIED}),
         NOT_SERVED,
     ),
     "its value first": (asked(_VALUE + field(1, _KEY)), NOT_SERVED),
@@ -183,8 +184,10 @@ COUNTS = {
         post(whole([{"name": "rle", "parameters": {"shared_memory_region": "a"}}])),
         "'shared_memory_region' is not served here",
     ),
-    "300 outputs": (post(whole([{"name": "rle"}] * 300)), MANY),
-    "300 outputs, gRPC": (message(PUBLIC_MODEL, image_input(GOOD), ["rle"] * 300), MANY),
+    "300 outputs": (post(whole([{"name": f"rle{number}"} for number in range(300)])), MANY),
+    "an output twice": (post(whole([{"name": "rle"}, {"name": "size"}, {"name": "rle"}])), TWICE),
+    "an output in other letters": (post(json.dumps(whole([{"name": "X"}])).replace("X", r"rl\u0065").encode()), TWICE),
+    "an output twice, gRPC": (message(PUBLIC_MODEL, image_input(GOOD), ["rle", "rle"]), TWICE),
     "300 inputs": (post(whole(image={}) | {"inputs": [{"name": "image"}] * 300}), MANY),
     "a million tensors of no bytes": (_IMAGE + field(7, b"") * 1_000_000, MANY),
 }  # fmt: skip

@@ -30,7 +30,7 @@ function grpc(r) {
 function decide(r, accepted, refused, check) {
     const body = r.requestBuffer || Buffer.alloc(0); // whole in memory: client_body_buffer_size is client_max_body_size
     try {
-        check(body, {names: 0, steps: 0}, r);
+        check(body, {names: 0, steps: 0, outputs: {}}, r);
     } catch (error) {
         if (error.name !== 'Refused') {
             throw error; // a fault of this script: nginx answers 500, and nothing passes unseen
@@ -68,6 +68,14 @@ function checkMember(name) {
     if (!MEMBERS.includes(name)) {
         refuse(`${/^\w+$/.test(name) ? `'${name}'` : 'a member'} is not served here; allowed: ${MEMBERS.join(', ')}`);
     }
+}
+
+// Triton up to 26.04 keeps memory for an output that is asked for twice. Escapes would hide that.
+function checkOutput(name, work) {
+    if (!/^\w+$/.test(name) || work.outputs[name]) {
+        refuse('an output has a strange name, or is asked for twice');
+    }
+    work.outputs[name] = true;
 }
 
 // Each element of a tensor takes at least one byte of the body. In shapes beyond that the product of the sides can wrap.
@@ -110,6 +118,8 @@ function checkJson(body, end, work) {
                     checkMember(inside[inside.length - 1]);
                 }
                 expectsName = false;
+            } else if (inside.length === 3 && inside[0] === 'outputs' && inside[2] === 'name') {
+                checkOutput(text(body, at + 1, close), work);
             }
             at = close;
             break;
@@ -183,7 +193,7 @@ function checkMessage(body, work) {
         4: skip, // a parameter of the request: for the models
         5: (from, to) => checkInput(body, from, to, work),
         6: (from, to) => eachField(body, from, to, work, {
-            1: skip, // name
+            1: (start, stop) => checkOutput(text(body, start, stop), work),
             2: (start, stop) => checkParameter(body, start, stop, work),
         }),
         7: skip, // bytes of a tensor
