@@ -1,4 +1,4 @@
-"""The server that will run a repository: whether its known vulnerabilities are fixed."""
+"""The server that will run a repository: its version, and what is known of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from m2f_export.doctor import catalogue
 from m2f_export.doctor.findings import Finding
+from m2f_export.doctor.triton_faults import check_faults
 from m2f_export.export_errors import ExportError
 
 # 26.07 is Triton 2.71.0: README of triton-inference-server/server, "Update default branches post-26.07"
@@ -20,7 +21,7 @@ WHEELS = {"0.7.0": "2.51.0"}
 
 
 def check_server(version: str | None = None) -> list[Finding]:
-    """Warn of a server older than the safe version.
+    """Warn of a server older than the safe version, and name the faults that it has.
 
     Args:
         version: Triton's version (`2.51.0`) or its container's (`24.10`); None: of the server that `m2f serve` would
@@ -30,9 +31,10 @@ def check_server(version: str | None = None) -> list[Finding]:
         ExportError: the version is neither of the two.
     """
     found = (version, "the given version") if version is not None else found_server()
-    if found is None or is_safe(found[0]):
+    if found is None:
         return []
-    return [catalogue.SERVER_TOO_OLD("tritonserver", version=found[0], source=found[1])]
+    old = [] if is_safe(found[0]) else [catalogue.SERVER_TOO_OLD("tritonserver", version=found[0], source=found[1])]
+    return [*old, *check_faults(*found)]
 
 
 def is_safe(version: str) -> bool:
