@@ -16,12 +16,13 @@ import click
 from m2f.errors import M2FError
 from m2f_client.client import Client
 from m2f_client.client_errors import ModelNotFound, ServerUnavailable, UnreadableImage
+from m2f_client.predict.annotated import OverlayVideos
 from m2f_client.predict.documents import write_instances, write_panoptic
 from m2f_client.predict.job import Item, Job, Outcome, save
 from m2f_client.predict.journal import Journal
 from m2f_client.predict.screen import Screen
 from m2f_client.predict.sources import read, unique_stems
-from m2f_client.predict.video import OverlayVideos, count_frames, frames, is_video, source_of
+from m2f_client.predict.video import count_frames, frames, is_video, source_of
 from m2f_client.printable import complain
 from m2f_client.pump import in_order, stopped_by_signals
 from m2f_client.transports.protocol import Parameter
@@ -204,9 +205,16 @@ class _PredictRun:
             complain(f"{frame.video}: {error}")
 
     def _finish_video(self, *, whole: bool = True) -> None:
-        target = self._videos.finish(whole=whole) if self._videos is not None else None
-        if target is not None:
-            self._screen.note(f"wrote {target}")
+        if self._videos is None:
+            return
+        try:
+            written = self._videos.finish(whole=whole)
+        except M2FError as error:
+            self._failed += 1
+            complain(str(error))
+            return
+        if written is not None:
+            self._screen.note(f"wrote {written}")
 
     def _write_document(self, target: Path, write: Callable[..., None]) -> None:
         """Write a document to a `.part` file first: its own name always stands for a complete document."""
