@@ -24,6 +24,7 @@ CODE = {
     "models": SERVER,
     "server": SERVER,
     "client": ["client/m2f_client", "src/m2f", "src/m2f_cli/predict.py"],
+    "video": ["client/m2f_client/predict"],
     "convert": ["client/m2f_client"],
     "demo": ["client/m2f_client/page"],
     "eval": ["client/m2f_client/evaluation"],
