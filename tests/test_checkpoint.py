@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import random
 import re
 import shutil
 import zipfile
@@ -11,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from exports import m2f_export
+from mutate import mutated
 from sources import CHECKPOINT, CONFIG
 
 torch = pytest.importorskip("torch")
@@ -222,6 +224,27 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, case):
     write(tmp_path / "w.pth")
     with pytest.raises(ExportError, match=message):
         read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("files", [100, pytest.param(20_000, marks=pytest.mark.chaos)])
+def test_damaged_files_are_loaded_or_refused_in_a_few_words(tmp_path, files):
+    path, good = tmp_path / "w.pth", []
+    for write in (
+        lambda: torch.save({"state_dict": behind("module."), "meta": {"CLASSES": ("a", "b")}}, path),
+        lambda: torch.save(TRAINED, path, _use_new_zipfile_serialization=False),
+        lambda: save_file(TRAINED, path),
+    ):
+        write()
+        good.append(path.read_bytes())
+    rng = random.Random(0)
+    for _ in range(files):
+        path.write_bytes(mutated(rng, rng.choice(good), good))
+        try:
+            contents = read_checkpoint(path)
+            stated_classes(contents, path)
+            load_weights(network(), contents, path, tmp_path / "c.py")
+        except ExportError as refused:
+            assert len(str(refused)) < 1000  # noqa: PT017 (most are refused, some are not)
 
 
 @pytest.mark.parametrize("case", ["pointer", "truncated", "detectron2", "list"])

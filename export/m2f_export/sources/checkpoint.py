@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,7 +48,9 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
         # mmengine pickles its message log beside the weights: inert objects replace everything but tensors and plain
         # values
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if head.startswith(_ZIP) else []
-        with torch.serialization.safe_globals([(_Inert, name) for name in names]):  # type: ignore[misc]
+        stand_ins: list[Any] = [(_Inert, name) for name in names]
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that another version wrote
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle is a program for torch's unpickler: it may raise anything
         raise ExportError(f"{path} is not a checkpoint that torch can read: {reason(error)}") from error
@@ -77,10 +80,11 @@ def is_safetensors(head: bytes) -> bool:
 def _foreign(path: Path, head: bytes) -> str:
     """Return what else a file is, in words; empty if it may be a checkpoint."""
     if head.startswith(_ZIP):
-        if not zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+        except Exception:  # of a damaged directory zipfile raises many types
             return "incomplete: a copy or a download was interrupted"
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
         if not any(entry.filename.endswith("/data.pkl") for entry in entries):
             return "a zip archive: unpack it first"
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
