@@ -129,6 +129,8 @@ def test_comments_stay_and_go_with_their_parameters():
     added = repository.set_parameter(config, "c", 'q"')
     assert added.endswith('\nparameters { key: "c" value { string_value: "q\\"" } }\n')
     assert repository.set_parameter(config, "c", None) == config
+    close = config.replace("\n\n", "\n")  # without an empty line between two parameters
+    assert repository.set_parameter(close, "b", None) == close[: close.index("# why b")]
 
 
 def test_a_link_stays_a_link(tmp_path):

@@ -191,7 +191,7 @@ def set_parameter(config: str, key: str, value: str | None) -> str:
     """
     line = rf'parameters {{ key: "{re.escape(key)}" value {{ string_value: "(?:[^"\\]|\\.)*" }} }}\n'
     if value is None:
-        return re.sub(rf"\n?(?:^#[^\n]*\n)*^{line}", "", config, flags=re.MULTILINE)
+        return re.sub(rf"(?:^\n)?(?:^#[^\n]*\n)*^{line}", "", config, flags=re.MULTILINE)
     # JSON's quoting of a string is also the text format's
     written = f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
     changed, count = re.subn(line, lambda _: written, config)

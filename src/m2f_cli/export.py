@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     console.print(ladder_table(report["comparison"]))
     console.print(printable(f"wrote {target}"), soft_wrap=True)
     if repository and options["precision"] != NOT_ON_CPU:
-        command = f"m2f serve --model-repository {target} --config-name cpu"
+        command = shlex.join(["m2f", "serve", "--model-repository", str(target), "--config-name", "cpu"])
         console.print(printable(f"serve it: {command}"), soft_wrap=True)
 # fmt: on
 
