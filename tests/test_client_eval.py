@@ -348,6 +348,24 @@ def test_an_answer_that_is_no_mask_fails_its_image(scene):
     assert "none of the 12 images worked: 'rle' from the server is not the RLE of masks" in ran.stderr
 
 
+def test_a_class_may_have_any_name(scene, make_server, recwarn):
+    """Matplotlib reads dollar signs as formulas, hides what begins with an underscore, and warns of missing glyphs."""
+    folder, document, _ = scene
+    names = ["$^$ cost $5" + "x" * 5000, "_行人\n\ud800\x1b[31m%s{}"]
+    for category, name in zip(document["categories"][1::-1], names, strict=True):
+        category["name"] = name
+    (folder / "annotations" / "instances_val.json").write_text(json.dumps(document))
+    url = make_server(names=[*names, "ghost"]).url
+    ran = CliRunner().invoke(main, ["eval", "--url", url, str(folder), "--out", str(folder / "out")])
+    assert ran.exit_code == 0, ran.output
+    assert "\x1b" not in ran.output
+    with Image.open(folder / "out" / "precision_recall.png") as picture:
+        assert picture.size > (600, 400)
+    assert [each for each in recwarn if issubclass(each.category, UserWarning)] == []
+    per_class = json.loads((folder / "out" / "metrics.json").read_text())["segm"]["per_class"]
+    assert [one["name"] for one in per_class] == [*names, "unused"]
+
+
 @pytest.mark.server
 def test_the_embedded_model(server, tmp_path):
     """AP as tests/test_parity.py guards it, on the first of its pictures; against itself, and other settings."""

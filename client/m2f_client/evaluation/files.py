@@ -23,13 +23,16 @@ _TASKS = (
     "stuff_",
 )  # names of COCO's files
 _NAMED = 5  # names that a message lists; it counts the rest
+_LONGEST_SHOWN = 300  # characters of a name in a message
 _LONGEST_NAME = 4096  # characters: the longest path that Linux opens
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first few of `names` as text."""
+    """Return the first few of `names` as text; a long name loses its middle."""
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    half = _LONGEST_SHOWN // 2
+    short = (name if len(name) <= _LONGEST_SHOWN else f"{name[:half]}…{name[-half:]}" for name in names[:_NAMED])
+    return ", ".join(short) + (f" and {more} more" if more > 0 else "")
 
 
 def annotation_file(path: Path, task: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
 COMPARED = ("AP", "AP50", "AP75", "AR100")
 
+_CAPTION = 40  # longest class name in a legend
 _LEGEND = 12  # up to this many classes, each curve has a colour and a legend
 
 
@@ -147,15 +149,25 @@ def draw_curves(precision: Precision, target: Path) -> None:
         if len(classes) > _LEGEND:
             axes.plot(recall, curve, color="0.75", linewidth=0.7)
         else:
-            axes.plot(recall, curve, linewidth=1.2, label=f"{one.name}, AP50 {one.ap50:.3f}")
+            axes.plot(recall, curve, linewidth=1.2, label=f"{_caption(one.name)}, AP50 {one.ap50:.3f}")
     if classes:
         mean = np.mean([curve for _, curve in classes], axis=0)
         label = f"mean of {len(classes)} classes, AP50 {mean.mean():.3f}"
         axes.plot(recall, mean, color="black", linewidth=2.2, label=label)
-        axes.legend(loc="lower left")
+        for text in axes.legend(loc="lower left").get_texts():
+            text.set_parse_math(False)  # a name may hold dollar signs
     axes.set(xlabel="recall", ylabel="precision", title="mask IoU 0.5", xlim=(0, 1), ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=150)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # matplotlib draws a box in its place
+        figure.savefig(target, dpi=150)
+
+
+def _caption(name: str) -> str:
+    """Return a class name for a legend, on one line; a space keeps matplotlib from hiding names that begin with `_`."""
+    line = printable(name).replace("\n", " ")
+    short = line if len(line) <= _CAPTION else f"{line[: _CAPTION - 1]}…"
+    return f" {short}" if short.startswith("_") else short
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
