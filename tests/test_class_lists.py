@@ -150,6 +150,13 @@ def test_thresholds_that_there_are_not(text, message):
     assert len(str(error.value)) < 1000
 
 
+def test_names_in_a_message_can_be_shown_and_sent():
+    with pytest.raises(InputError) as error:
+        labels("cat", ("dog", "a, b", "\ud800", "a\nb", "Fuß, Gang", ' "'))
+    assert str(error.value).endswith(r'names: dog, "a, b", "\ud800", "a\nb", "Fuß, Gang", " \""')
+    str(error.value).encode()
+
+
 def slow_labels(words, names):
     """What the words between commas mean: of all readings, the one whose first entries are longest."""
     if not words:

@@ -438,6 +438,8 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (POST, STRIDE, parameter("mask_stride", "four"), "parameter-invalid", ["mask_stride", "'four'"]),
     (POST, 'string_value: "0.5"', 'string_value: "1.5"', "parameter-invalid", ["score_threshold", "1.5"]),
     (POST, r'"[\"circle\"', r'"[circle', "parameter-invalid", ["class_names"]),
+    (POST, STRIDE, parameter("classes", "circle,unicorn"), "parameter-invalid", ["'classes' has no class 'unicorn'"]),
+    (POST, STRIDE, parameter("class_score_thresholds", "horn=0.5"), "parameter-invalid", ["has no class 'horn'"]),
     (POST, THINGS, parameter("thing_classes", "[0, -1]"), "parameter-invalid", ["thing_classes", "[0, -1]"]),
     (PAN, THINGS, parameter("thing_classes", "[0]"), "steps-differ", ["thing_classes", "mask2former_panoptic"]),
     (PAN, 'string_value: "0.8"', 'string_value: "8"', "parameter-invalid", ["panoptic_score_threshold", "8"]),

@@ -202,9 +202,9 @@ def _plain(name: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    """Return a name for a list of names; in quotes if the list would be ambiguous."""
+    """Return a name for a list of names; as JSON if it would be ambiguous there, or not printable."""
     is_plain = name and name == name.strip() and not {",", '"'} & set(name)
-    return name if is_plain else json.dumps(name, ensure_ascii=False)
+    return name if is_plain and name.isprintable() else json.dumps(name, ensure_ascii=not name.isprintable())
 
 
 def _unlinked(entries: Any) -> Iterator[Any]:

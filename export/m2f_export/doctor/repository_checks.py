@@ -183,6 +183,7 @@ def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | 
     except InputError:
         return  # reported by _step
     yield from _class_names_fit(where, facts, graph, column="first" if settings.background_label_id == 0 else "last")
+    yield from _named_classes_exist(where, facts, settings, graph)
     yield from _mask_stride_fits(where, facts, graph)
 
 
@@ -196,9 +197,25 @@ def _preprocessing_fits(where: Path, preprocessing: Preprocessing, graph: Graph)
         yield catalogue.INPUT_SIZE(where, stated=stated, model=model, size=size, size_list=list(size))
 
 
+def _columns(graph: Graph) -> int | None:
+    """Return the number of class columns of the logits, no-object included; None if it is not known."""
+    logits = graph.output_shape("cls_logits")
+    return logits[2] if logits is not None and len(logits) == 3 else None
+
+
+def _named_classes_exist(where: Path, facts: ModelFacts, settings: Settings, graph: Graph) -> Iterator[Finding]:
+    columns = _columns(graph)
+    if columns is None or columns < 2:
+        return
+    for resolve in (settings.class_indices, settings.thresholds):
+        try:
+            resolve(facts.class_names, columns - 1)
+        except InputError as failure:
+            yield catalogue.PARAMETER_INVALID(where, reason=failure)
+
+
 def _class_names_fit(where: Path, facts: ModelFacts, graph: Graph, *, column: str) -> Iterator[Finding]:
-    logits, names = graph.output_shape("cls_logits"), len(facts.class_names)
-    columns = logits[2] if logits is not None and len(logits) == 3 else None
+    columns, names = _columns(graph), len(facts.class_names)
     if names and columns is not None and names != columns - 1:
         yield catalogue.CLASS_NAMES(where, names=names, columns=columns, classes=columns - 1, column=column)
 
