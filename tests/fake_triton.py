@@ -61,13 +61,14 @@ class FakeTriton:
         body, encoding: over HTTP, another body with its JSON's length, and a Content-Encoding.
         headers: of each request so far; gRPC calls them metadata.
         paths: of the HTTP requests so far.
+        peers: the clients' ends of the connections that requests came on so far.
         timeouts: seconds that each gRPC request had left so far.
     """
 
     def __init__(self, scheme, answers="ok"):
         self.calls, self.answers, self.outputs = 0, answers, dict(GOOD)
         self.body = self.encoding = None
-        self.headers, self.paths, self.timeouts = [], [], []
+        self.headers, self.paths, self.timeouts, self.peers = [], [], [], set()
         self.stop, port = self._serve_http() if scheme == "http" else self._serve_grpc()
         self.address = f"127.0.0.1:{port}"
         self.url = f"{scheme}://{self.address}"
@@ -104,6 +105,7 @@ class FakeTriton:
             def _send(self, body, head_size):
                 fake.headers.append(self.headers)
                 fake.paths.append(self.path)
+                fake.peers.add(self.client_address)
                 status = 200
                 if refusal := fake._refusal():
                     status, body, head_size = refusal[0], json.dumps({"error": refusal[2]}).encode(), None
@@ -146,6 +148,7 @@ class FakeTriton:
             def _refuse(self, context):
                 fake.headers.append(dict(context.invocation_metadata()))
                 fake.timeouts.append(context.time_remaining())
+                fake.peers.add(context.peer())
                 if refusal := fake._refusal():
                     context.abort(*refusal[1:])
 

@@ -25,18 +25,22 @@ class RawServer:
     Args:
         answer: number of the connection, from 0 -> the answers on it; called in a thread of the connection's own. An
             answer has bytes, RESET, and seconds to wait after each byte of the rest.
+        host: address of this machine, IPv4 or IPv6.
 
     Attributes:
         connections, requests: so far.
+        hosts: the header `Host` of each request so far.
         gone: set when a client has hung up in the middle of an answer.
     """
 
-    def __init__(self, answer):
+    def __init__(self, answer, host="127.0.0.1"):
         self.connections = self.requests = 0
+        self.hosts = []
         self.gone = threading.Event()
         self._answer = answer
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family)
+        self.address = f"{f'[{host}]' if ':' in host else host}:{self._listener.getsockname()[1]}"
         self.url = f"http://{self.address}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -54,8 +58,11 @@ class RawServer:
                 while (line := file.readline()) != b"\r\n":
                     if not line:
                         return
-                    if line.lower().startswith(b"content-length:"):
-                        length = int(line.split(b":")[1])
+                    name, _, value = line.decode().partition(":")
+                    if name.lower() == "content-length":
+                        length = int(value)
+                    if name.lower() == "host":
+                        self.hosts.append(value.strip())
                 file.read(length)
                 self.requests += 1
                 self._send(connection, answer)
@@ -87,8 +94,8 @@ class RawServer:
 
 
 @contextlib.contextmanager
-def raw_server(answer):
-    server = RawServer(answer)
+def raw_server(answer, **options):
+    server = RawServer(answer, **options)
     try:
         yield server
     finally:

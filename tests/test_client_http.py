@@ -165,3 +165,32 @@ def test_base_path_and_headers(kind):
             "/base/path/v2/models/mask2former_postprocess/config",
         ]
         assert [(headers["X-Tenant"], headers["Host"]) for headers in server.headers] == [("a", "other")] * 2
+
+
+def has_ipv6():
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6")
+
+
+@KINDS
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=IPV6)])
+def test_the_host_header_is_the_address(kind, host):
+    """IPv6 in brackets."""
+    with raw_server(lambda _: [[GOOD]], host=host) as server:
+        assert ask_once(kind, names, server.url) == ("cat",)
+        assert server.hosts == [server.address]
+
+
+@IPV6
+def test_the_zone_of_an_address_means_something_on_this_machine_only(monkeypatch):
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest: look_up(host.removesuffix("%eth0"), *rest))
+    with raw_server(lambda _: [[GOOD]], host="::1") as server:
+        assert ask_once(Client, names, server.url.replace("]", "%eth0]")) == ("cat",)
+        assert server.hosts == [server.address]

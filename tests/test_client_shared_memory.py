@@ -19,6 +19,7 @@ import psutil
 import pytest
 import tritonclient.http
 from conftest import IMAGES, ROOT
+from fake_triton import fake_triton
 from PIL import Image
 
 from m2f_client import (
@@ -243,6 +244,42 @@ def test_the_region_of_a_cancelled_request_is_not_used_again():
         await transport.close()
 
     asyncio.run(run())
+
+
+def test_the_region_of_a_cancelled_request_is_let_go_while_the_client_is_open():
+    async def run(guarded):
+        fake = Suspending()
+        transport = SharedMemoryTransport(fake, Endpoint.parse(guarded.url), AWAITING)
+        for _ in range(2):
+            await transport.infer(request())
+        used = max(fake.regions, key=lambda name: fake.regions[name].size())
+        task = asyncio.create_task(transport.infer(request()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_until, lambda: f"/v2/systemsharedmemory/region/{used}/unregister" in guarded.paths)
+        await transport.close()
+
+    with fake_triton("http") as guarded:
+        asyncio.run(run(guarded))
+
+
+def test_a_forked_process_has_regions_of_its_own(fake, transport, monkeypatch):
+    """Two processes that wait for answers in the same memory would get each other's."""
+    for _ in range(2):
+        infer(transport)
+    before = set(fake.regions)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert values(infer(transport, 7)) == {"masks": {7}}
+    assert values(infer(transport, 8)) == {"masks": {8}}
+    run_blocking(transport.close())
+    monkeypatch.undo()
+    after = set(fake.regions) - before
+    assert len(after) == 2  # a small one, and one for answers
+    assert values(infer(transport, 9)) == {"masks": {9}}
+    assert set(fake.regions) == before | after
 
 
 def test_no_room(fake, transport):
