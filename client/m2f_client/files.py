@@ -21,7 +21,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 def read_file(path: str | os.PathLike[str], *, timeout: float | None = None, max_bytes: int = MAX_BYTES) -> bytes:
@@ -37,12 +37,13 @@ def read_file(path: str | os.PathLike[str], *, timeout: float | None = None, max
             not name the file.
     """
     try:
-        kind = not_a_file(Path(os.fsdecode(path)).stat().st_mode)
+        status = Path(os.fsdecode(path)).stat()
+        kind = not_a_file(status.st_mode)
         if kind not in (None, PIPE):
             raise UnreadableImage(f"{kind}, not a file")
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # waits for no writer of a pipe
         try:
-            return _read(number, timeout if kind == PIPE else None, max_bytes)
+            return _read(number, status.st_size, timeout if kind == PIPE else None, max_bytes)
         finally:
             os.close(number)
     except OSError as error:
@@ -56,17 +57,20 @@ def not_a_file(mode: int) -> str | None:
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
-def _read(number: int, timeout: float | None, max_bytes: int) -> bytes:
+def _read(number: int, expected: int, timeout: float | None, max_bytes: int) -> bytes:
+    """Return what comes until the end; the fastest way is one read of the expected size."""
     end = None if timeout is None else time.monotonic() + timeout
     waiting = select.poll()
     waiting.register(number, select.POLLIN)
-    data = bytearray()
+    parts: list[bytes] = []
+    left = max_bytes
     while True:
         if not waiting.poll(None if end is None else 1e3 * max(0.0, end - time.monotonic())):
             raise UnreadableImage(f"the pipe did not end within {timeout:g} s")
-        chunk = os.read(number, _CHUNK)
-        if not chunk:
-            return bytes(data)
-        data += chunk
-        if len(data) > max_bytes:
+        part = os.read(number, min(left, max(_CHUNK, expected)) + 1)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+        left -= len(part)
+        if left < 0:
             raise UnreadableImage(f"larger than {max_bytes >> 20} MiB")

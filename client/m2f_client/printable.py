@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import click
 
@@ -21,5 +22,6 @@ def printable(text: str) -> str:
 
 
 def complain(message: str) -> None:
-    """Print an error of a command to standard error."""
-    click.echo(f"m2f: {printable(message)}", err=True)
+    """Print an error of a command to standard error, if that can be written to."""
+    with suppress(OSError):
+        click.echo(f"m2f: {printable(message)}", err=True)

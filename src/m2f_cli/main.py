@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
+
+from m2f_cli.surroundings import prepare, surroundings
 
 
 class Lazy(NamedTuple):
@@ -47,6 +49,12 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group that imports a command when it is called, and lists all commands without importing any."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command, whatever its streams are, and report what the system refuses."""
+        prepare()
+        with surroundings():
+            return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""

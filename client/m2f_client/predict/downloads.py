@@ -61,8 +61,7 @@ def _checked(url: str) -> str:
 
 def _download(url: str, way: _Way, timeout: float, max_bytes: int) -> bytes:
     deadline = time.monotonic() + timeout
-    # some sites refuse Python's own name
-    request = urllib.request.Request(url, headers={"User-Agent": "m2f"})  # noqa: S310 (it is http or https)
+    request = urllib.request.Request(url, headers={"User-Agent": "m2f"})  # some sites refuse Python's own name
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), way)
     data = bytearray()
     with opener.open(request, timeout=timeout) as answer:

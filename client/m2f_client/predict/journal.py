@@ -55,7 +55,7 @@ class Journal:
             self._file = _open_locked(path)
             self._recover()
         except OSError as error:
-            raise M2FError(f"cannot write {path}: {error.strerror or error}") from error
+            raise M2FError(f"cannot write {path or 'a temporary file'}: {error.strerror or error}") from error
         self.resumed = len(self._places)
 
     def __contains__(self, name: str) -> bool:
