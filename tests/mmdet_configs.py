@@ -78,15 +78,8 @@ def mmdetections_inputs(config, files):
     annotations = config.with_name("annotations.json")
     annotations.write_text(json.dumps({"metainfo": {}, "data_list": entries}))
     pipeline = settings.test_dataloader.dataset.pipeline
-    dataset = DATASETS.build(
-        {
-            "type": "BaseDetDataset",
-            "ann_file": str(annotations),
-            "data_prefix": {},
-            "pipeline": pipeline,
-            "test_mode": True,
-        }
-    )
+    stated = {"ann_file": str(annotations), "data_prefix": {}, "pipeline": pipeline, "test_mode": True}
+    dataset = DATASETS.build({"type": "BaseDetDataset", "serialize_data": False, **stated})  # collects no garbage
     preprocessor = MODELS.build(settings.model.data_preprocessor)
     for index in range(len(files)):
         prepared = preprocessor(pseudo_collate([dataset[index]]))

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 from memory import peak_of
-from pictures import encode, photo
+from pictures import encode, oriented, photo
 from PIL import Image
 
 from m2f.errors import InputError
@@ -44,6 +46,49 @@ def test_stretching_fills_the_input():
     batch, img_shape, _ = stretched([encode(photo(50, 50))])
     assert batch.shape == (1, 32, 64, 3)
     assert img_shape.tolist() == [[32, 64]]
+
+
+def test_a_stretched_image_smaller_than_the_input_is_padded():
+    stretched = Preprocessing(scale=(50, 20), keep_ratio=False, input_size=(32, 64), pad_value=(1, 2, 3))
+    batch, img_shape, _ = stretched([encode(photo(100, 100))])
+    assert img_shape.tolist() == [[20, 50]]
+    assert (batch[0, 20:] == (1, 2, 3)).all()
+    assert (batch[0, :, 50:] == (1, 2, 3)).all()
+    assert replace(stretched, scale=(128, 16)).target_size(100, 100) == (16, 64)  # what the input holds of it
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_an_image_is_turned_by_its_exif_or_left_as_stored(extension):
+    data = [oriented(6, extension)]
+    upright, _, upright_shape = Preprocessing(scale=(83, 83), pad_divisor=1)(data)
+    stored, _, stored_shape = Preprocessing(scale=(83, 83), pad_divisor=1, exif_orientation=False)(data)
+    assert (upright_shape.tolist(), stored_shape.tolist()) == ([[83, 61]], [[61, 83]])
+    np.testing.assert_array_equal(upright[0], np.rot90(stored[0], -1))
+
+
+def test_padding_of_floats_has_a_value_of_its_own():
+    floats = Preprocessing(scale=(64, 64), layout="float32_chw", pad_value=(9, 9, 9), float_pad_value=114.5)
+    small, large = encode(photo(20, 40)), encode(photo(64, 64))
+    batch, img_shape, _ = floats([small, large])
+    height, width = img_shape[0]
+    assert (batch[0, :, height:] == 114.5).all()
+    assert (batch[0, :, :, width:] == 114.5).all()
+    pixels = replace(floats, layout="uint8_hwc")([small])[0]
+    assert (pixels[0, height:] == 9).all()
+
+
+def test_floats_may_be_resized_without_rounding():
+    normalisation = {"mean": (100.0, 110.0, 120.0), "std": (50.0, 60.0, 70.0)}
+    rounded = Preprocessing(scale=(64, 48), layout="float32_chw", **normalisation)
+    data = [encode(photo(333, 500))]
+    exact, (size,), _ = replace(rounded, float_resize=True)(data)
+    height, width = size
+    expected = cv2.resize(photo(333, 500).astype(np.float32), (width, height))
+    expected = ((expected - rounded.mean) / rounded.std).transpose(2, 0, 1)
+    np.testing.assert_allclose(exact[0, :, :height, :width], expected, rtol=0, atol=1e-6)
+    assert 0.1 / 70 < np.abs(exact - rounded(data)[0]).max() < 1 / 50
+    pixels = replace(rounded, layout="uint8_hwc", float_resize=True)(data)[0]
+    np.testing.assert_array_equal(pixels, replace(rounded, layout="uint8_hwc")(data)[0])
 
 
 @pytest.mark.parametrize("layout", ["uint8_hwc", "float32_chw"])
@@ -181,6 +226,14 @@ def test_repository_parameters_are_json():
         ({"scale": "[1, 1]", "input_size": "[0, 64]"}, "'input_size' must be two whole numbers >= 1, .*, or null"),
         ({"scale": "[1, 1]", "pad_value": "[0, 0, 256]"}, "'pad_value' must be three whole numbers from 0 to 255"),
         ({"scale": "[1, 1]", "std": "[1, 1]"}, "'std' must be three numbers"),
+        ({"scale": "[1, 1]", "float_pad_value": "[0]"}, "'float_pad_value' must be a finite number"),
+        ({"scale": "[1, 1]", "float_pad_value": "NaN"}, "'float_pad_value' must be a finite number"),
+        (
+            {"scale": "[1, 1]", "float_resize": "true", "resample": "pillow_bilinear"},
+            "needs 'resample' opencv_bilinear",
+        ),
+        ({"scale": "[1, 1]", "exif_orientation": "0"}, "'exif_orientation' must be true or false"),
+        ({"scale": "[1, 1]", "float_resize": "1"}, "'float_resize' must be true or false"),
         (
             {"scale": "[1, 1]", "layout": "nchw"},
             "parameter 'layout' must be one of: uint8_hwc, float32_chw; got 'nchw'",

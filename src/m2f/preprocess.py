@@ -39,7 +39,7 @@ _RGB = Allowed(
     "three whole numbers from 0 to 255, such as [124, 116, 104]",
     _are(lambda value: is_int(value) and 0 <= value <= 255, 3),
 )
-_NUMBER = Allowed("a number", is_number)
+_NUMBER = Allowed("a finite number", lambda value: is_number(value) and abs(value) < float("inf"))
 _VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5]", _are(is_number, 3))
 
 
@@ -89,6 +89,8 @@ class Preprocessing(Parameters):
         super().__post_init__()
         if not self.keep_ratio and self.input_size is None:
             raise InputError("parameter 'keep_ratio' false needs 'input_size'", kind="parameter")
+        if self.float_resize and self.resample != RESAMPLES[0]:
+            raise InputError(f"parameter 'float_resize' needs 'resample' {RESAMPLES[0]}", kind="parameter")
 
     @classmethod
     def from_repository(cls, block: Mapping[str, str]) -> Preprocessing:

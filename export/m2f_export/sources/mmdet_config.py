@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from m2f.limits import MAX_CLASSES, MAX_QUERIES
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
-from m2f_export.files import check_file
+from m2f_export.files import MAX_JSON_BYTES, check_file
 from m2f_export.quiet import quiet
 from m2f_export.sources import mmdet_options as options
 from m2f_export.sources.base import checked_names
@@ -62,13 +62,20 @@ def read_config(path: Path) -> Config:
         ExportError: the file is missing, not a configuration, or not the configuration of a Mask2Former.
     """
     check_file(path)
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ExportError(f"{path} is larger than a configuration can be: {MAX_JSON_BYTES} bytes")
     init_default_scope("mmdet")
     try:
         with quiet():  # a configuration is a program: it may print, and raise anything
             settings = Config.fromfile(path)
+            older = "data" in settings and "test_dataloader" not in settings
             settings = Config({key: _resolved(settings[key]) for key in _READ if key in settings})
     except (Exception, SystemExit) as error:
         raise ExportError(f"{path} is not a configuration that mmengine can read: {_why(error)}") from error
+    if older:
+        raise ExportError(
+            f"{path} is written for mmdetection 2: it has 'data' in place of 'test_dataloader'; allowed: 3"
+        )
     model = settings.get("model")
     if not isinstance(model, Mapping) or "type" not in model:
         said = "it has no 'model'" if model is None else "its model has no 'type'"
