@@ -1,13 +1,16 @@
 """Versions rolled on the real server under load: good ones without a dropped request, bad ones not at all."""
 
+import contextlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from chaos_report import report
 from conftest import IMAGES, ROOT
@@ -18,6 +21,7 @@ from pictures import encode
 from m2f_backend.calls import CallError
 from m2f_server import serve
 from m2f_server.control import Control
+from m2f_server.remains import OWNER_FILE
 from m2f_server.rollout import CANDIDATE, ENGINE, roll_out
 from m2f_server.serve_errors import RolloutError
 
@@ -224,6 +228,41 @@ def test_one_at_a_time_and_what_a_killed_one_leaves(served):
     (served.repository / ENGINE / ".rollout").mkdir()  # as if it had been writing
     assert roll(served, GOOD).version == number + 1
     assert set(versions(served)) == {*before, str(number + 1)}
+
+
+def copies(server):
+    """Triton's copies of the files of candidates of this server."""
+    owners = {path: path.read_text() for path in Path("/tmp").glob(f"folder*/{OWNER_FILE}")}
+    return [path for path, owner in owners.items() if owner.startswith(server.identity)]
+
+
+def test_a_candidate_whose_process_is_killed_leaves_no_copy_of_the_engine(served):
+    before = versions(served)
+    images = [word for path in IMAGES for word in ("--image", str(path))]  # so many that they take a while
+    process = subprocess.Popen(command(served, *images), stderr=subprocess.PIPE, text=True)
+    while not served.control.is_ready(CANDIDATE):
+        assert process.poll() is None
+    assert copies(served)
+    for stub in candidates(served):
+        stub.kill()
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert CANDIDATE in errors
+    assert copies(served) == []
+    assert versions(served) == before
+    assert roll(served, GOOD).agreement.share == pytest.approx(1)
+    assert copies(served) == []
+
+
+def candidates(server):
+    """The processes of the candidate: their model is not in the repository."""
+    found = []
+    for child in psutil.Process(server.pid).children():
+        with contextlib.suppress(psutil.Error):  # zombies have no command line
+            words = child.cmdline()
+            if len(words) > 1 and words[1].startswith("/tmp/folder") and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 def command(server, *arguments, engine=GOOD):

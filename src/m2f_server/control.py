@@ -78,6 +78,10 @@ class Control:
         except ValueError as error:
             raise CallError(f"POST {path}: the answer cannot be read: {error}", status=http.client.OK) from error
 
+    def name(self) -> str:
+        """Return the server's name: its `--id`, which `m2f serve` chooses."""
+        return str(self._json("GET", "/v2").get("name", ""))
+
     def metrics(self) -> str:
         """Return the Prometheus metrics."""
         return fetch(self._metrics_url, "GET", "/metrics").decode()
@@ -129,7 +133,8 @@ class Control:
         Args:
             model: name of the model.
             config: configuration to use instead of the repository's.
-            files: contents by `<version>/<name>`, to use instead of the repository's files.
+            files: contents by `<version>/<name>`, to use instead of the repository's files. Triton keeps a copy of them
+                in a folder of its own while the model is loaded.
         """
         parameters = {f"file:{path}": base64.b64encode(content).decode() for path, content in (files or {}).items()}
         if config is not None:

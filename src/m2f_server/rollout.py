@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from m2f.contract import PUBLIC_MODEL
 from m2f_backend.calls import CallError
 from m2f_server.control import Control
 from m2f_server.diagnose import one_line
+from m2f_server.remains import OWNER_FILE, remove_candidates
 from m2f_server.serve_errors import RolloutError
 from m2f_server.tensors import Arrays, zeros
 from m2f_server.triton_2_51 import without_warm_up
@@ -159,19 +161,33 @@ def _new_files(engine: Path, serving: Path, name: str) -> dict[str, Path]:
 
 @contextmanager
 def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[None]:
-    """Load the candidate under its own name. Its files travel in the request, so none is left on disk."""
+    """Load the candidate under its own name. Its files travel in the request, so none is left in the repository.
+
+    Triton keeps a copy of them, and does not remove the copy if the candidate's process is killed. So a file in the
+    copy tells whose it is.
+    """
     own = without_warm_up({**config, "name": CANDIDATE})  # `_warm_up` does it instead
+    with _load_errors():
+        owner = f"{control.name()} {secrets.token_hex(8)}"
+        contents = {f"1/{name}": path.read_bytes() for name, path in files.items()}
     try:
-        control.load(CANDIDATE, own, {f"1/{name}": path.read_bytes() for name, path in files.items()})
-    except CallError as error:
-        raise RolloutError(f"the candidate does not load: {one_line(str(error))}") from error
-    except OSError as error:
-        raise RolloutError(f"{error.filename}: {error.strerror}") from error
-    try:
+        with _load_errors():
+            control.load(CANDIDATE, own, {**contents, OWNER_FILE: owner.encode()})
         yield
     finally:
         with suppress(CallError):
             control.unload(CANDIDATE)
+        remove_candidates(owner)
+
+
+@contextmanager
+def _load_errors() -> Iterator[None]:
+    try:
+        yield
+    except CallError as error:
+        raise RolloutError(f"the candidate does not load: {one_line(str(error))}") from error
+    except OSError as error:
+        raise RolloutError(f"{error.filename}: {error.strerror}") from error
 
 
 def _warm_up(control: Control, config: Mapping[str, Any]) -> None:
