@@ -3,7 +3,9 @@
 import os
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from m2f_server.stubs import Stubs
@@ -43,3 +45,36 @@ def test_an_instance_is_lost_until_another_process_takes_its_place(start, killed
     start(f"worker_0_{killed}")
     assert not stubs.lost()
     assert len(stubs.of("worker")) == 2
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_somebody_sets_the_clock_then_an_instance_is_replaced(start, monkeypatch, hours):
+    """psutil tells starts by the clock of the day: what replaced the stub would seem older, or the stub a new one."""
+    first = start("worker_0_0")
+    stubs = Stubs(os.getpid())
+    assert len(stubs.of("worker")) == 1
+    booted = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600 * hours)
+    monkeypatch.setattr(psutil._psplatform, "BOOT_TIME", booted + 3600 * hours, raising=False)
+    first.kill()
+    os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+    assert len(stubs.lost()) == 1
+    start("worker_0_0")
+    for _ in range(3):
+        assert not stubs.lost()
+    assert len(stubs.of("worker")) == 1
+
+
+def test_a_table_that_cannot_be_read_is_no_lost_stub(start, monkeypatch):
+    start("worker_0_0")
+    stubs = Stubs(os.getpid())
+
+    def none_left(self, *_):
+        raise OSError(24, "Too many open files", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", none_left)
+        with pytest.raises(OSError, match="Too many"):
+            stubs.lost()
+    assert not stubs.lost()
+    assert len(stubs.of("worker")) == 1

@@ -5,14 +5,15 @@ import re
 import signal
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 from exposition import read
 from kserve import connect, image_input
-from supervised import supervised
+from supervised import leftovers, supervised
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import CANARY_ID
@@ -206,6 +207,62 @@ def test_a_drain_ends_in_time_or_at_a_second_signal(tmp_path, repository, second
         assert running.wait_for("drained", since=0)["all_answered"] == "False"
         request.join(10)
         assert isinstance(request.answer, str)  # an error
+
+
+def guards(name):
+    """The guarding processes of a server."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        found += [process] if name in words and any(word.endswith("remains.py") for word in words) else []
+    return found
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "order", ["guard supervisor", "supervisor guard server stubs", "stubs server supervisor guard"]
+)
+def test_after_all_was_killed_the_next_start_on_the_same_ports_sweeps(tmp_path, repository, monkeypatch, order):
+    """As a container's end kills; where the server is left over, it has the ports."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with supervised(tmp_path, repository=repository, config_name=None) as first:
+        processes = {
+            "supervisor": [psutil.Process(first.process.pid)],
+            "guard": until(lambda: guards(first.name)),
+            "server": [first.server],
+            "stubs": list(first.stubs().values()),
+        }
+        name, addresses = first.name, {key: first.announced[key] for key in ("http", "grpc", "metrics", "health")}
+        ports = [f"--{key}-port={re.search(r':([0-9]+)', url.split('//')[-1])[1]}" for key, url in addresses.items()]
+        for part in order.split():
+            for process in processes[part]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        first.process.wait()
+        with supervised(tmp_path, *ports, repository=repository, config_name=None) as second:
+            assert ask(second) == [[24, 32]]
+            assert {key: second.announced[key] for key in addresses} == addresses
+            assert [path.name for path in temporary.iterdir()] == [second.name]
+            assert leftovers(name) == []
+            assert second.wait_for("swept", since=0)["server"] == name
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.server
+def test_a_lost_guard_is_replaced_and_cleans_up_as_the_first_would_have(tmp_path, repository):
+    with supervised(tmp_path, repository=repository, config_name=None) as running:
+        for lost in (signal.SIGKILL, signal.SIGSTOP):
+            (guard,) = until(lambda: guards(running.name))
+            began = time.time()
+            guard.send_signal(lost)
+            running.wait_for("guard_lost", since=began)
+            until(lambda guard=guard: guards(running.name) not in ([], [guard]))
+        assert running.probe("ready")[0] == 200
+        name = running.name
+        running.process.kill()
+        assert leftovers(name) == []
 
 
 @pytest.mark.server

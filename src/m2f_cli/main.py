@@ -41,9 +41,15 @@ COMMANDS = {
         "m2f_cli.doctor", "doctor", "export", "onnx", "Report what is wrong with PATH before a server does."
     ),
     "serve": Lazy(
-        "m2f_cli.serve", "serve", "server", "psutil", "Run Triton on a model repository until it is told to stop."
+        "m2f_cli.serve",
+        "serve",
+        "server",
+        "prometheus_client",
+        "Run Triton on a model repository until it is told to stop.",
     ),
-    "rollout": Lazy("m2f_cli.rollout", "rollout", "models", "psutil", "Replace the engine of a running server."),
+    "rollout": Lazy(
+        "m2f_cli.rollout", "rollout", "models", "prometheus_client", "Replace the engine of a running server."
+    ),
 }
 
 
