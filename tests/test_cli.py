@@ -163,7 +163,7 @@ def test_bad_files_are_named_and_the_rest_go_on(m2f, folder):
     assert result.stderr.splitlines() == [
         "m2f: bad.jpg: image: not a JPEG, PNG or WebP",
         "m2f: nope.jpg: No such file or directory",
-        "m2f: empty: no JPEG, PNG or WebP in this folder",
+        "m2f: empty: no images in this folder",
         "m2f: no*.png: nothing matches",
     ]
 

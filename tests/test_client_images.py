@@ -291,6 +291,9 @@ AS_PILLOW = {  # what OpenCV does not read, or blends
     "gif of two pictures": encode(PHOTO, "gif", save_all=True, append_images=[PHOTO.rotate(180)]),
     "sgi": encode(PHOTO, "sgi"),
     "qoi": encode(PHOTO, "qoi"),
+    "pcx": encode(PHOTO, "pcx"),
+    "tga": encode(PHOTO, "tga"),
+    "tga that begins at its bottom": encode(PHOTO, "tga", orientation=1, compression="tga_rle"),
     "avif": encode(PHOTO, "avif") if features.check("avif") else None,
 }
 
@@ -321,7 +324,7 @@ def test_a_tiff_is_upright(orientation, options):
 def test_every_suffix_is_one_that_pillow_knows(suffix):
     """A file of each suffix is sent as PNG, whatever its name's case."""
     known = {**Image.registered_extensions(), ".pnm": "PPM", ".dib": "BMP"}
-    assert known[suffix] in ("AVIF", "BMP", "GIF", "JPEG2000", "PPM", "QOI", "SGI", "TIFF")
+    assert known[suffix] in ("AVIF", "BMP", "GIF", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA", "TIFF")
 
 
 def test_a_path_is_read_by_its_content(tmp_path):

@@ -34,8 +34,8 @@ SERVED_SUFFIXES = (".apng", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".
 """Suffixes of the files that the server reads: JPEG, PNG and WebP."""
 
 TRANSCODED_SUFFIXES = (
-    ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpx", ".pbm", ".pgm", ".pnm", ".ppm", ".qoi", ".sgi", ".tif",
-    ".tiff",
+    ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jp2", ".jpx", ".pbm", ".pcx", ".pgm", ".pnm", ".ppm", ".qoi", ".sgi",
+    ".tga", ".tif", ".tiff",
 )  # fmt: skip
 """Suffixes of the files that the client sends as PNG."""
 
@@ -45,9 +45,11 @@ decides how it is read."""
 
 _TRANSCODED = re.compile(  # a group for each format that the client sends as PNG, in Pillow's words
     rb"(?P<TIFF>II\*\0|MM\0\*|II\+\0|MM\0\+)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)|(?P<PPM>P[1-6][\s#])|(?P<QOI>qoif)"
-    rb"|(?P<SGI>\x01\xda)|(?P<JPEG2000>\xff\x4f\xff\x51|\0\0\0\x0cjP )|(?P<AVIF>....ftypavi[fs])",
+    rb"|(?P<SGI>\x01\xda)|(?P<PCX>\x0a[\x00\x02\x03\x05]\x01[\x01\x02\x04\x08])"
+    rb"|(?P<JPEG2000>\xff\x4f\xff\x51|\0\0\0\x0cjP )|(?P<AVIF>....ftypavi[fs])",
     re.DOTALL,
 )
+_TGA_END = b"TRUEVISION-XFILE.\0"  # the one signature that a TGA has
 _DEEP_MODES = ("I", "F")  # starts of Pillow's modes of more than 8 bits, which define no value for white
 
 _END_OF_SIDES = 24  # bytes of signature, head of the first chunk, width and height
@@ -115,7 +117,8 @@ def served(data: bytes) -> bytes:
             values that state no white, or this Pillow does not read its format.
     """
     found = _TRANSCODED.match(data)
-    if not found or not found.lastgroup:
+    name = found.lastgroup if found else "TGA" if data.endswith(_TGA_END) else None
+    if name is None:
         return data
     from PIL import Image  # noqa: PLC0415 (slow, and only needed for these formats)
 
@@ -123,7 +126,7 @@ def served(data: bytes) -> bytes:
 
     max_pixels = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow's own limit; the server has another
     try:
-        return _png(decode_image(data, max_pixels=max_pixels, formats=(found.lastgroup,)))
+        return _png(decode_image(data, max_pixels=max_pixels, formats=(name,)))
     except InputError as error:
         raise UnreadableImage(str(error)) from error
 

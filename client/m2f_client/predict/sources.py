@@ -19,8 +19,8 @@ from m2f_client.predict.video import VIDEO_SUFFIXES
 
 STDIN = "-"
 OTHER_IMAGE_SUFFIXES = (
-    ".arw", ".cr2", ".cr3", ".dng", ".emf", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".nef", ".orf", ".pcx",
-    ".psd", ".raf", ".rw2", ".svg", ".tga", ".wmf",
+    ".arw", ".cr2", ".cr3", ".dng", ".emf", ".exr", ".hdr", ".heic", ".heif", ".ico", ".jxl", ".nef", ".orf", ".psd",
+    ".raf", ".rw2", ".svg", ".wmf",
 )  # fmt: skip
 """Suffixes of images that cannot be sent. Folders give them all the same, so that each fails by name."""
 
@@ -109,7 +109,7 @@ def _add_folder(sources: Sources, folder: Path, out: Path | None) -> None:
     for error in unreadable:
         _refuse(sources, str(Path(error.filename)), error.strerror or str(error))
     if not found and not unreadable:
-        _refuse(sources, str(folder), "no JPEG, PNG or WebP in this folder")
+        _refuse(sources, str(folder), "no images in this folder")
 
 
 def _add_matches(sources: Sources, pattern: str) -> None:

@@ -95,9 +95,10 @@ def count_frames(name: str, every: int) -> int | None:
     """Return how many frames `frames` gives; None if the file does not state its length."""
     try:
         with _opened(name) as (container, stream):
-            count = _listed_frames(container, stream) or round(
-                _stated_seconds(container, stream) * (stream.average_rate or 0)
-            )
+            if container.format.name.startswith(("mov", "avi")):
+                count = len(stream.index_entries)
+            else:
+                count = round(_stated_seconds(container, stream) * (stream.average_rate or 0))
     except UnreadableImage:
         return 1  # an unreadable file counts as one failed image
     return -(-count // every) if count else None
