@@ -348,6 +348,17 @@ def test_an_answer_that_is_no_mask_fails_its_image(scene):
     assert "none of the 12 images worked: 'rle' from the server is not the RLE of masks" in ran.stderr
 
 
+def test_a_data_set_without_objects_has_no_figures(m2f, scene, tmp_path):
+    changed(lambda document: document["annotations"].clear())(scene[0])
+    ran = m2f(scene[0], "--out", tmp_path / "out")
+    assert ran.exit_code == 0, ran.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {metrics[kind][name] for kind in ("segm", "bbox") for name in FIGURES} == {None}
+    assert metrics["objects"] == 0
+    against = m2f(scene[0], "--against", tmp_path / "out" / "results.json")
+    assert against.exit_code == 0, against.output
+
+
 def test_a_class_may_have_any_name(scene, make_server, recwarn):
     """Matplotlib reads dollar signs as formulas, hides what begins with an underscore, and warns of missing glyphs."""
     folder, document, _ = scene

@@ -127,8 +127,6 @@ def polygons(*points):
         (one(segmentation={"size": [230, 300], "counts": ""}), "RLE of 230 x 300 pixels"),
         (one(segmentation={"size": [230, 300], "counts": "\u20ac"}), "RLE of 230 x 300 pixels"),
         (one(segmentation={"size": [230, 300], "counts": 69000}), "RLE of 230 x 300 pixels"),
-        (one(segmentation={"size": [230, 300], "counts": "0" * (2**22 + 1)}), "length 4194305; allowed are 4194304"),
-        (one(segmentation={"size": [230, 300], "counts": [0] * (2**22 + 1)}), "length 4194305; allowed are 4194304"),
         # other fields of an annotation
         (one(iscrowd=2), "no valid 'iscrowd': got 2; allowed: a whole number from 0 to 1"),
         (one(iscrowd="yes"), "no valid 'iscrowd': got 'yes'"),
@@ -613,12 +611,12 @@ def score_panoptic(data):
     assert sum(data.objects(data.maps).values()) <= len(data.annotations)
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(10_000, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=pytest.mark.chaos)])
 def test_a_damaged_data_set_is_read_or_refused(written, examples):
     check_damage(written, examples, few_instances, read_instances, score_instances)
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("examples", [60, pytest.param(10_000, marks=pytest.mark.chaos)])
 def test_a_damaged_panoptic_data_set_is_read_or_refused(written, examples):
     maps = written[0] / "annotations" / "read_panoptic"
     if not maps.exists():

@@ -105,7 +105,7 @@ def average_precision(
             continue
         judged = _judge(truth[number], found[number], sizes, kind)
         one = {figure: _mean(judged, *where) for figure, where in _SUMMARY.items()}
-        curve = judged["precision"][0, :, 0, 0, -1]
+        curve = judged["precision"][0, :, 0, 0, -1].copy()  # not the whole array
         classes.append(ClassPrecision(name, objects[number], one["AP"], one["AP50"], one["AR100"], curve))
         summaries.append(one)
     figures = {figure: _mean_of(one[figure] for one in summaries) for figure in FIGURES}
