@@ -1,6 +1,7 @@
 """Requests whose structure alone ends Triton 2.51, ends a model's process, or occupies it for seconds.
 
-Only the front may get them: no server of other tests. `docs/triton-faults.md` explains each fault.
+Only the front may get them: no server of other tests, but for `SHAPES`, which a model of fixed size refuses.
+`docs/triton-faults.md` explains each fault.
 """
 
 import json

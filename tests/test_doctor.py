@@ -427,7 +427,7 @@ def mapped(kind, key, value):
 INNER_RLE, QUERIES_OUT = mapped("output", "inner_rle", "_rle"), mapped("output", "queries", "queries")
 STRIDE, SIZE = parameter("mask_stride", 4), parameter("input_size", [SIDE, SIDE])
 MAX_PIXELS, SCALE = parameter("max_pixels", 67108864), parameter("scale", [SIDE, SIDE])
-UINT8, FLOAT = "TYPE_UINT8 dims: [ -1, -1, 3 ]", "TYPE_FP32 dims: [ 3, -1, -1 ]"
+UINT8, FLOAT = "TYPE_UINT8 dims: [ 256, 256, 3 ]", "TYPE_FP32 dims: [ 3, 256, 256 ]"
 IMG_SHAPE = '"img_shape" data_type: TYPE_INT32 dims: [ 2 ]'
 THINGS = parameter("thing_classes", "[0, 1, 2, 3, 4]")
 STAR_RING = r", \"star\", \"ring\""
@@ -453,11 +453,12 @@ FAULTS = [  # file, what is right, what is planted, code, what the finding has t
     (PRE, SIZE, "", "input-size", ["multiple of 32", "(256, 256)"]),
     (PRE, MAX_PIXELS, parameter("layout", "float32_chw"), "layout", ["float32_chw", "uint8_hwc"]),
     (PRE, UINT8, FLOAT, "ensemble-types", ["_input", "FP32"]),
-    (CPU, "dims: [ 256, 256, 3 ]", "dims: [ 512, 512, 3 ]", "warmup", ["512", "256", "zeros"]),
+    (CPU, "dims: [ 256, 256, 3 ] zero", "dims: [ 512, 512, 3 ] zero", "warmup", ["512", "256", "zeros"]),
     (CPU, 'key: "input" value { data_type', 'key: "img" value { data_type', "warmup", ["'img'", "input"]),
     (CPU, 'name: "mask_logits"', 'name: "masks"', "engine-tensor", ["'masks'", "mask_logits"]),
     (CPU, UINT8, FLOAT, "engine-dtype", ["TYPE_FP32", "TYPE_UINT8"]),
     (CPU, UINT8, "TYPE_UINT8 dims: [ -1, -1, 4 ]", "engine-dims", ["[-1, -1, 4]", "[256, 256, 3]"]),
+    (CPU, UINT8, "TYPE_UINT8 dims: [ 256, 512, 3 ]", "engine-dims", ["[256, 512, 3]", "[256, 256, 3]"]),
     (CPU, "max_batch_size: 8", "max_batch_size: 4", "engine-configs-differ", ["cpu.pbtxt"]),
     (ENGINE, "max_batch_size: 8", "max_batch_size: 4", "ensemble-batch", ["8", "4", "mask2former_engine"]),
     (ENGINE, "dynamic_batching {", "response_cache { enable: true } dynamic_batching {", "response-cache", ["cache"]),

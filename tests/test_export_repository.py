@@ -85,7 +85,8 @@ def test_where_nothing_says_what_is_stuff_all_are_things(tmp_path):
 def test_every_statement_of_the_input_agrees(written):
     folder, source = written
     floats = source.preprocessing.layout == "float32_chw"
-    expected = ("TYPE_FP32", [3, -1, -1]) if floats else ("TYPE_UINT8", [-1, -1, 3])
+    height, width = source.preprocessing.input_size or (-1, -1)
+    expected = ("TYPE_FP32", [3, height, width]) if floats else ("TYPE_UINT8", [height, width, 3])
     height, width = source.preprocessing.input_size or (800, 1344)
     files = [*folder.glob("*/config.pbtxt"), *folder.glob("*/configs/*.pbtxt")]
     stated, warm_ups = 0, 0

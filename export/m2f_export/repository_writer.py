@@ -29,10 +29,9 @@ REPORT = "export.json"  # Triton looks at folders only
 ENGINE = "mask2former_engine"
 HEAD_ENGINE = "mask2former_head_engine"
 
-_UINT8 = '{ name: "input" data_type: TYPE_UINT8 dims: [ -1, -1, 3 ] }'
-_FLOAT = '{ name: "input" data_type: TYPE_FP32 dims: [ 3, -1, -1 ] }'
 _FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
 _NO_LIMIT = 4  # longer edge / shorter edge
+_INPUT = re.compile(r'(\{ name: "input" data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 _WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 
 
@@ -158,12 +157,19 @@ def _value(value: Any) -> str:
 
 
 def _set_input(text: str, preprocessing: Preprocessing) -> str:
-    """Set the engine's input: type and layout everywhere, and the size of the warm-up."""
-    height, width = warm_up_size(preprocessing)
-    pixels = preprocessing.layout == "uint8_hwc"
-    kind, dims = ("TYPE_UINT8", (height, width, 3)) if pixels else ("TYPE_FP32", (3, height, width))
-    text = text.replace(_UINT8, _UINT8 if pixels else _FLOAT)
-    return _WARM_UP.sub(rf"\g<1>{kind} dims: [ {', '.join(map(str, dims))} ]", text)
+    """Set the engine's input: type, layout and fixed size everywhere, and the size of the warm-up.
+
+    A fixed size is stated, because Triton up to 26.03 hands shapes whose product wraps to the engine's process, which
+    ends. Stated sides are compared one by one.
+    """
+
+    def stated(size: tuple[int, int]) -> str:
+        sides = (*size, 3) if preprocessing.layout == "uint8_hwc" else (3, *size)
+        kind = "TYPE_UINT8" if preprocessing.layout == "uint8_hwc" else "TYPE_FP32"
+        return rf"\g<1>{kind} dims: [ {', '.join(map(str, sides))} ]"
+
+    text = _INPUT.sub(stated(preprocessing.input_size or (-1, -1)), text)
+    return _WARM_UP.sub(stated(warm_up_size(preprocessing)), text)
 
 
 def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:
