@@ -11,7 +11,7 @@ const MEMBERS = [
     'id', 'inputs', 'outputs', 'parameters', 'name', 'shape', 'datatype', 'data', 'binary_data', 'binary_data_size',
 ];
 const MAX_NAMES = 200; // members of the JSON, or fields of the message: a request for every output has about 80
-const MAX_STEPS = 65536; // bytes of JSON outside strings, or numbers of a message: about 10 ms
+const MAX_STEPS = 16384; // bytes of JSON outside strings, or numbers of a message: about 15 ms
 const MAX_DEPTH = 16;
 const MAX_NAME_BYTES = 64;
 
