@@ -236,7 +236,10 @@ def _stated_names(metainfo: object, place: Place, num_classes: int) -> tuple[str
     names = {key: _listed(value, place.at(key)) for key, value in given.items()}
     for key, value in names.items():
         if len(value) != num_classes:
-            raise place.at(key).refusal(given[key], f"{num_classes} names, one for each class of the model")
+            allowed = f"{num_classes} names, one for each class of the model"
+            if isinstance(given[key], str) and len(value) == 1:
+                allowed += "; a file of names is looked for in the current folder"
+            raise place.at(key).refusal(given[key], allowed)
     if len(set(names.values())) > 1:
         raise ExportError(f"{place}: classes and CLASSES differ; allowed: one of them")
     return next(iter(names.values()), ())
