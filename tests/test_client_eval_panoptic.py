@@ -311,6 +311,7 @@ def info(document):
             lambda d: d["annotations"][0].update(image_id=None),
             r"annotations\[0\] has no valid 'image_id': it is absent",
         ),
+        (lambda d: d.update(annotations=[{"segmentation": []}]), "instance annotations need no --panoptic"),
         (lambda d: d["annotations"][1].update(image_id=1), r"annotations\[1\] is the second one with the image_id 1"),
         (lambda d: d["annotations"][0].update(file_name=None), r"annotations\[0\] has no valid 'file_name'"),
         (lambda d: d["annotations"][0].update(segments_info=None), r"annotations\[0\] has no valid 'segments_info'"),

@@ -101,13 +101,17 @@ def read_panoptic(path: Path, images: Path | None = None) -> Dataset:
     """
     path = annotation_file(path, "panoptic")
     parts = _parts(path)
+    annotations = list(parts["annotations"])
+    for row in annotations:
+        if "segmentation" in row.values and "segments_info" not in row.values:
+            raise row.invalid("segments_info", "a list of objects; instance annotations need no --panoptic")
     found = _images(parts["images"], images, path)
     categories = _categories(parts["categories"], panoptic=True)
     names, known = {image.id: str(image.path) for image in found}, {category["id"] for category in categories}
     finder, maps = Finder(path.with_suffix("")), {}
     segments: list[dict[str, Any]] = []
     missing = []
-    for row in parts["annotations"]:
+    for row in annotations:
         image_id, name = _reference(row, "image_id", names), row.text("file_name")
         if image_id in maps:
             raise row.error(f" is the second one with the image_id {image_id}; allowed: one for each image")
@@ -203,7 +207,7 @@ def _reference(row: Row, name: str, ids: Container[int]) -> int:
 
 def _instance(row: Row, sizes: Mapping[int, tuple[int, int]], category_ids: Container[int]) -> dict[str, Any]:
     """Return an annotation with all fields that COCOeval reads."""
-    if "segments_info" in row.values:
+    if "segments_info" in row.values and "segmentation" not in row.values:
         raise row.invalid("segmentation", "polygons or RLE; panoptic annotations need --panoptic")
     image_id = _reference(row, "image_id", sizes)
     category_id = _reference(row, "category_id", category_ids)
