@@ -2,6 +2,7 @@
 
 import array
 import io
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from io import FileIO
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from conftest import IMAGES
 from fake_server import serving
 from memory import peak_of
 from pictures import encode, photo
@@ -17,6 +20,7 @@ from PIL import Image, features
 from tiffs import pages, picture_tags, tiff
 
 from m2f.image import decode_image
+from m2f_cli.main import main
 from m2f_client import Client, InvalidRequest, UnreadableImage
 from m2f_client.fake import result_of, stacked
 from m2f_client.images import TRANSCODED_SUFFIXES, encoded, image_tensor
@@ -381,3 +385,45 @@ def test_a_bad_file_of_another_format_says_why(data, message):
 @pytest.mark.filterwarnings("ignore")
 def test_a_tiff_that_points_at_itself():
     assert seen_by_the_server(encoded(EXIF_IN_A_CIRCLE)).shape == (8, 8, 3)
+
+
+# Through the command, and through the real server
+
+
+def test_the_command_takes_a_folder_of_other_formats(tmp_path, monkeypatch):
+    """Upright for the server, in the document and in the drawing; a file that is refused is named."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    (tmp_path / "in").mkdir()
+    files = {"a.TIF": encode(PHOTO, "tiff", exif=exif), "b.bmp": OTHER_FILES["bmp"], "c.tiff": pages(0, 0)}
+    for name, data in files.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def answer(request):
+        seen.append(decoded(request.inputs["image"][0, 0]))
+        return stacked([result_of(np.ones((1, *seen[-1].shape[:2]), np.uint8))])
+
+    with serving(answer) as fake:
+        ran = CliRunner().invoke(main, ["predict", "in", "--out", "out", "--concurrency", "1", "--url", fake.url])
+    assert (ran.exit_code, "m2f: in/c.tiff: the TIFF has 2 pictures; allowed is 1" in ran.stderr) == (1, True)
+    assert np.array_equal(seen[0], np.rot90(np.asarray(PHOTO), -1))
+    assert np.array_equal(seen[1], np.asarray(PHOTO))
+    images = json.loads((tmp_path / "out/instances.json").read_text())["images"]
+    assert [(image["width"], image["height"]) for image in images] == [(61, 83), (83, 61)]
+    assert Image.open("out/a_overlay.png").size == (61, 83)
+
+
+@pytest.mark.server
+def test_the_server_answers_a_tiff_as_a_png(server, tmp_path):
+    picture = Image.open(IMAGES[-1]).convert("RGB")
+    for suffix in ("png", "tiff", "bmp", "ppm"):
+        picture.save(tmp_path / f"a.{suffix}")
+    with Client(f"grpc://{server.grpc_url}") as client:
+        results = [client.predict(tmp_path / f"a.{suffix}") for suffix in ("png", "tiff", "bmp", "ppm")]
+        batch = client.predict_batch([tmp_path / "a.tiff", (tmp_path / "a.bmp").read_bytes()])
+    assert len(results[0]) > 0
+    for result in (*results, *batch):
+        assert np.array_equal(result.boxes, results[0].boxes)
+        assert result.outputs["rle"].tolist() == results[0].outputs["rle"].tolist()
