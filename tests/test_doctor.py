@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from deploy_configs import ISSUE_2775, changed
+from mutate import mutated
 from onnx import TensorProto, helper, numpy_helper
 
 from m2f_cli.doctor import doctor
@@ -20,6 +22,8 @@ from m2f_export.doctor import diagnose
 from m2f_export.doctor.catalogue import ENTRIES
 from m2f_export.doctor.onnx_checks import check_onnx
 from m2f_export.doctor.server_version import found_server, is_safe
+from m2f_export.export_errors import ExportError
+from m2f_export.onnx_files import load_onnx
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "model_repository"
@@ -352,8 +356,36 @@ def test_weights_that_are_not_there(tmp_path):
     weights = tmp_path / "weights.data"
     weights.write_bytes(weights.read_bytes()[:100])
     assert_found(findings(path), "error", "external-data-truncated", "weights.data", "100 bytes")
+    with pytest.raises(ExportError, match=r"model\.onnx is not an ONNX model: External data length"):
+        load_onnx(path)
+    weights.write_text(LFS_POINTER)
+    assert_found(findings(path), "error", "git-lfs-pointer", "weights.data")
+    with pytest.raises(ExportError, match=r"model\.onnx needs the file of its weights: .*weights\.data is a Git LFS"):
+        load_onnx(path)
     weights.unlink()
     assert_found(findings(path), "error", "external-data-missing", "weights.data")
+    with pytest.raises(ExportError, match=r"needs the file of its weights: .*weights\.data: no such file"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("key", ["offset", "length", "location"])
+def test_weights_that_are_nowhere(tmp_path, key):
+    model = onnx.load_from_string(graph())
+    onnx.external_data_helper.convert_model_to_external_data(model, location="w.data", size_threshold=64)
+    onnx.save(model, tmp_path / "model.onnx")
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = {"offset": "x", "length": "-7", "location": "../../etc/passwd"}.get(key, "")
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert codes(tmp_path / "model.onnx", "error")
+
+
+@pytest.mark.parametrize("files", [20, pytest.param(3000, marks=pytest.mark.chaos)])
+def test_a_damaged_onnx_is_judged(tmp_path, files):
+    good = [graph(), graph(dtype="float32"), graph(full=True), graph(domain="mmdeploy", opset=13)]
+    rng = random.Random(0)
+    for _ in range(files):
+        (tmp_path / "model.onnx").write_bytes(mutated(rng, rng.choice(good), good))
+        assert isinstance(findings(tmp_path / "model.onnx"), list)
 
 
 # ---------------------------------------------------------------- plans

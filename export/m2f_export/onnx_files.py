@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnxruntime as ort
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import check_file
@@ -27,12 +29,40 @@ def load_onnx(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """
     check_file(path)
     try:
-        model = onnx.load(path, load_external_data=weights)
+        model = onnx.load(path, load_external_data=False)
+        names = external_files(model)
+        if weights:
+            for name in names:
+                check_file(path.parent / name)
+            load_external_data_for_model(model, str(path.parent))
+    except ExportError as error:
+        raise ExportError(f"{path} needs the file of its weights: {error}") from error
     except Exception as error:  # protobuf, and ONNX's own checks of what the file says of its weights
         raise ExportError(f"{path} is not an ONNX model: {reason(error)}") from error
     if not model.graph.node:
         raise ExportError(f"{path} is not an ONNX model: there is no graph in it")
     return model
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Return every node of a graph, and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from nodes_of(inner)
+
+
+def external_files(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the weights files beside the graph, and how many bytes each must have."""
+    constants = [a.t for node in nodes_of(model.graph) for a in node.attribute if a.HasField("t")]
+    needed: dict[str, int] = {}
+    for tensor in (*model.graph.initializer, *constants):
+        if uses_external_data(tensor):
+            info = ExternalDataInfo(tensor)
+            end = (info.offset or 0) + (info.length or 0)
+            needed[info.location] = max(needed.get(info.location, 0), end)
+    return needed
 
 
 def open_session(model: Path | bytes) -> ort.InferenceSession:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from m2f.contract import RAW_OUTPUTS
 from m2f_export.doctor import catalogue
@@ -21,7 +20,7 @@ from m2f_export.doctor.file_checks import check_content
 from m2f_export.doctor.findings import Finding, listed, megabytes
 from m2f_export.doctor.onnx_trial import Trial, try_batches
 from m2f_export.export_errors import ExportError
-from m2f_export.onnx_files import INPUT, load_onnx, opset_of, side
+from m2f_export.onnx_files import INPUT, external_files, load_onnx, nodes_of, opset_of, side
 
 HEAD_INPUTS = ("img_shape", "ori_shape")
 HEAD_OUTPUTS = ("scores", "labels", "boxes", "masks")  # a graph that holds the head
@@ -113,32 +112,14 @@ def check_onnx(path: Path, *, trial_bytes: int = TRIAL_BYTES) -> tuple[list[Find
     return [*findings, *_mask_size(graph, model)], graph
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _weights(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the weights files beside the graph, and how many bytes each must have."""
-    constants = [a.t for node in _nodes(model.graph) for a in node.attribute if a.HasField("t")]
-    needed: dict[str, int] = {}
-    for tensor in (*model.graph.initializer, *constants):
-        if uses_external_data(tensor):
-            info = ExternalDataInfo(tensor)
-            end = (info.offset or 0) + (info.length or 0)
-            needed[info.location] = max(needed.get(info.location, 0), end)
-    return needed
-
-
 def _external_data(path: Path, model: onnx.ModelProto) -> Iterator[Finding]:
-    for weights, needed in _weights(model).items():
+    for weights, needed in external_files(model).items():
         file = path.parent / weights
         this = {"name": path.name, "weights": weights, "folder": path.parent}
         if not file.is_file():
             yield catalogue.EXTERNAL_DATA_MISSING(path, **this)
+        elif found := check_content(file):
+            yield from found
         elif (size := file.stat().st_size) < needed:
             yield catalogue.EXTERNAL_DATA_TRUNCATED(path, **this, size=size, needed=needed)
 
@@ -158,7 +139,7 @@ def _custom_operators(model: onnx.ModelProto) -> Counter[str]:
     own = {(function.domain, function.name) for function in model.functions}
     return Counter(
         f"{node.domain or 'ai.onnx'}::{node.op_type}"
-        for node in _nodes(model.graph)
+        for node in nodes_of(model.graph)
         if (node.domain, node.op_type) not in own
         and not (node.domain in _STANDARD_DOMAINS and onnx.defs.has(str(node.op_type)))  # bytes if not UTF-8
     )
@@ -241,7 +222,7 @@ def _outputs(graph: Graph) -> Iterator[Finding]:
 
 
 def _try(graph: Graph, model: onnx.ModelProto, trial_bytes: int) -> tuple[list[Finding], Trial | None]:
-    size = graph.path.stat().st_size + sum(_weights(model).values())
+    size = graph.path.stat().st_size + sum(external_files(model).values())
     pixels = (graph.batch or 1) * math.prod(length or 1 for length in graph.input_size)
     if size > trial_bytes or pixels > TRIAL_PIXELS:
         limits = {"max_size": megabytes(trial_bytes), "max_pixels": TRIAL_PIXELS}
