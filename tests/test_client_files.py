@@ -38,6 +38,14 @@ def test_a_file_that_is_too_large(tmp_path, limit):
         read_file(tmp_path / "a", max_bytes=limit)
 
 
+def test_a_large_file_is_not_read_at_all(tmp_path, monkeypatch):
+    with (tmp_path / "a").open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    monkeypatch.setattr(os, "open", None)
+    with pytest.raises(UnreadableImage, match="larger than 256 MiB"):
+        read_file(tmp_path / "a")
+
+
 def test_a_file_that_grows_faster_than_it_is_read(tmp_path, monkeypatch):
     file, reading = tmp_path / "log", os.read
     file.write_bytes(bytes(1 << 20))

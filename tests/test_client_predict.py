@@ -177,6 +177,14 @@ def test_a_file_that_is_no_journal_is_left_alone(folder, content):
     assert (folder / "mine").read_bytes() == content
 
 
+@pytest.mark.parametrize(("name", "kind"), [("/dev/null", "a device"), ("/dev/full", "a device"), ("pipe", "a pipe")])
+def test_a_journal_is_a_file(folder, name, kind):
+    os.mkfifo(folder / "pipe")
+    ran = m2f(folder, EXPECTED[0], "--jsonl", name)
+    assert ran.exit_code == 1
+    assert ran.stderr == f"m2f: {name} is {kind}, and a run is resumed from a file; - prints the lines\n"
+
+
 def test_other_settings_do_not_mix(folder):
     assert m2f(folder, EXPECTED[0], "--jsonl", "run.jsonl", "--score-threshold", "0.5").exit_code == 0
     before = (folder / "run.jsonl").read_bytes()

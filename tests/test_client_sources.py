@@ -167,7 +167,7 @@ def test_what_is_not_a_file_is_refused_by_name():
 
 
 @pytest.mark.usefixtures("odd_folder")
-@pytest.mark.parametrize("pattern", ["p/**/*.jpg", "**/*.jpg", "./p/**", "**"])
+@pytest.mark.parametrize("pattern", ["p/**/*.jpg", "**/*.jpg", "./p/**", "**", "**/" * 50 + "*.jpg"])
 def test_patterns_do_not_go_in_circles(pattern):
     found = expand([pattern], out=None)
     inner = {"p/folder.jpg/inner.png"} if pattern.endswith("**") else set()
@@ -237,6 +237,13 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/a.jpg")
             self.end_headers()
+        elif self.path == "/drips":
+            try:
+                for letter in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10_000:
+                    self.wfile.write(bytes([letter]))
+                    time.sleep(0.01)
+            except OSError:
+                pass
         elif self.path == "/to-another":
             self.send_response(302)
             self.send_header("Location", "http://pictures.example/a.jpg")
@@ -288,6 +295,8 @@ def test_a_download_is_limited(site):
         read(f"{site.url}/large", timeout=5, max_bytes=1 << 20)
     with pytest.raises(UnreadableImage, match=r"within 0\.5 s"):  # though each piece comes in time
         read(f"{site.url}/slow", timeout=0.5)
+    with pytest.raises(UnreadableImage, match=r"within 0\.3 s"):
+        read(f"{site.url}/drips", timeout=0.3)
     with pytest.raises(UnreadableImage, match="incomplete"):
         read(f"{site.url}/short", timeout=5)
 

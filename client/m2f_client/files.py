@@ -41,6 +41,8 @@ def read_file(path: str | os.PathLike[str], *, timeout: float | None = None, max
         kind = not_a_file(status.st_mode)
         if kind not in (None, PIPE):
             raise UnreadableImage(f"{kind}, not a file")
+        if status.st_size > max_bytes:
+            raise _too_large(max_bytes)
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # waits for no writer of a pipe
         try:
             return _read(number, status.st_size, timeout if kind == PIPE else None, max_bytes)
@@ -73,4 +75,8 @@ def _read(number: int, expected: int, timeout: float | None, max_bytes: int) -> 
         parts.append(part)
         left -= len(part)
         if left < 0:
-            raise UnreadableImage(f"larger than {max_bytes >> 20} MiB")
+            raise _too_large(max_bytes)
+
+
+def _too_large(max_bytes: int) -> UnreadableImage:
+    return UnreadableImage(f"larger than {max_bytes >> 20} MiB")

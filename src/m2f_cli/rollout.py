@@ -10,7 +10,8 @@ import click
 
 from m2f.errors import M2FError
 from m2f_backend.calls import CallError
-from m2f_client.client_errors import InvalidAddress
+from m2f_client.client_errors import InvalidAddress, UnreadableImage
+from m2f_client.files import read_file
 from m2f_client.transports.address import Endpoint, announced
 from m2f_server.access import read_access
 from m2f_server.control import Control
@@ -18,6 +19,7 @@ from m2f_server.rollout import Rollout, roll_out
 from m2f_server.serve_errors import RolloutError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_PIPE_S = 60.0  # longest wait for an image that comes through a pipe
 
 
 @click.command(
@@ -107,9 +109,9 @@ def _address(url: str) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RolloutError(f"{path}: {error.strerror}") from error
+        return read_file(path, timeout=_PIPE_S)
+    except UnreadableImage as error:
+        raise RolloutError(f"{path}: {error}") from error
 
 
 def _as_json(done: Rollout) -> str:

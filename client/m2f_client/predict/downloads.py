@@ -13,6 +13,7 @@ from m2f_client.client_errors import InvalidAddress, UnreadableImage
 from m2f_client.files import MAX_BYTES
 from m2f_client.predict.video import VIDEO_SUFFIXES
 from m2f_client.transports.proxies import Proxy, proxy_for
+from m2f_client.transports.waiting import in_thread
 
 _CHUNK = 1 << 20
 _UNRESERVED = "/%:@!$&'()*+,;=~?"
@@ -35,8 +36,10 @@ def download(url: str, *, timeout: float, max_bytes: int = MAX_BYTES) -> bytes:
         UnreadableImage: the address cannot be downloaded.
     """
     way = _Way()
-    try:
-        return _download(_checked(url), way, timeout, max_bytes)
+    try:  # in a thread, for urllib's timeout bounds each read, and a server may send its headers byte by byte
+        return in_thread(_download, timeout, _checked(url), way, timeout, max_bytes)
+    except TimeoutError as error:
+        raise UnreadableImage(f"not downloaded within {timeout:g} s{way.note}") from error
     except urllib.error.HTTPError as error:
         raise UnreadableImage(f"HTTP {error.code} {error.reason}{way.note}") from error
     except urllib.error.URLError as error:
@@ -70,7 +73,7 @@ def _download(url: str, way: _Way, timeout: float, max_bytes: int) -> bytes:
             if len(data) > max_bytes:
                 raise UnreadableImage(f"larger than {max_bytes >> 20} MiB")
             if time.monotonic() > deadline:
-                raise UnreadableImage(f"not downloaded within {timeout:g} s")
+                raise TimeoutError
         if answer.length:  # bytes announced but not sent
             raise UnreadableImage("the download is incomplete")
     return bytes(data)

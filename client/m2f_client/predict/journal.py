@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from m2f.errors import M2FError
+from m2f_client.files import not_a_file
 
 Line = dict[str, Any]
 ARTEFACTS = ("overlay", "logits", "panoptic")
@@ -164,6 +165,8 @@ def _open_locked(path: Path | None) -> BinaryIO:
     """Open for reading and appending, with a lock that excludes other processes."""
     if path is None:
         return tempfile.TemporaryFile()  # type: ignore[return-value]
+    if path.exists() and (kind := not_a_file(path.stat().st_mode)):
+        raise M2FError(f"{path} is {kind}, and a run is resumed from a file; - prints the lines")
     file = path.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,7 +29,7 @@ ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz")
 
 _TAKEN = IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_ALL_BELOW = re.compile(r"(?:(?<=/)|^)\*\*/")  # the first `**/` of a pattern
+_ALL_BELOW = re.compile(r"(?:(?<=/)|^)(?:\*\*/+)+")  # the first `**/` of a pattern; several in a row are one
 _NAMED = 5  # names that a message lists; it counts the rest
 
 

@@ -7,11 +7,8 @@ import json
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from http import HTTPStatus
-from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -26,7 +23,7 @@ from m2f_client.transports.failures import translated
 from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
 from m2f_client.transports.proxies import Proxy, proxy_for
-from m2f_client.transports.waiting import BLOCKING, Waiting
+from m2f_client.transports.waiting import BLOCKING, Waiting, in_thread
 
 T = TypeVar("T")
 
@@ -209,7 +206,7 @@ class _Network(httpcore.SyncBackend):
 
     def connect_tcp(self, host: str, port: int, timeout: Any = None, *args: Any, **kwargs: Any) -> _Stream:
         """Connect, in a thread: looking up a name keeps to no timeout, and each of several addresses has its own."""
-        return _Stream(_in_thread(super().connect_tcp, timeout, host, port, _left(timeout), *args, **kwargs))
+        return _Stream(in_thread(super().connect_tcp, timeout.left(), host, port, _left(timeout), *args, **kwargs))
 
 
 class _Stream(httpcore.NetworkStream):
@@ -238,7 +235,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
     ) -> _Stream:
-        return _Stream(_in_thread(self._stream.start_tls, timeout, ssl_context, server_hostname, _left(timeout)))
+        return _Stream(in_thread(self._stream.start_tls, timeout.left(), ssl_context, server_hostname, _left(timeout)))
 
 
 class _AwaitedNetwork(httpcore.AsyncNetworkBackend):
@@ -290,24 +287,3 @@ def _left(deadline: Deadline) -> float | None:
     if left == 0:  # which a socket takes for "do not wait"
         raise TimeoutError
     return left
-
-
-def _in_thread(function: Callable[..., T], deadline: Deadline, *args: Any, **kwargs: Any) -> T:
-    """Return what a function returns in a thread of its own.
-
-    Raises:
-        TimeoutError: the function is not done when the deadline ends. It goes on; what it returns is dropped.
-    """
-    future: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function(*args, **kwargs))
-        except BaseException as error:  # raised where the result is waited for
-            future.set_exception(error)
-
-    Thread(target=work, daemon=True, name="m2f-connect").start()
-    try:
-        return future.result(deadline.left())
-    except FutureTimeout as error:  # TimeoutError itself from Python 3.11 on
-        raise TimeoutError from error

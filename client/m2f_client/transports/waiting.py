@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -60,3 +63,30 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError("a blocking client was given a transport that needs an event loop")
+
+
+def in_thread(function: Callable[..., T], seconds: float | None, *args: Any, **kwargs: Any) -> T:
+    """Return what a function returns in a thread of its own.
+
+    Args:
+        function: what to call.
+        seconds: longest wait; None waits for ever.
+        *args: arguments of the function.
+        **kwargs: arguments of the function.
+
+    Raises:
+        TimeoutError: the function is not done in time. It goes on; what it returns is dropped.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:  # raised where the result is waited for
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True, name="m2f-wait").start()
+    try:
+        return future.result(seconds)
+    except FutureTimeout as error:  # TimeoutError itself from Python 3.11 on
+        raise TimeoutError from error
