@@ -127,6 +127,8 @@ def test_classes_that_there_are_not(text, message):
     [
         ("raod, route=0.5", "has no class 'raod, route'; allowed: 0 to 18; names: road"),
         ("road=0.5,raod=0.5", "has no class 'raod'"),
+        ("0.5,road=0.5", "has no class '0.5,road'"),
+        ("road=0.5,=0.5", "must be a string such as"),
         ("road=1.5,route=0.5", "a JSON object, each threshold from 0 to 1; got 'road=1.5'"),
         ("road=,route=0.5", "must be a string such as"),
         ("road=0.5,,route=0.5", "has no class ',route'"),

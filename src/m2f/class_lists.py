@@ -113,7 +113,8 @@ class ClassNames:
             name, equals, _ = words[0].rpartition("=")
             if equals and self.find(name) is not None:  # the class is known, so the threshold is wrong
                 return _refused(key, THRESHOLDS, words[0])
-            ends = (end for end, word in enumerate(words, start=1) if _fraction(word.rpartition("=")[2]) is not None)
+            parts = (word.rpartition("=") for word in words)
+            ends = (end for end, part in enumerate(parts, start=1) if part[1] and _fraction(part[2]) is not None)
             return self._unknown(key, ",".join(words[: next(ends)]).rpartition("=")[0].strip())
 
         return self._between_commas(text, read, refused) if text.strip() else []

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from m2f.errors import shown
 from m2f_client.evaluation.dataset import Dataset
 from m2f_client.evaluation.fields import InvalidDataset
 from m2f_client.evaluation.files import listed
@@ -78,7 +79,7 @@ def by_name(class_names: Sequence[str] | None, dataset: Dataset) -> Categories:
         if rivals:
             ids = ", ".join(str(c["id"]) for c in (best[0], *rivals))
             raise InvalidDataset(
-                f"{dataset.path}: the categories with the ids {ids} have objects and the name of class {name!r}; "
+                f"{dataset.path}: the categories with the ids {ids} have objects and the name of class {shown(name)}; "
                 "allowed: one of them, or --by-index"
             )
         return int(best[0]["id"]) if best else None
@@ -87,11 +88,11 @@ def by_name(class_names: Sequence[str] | None, dataset: Dataset) -> Categories:
     if not any(identity is not None for identity in ids):
         theirs = listed([category["name"] for category in dataset.categories])
         raise InvalidDataset(f"no class of the model ({listed(class_names)}) is a category of the data set ({theirs})")
-    objects = dataset.objects({image.id for image in dataset.images})
+    objects, matched = dataset.objects({image.id for image in dataset.images}), set(ids)
     return Categories(
         ids,
         tuple(name for name, identity in zip(class_names, ids, strict=True) if identity is None),
-        tuple(c["name"] for c in dataset.categories if objects[c["id"]] and c["id"] not in ids),
+        tuple(c["name"] for c in dataset.categories if objects[c["id"]] and c["id"] not in matched),
     )
 
 

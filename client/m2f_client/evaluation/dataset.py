@@ -10,6 +10,7 @@ from typing import Any
 
 from faster_coco_eval import mask as coco_mask
 
+from m2f.errors import shown
 from m2f.limits import MAX_SIDE
 from m2f.parameters import is_number
 from m2f_client.answer import MAX_PIXELS_SEEN
@@ -68,7 +69,7 @@ def read_instances(path: Path, images: Path | None = None) -> Dataset:
     """Read a data set with instance annotations.
 
     Args:
-        path: the annotation file, or a folder with `annotations/*.json`.
+        path: the annotation file, or a folder with `annotations/*.json` or `*.json`.
         images: folder of the images; None: searched for beside the annotations, see `images_folder`.
 
     Raises:
@@ -156,7 +157,7 @@ def _images(image_rows: Iterable[Row], folder: Path | None, path: Path) -> tuple
         if file is None:
             missing.append(str(finder.folder / name))
         elif named.setdefault(file, name) != name:
-            raise row.error(f": the file_name {name!r} means {file}, and {named[file]!r} does, too")
+            raise row.error(f": the file_name {shown(name)} means {file}, as {shown(named[file])} does")
         found.append(DatasetImage(image_id, file or finder.folder / name, size))
     if missing:
         raise InvalidDataset(f"{len(missing)} of the {len(found)} images of {path} are missing: {listed(missing)}")
