@@ -312,12 +312,21 @@ class TestCommand:
             port = taken.getsockname()[1]
             done = self.run("--url", f"grpc://{server.grpc_url}", "--port", str(port))
         assert done.exit_code == 1
-        assert f"127.0.0.1:{port} (Address already in use)" in done.output
+        assert f"127.0.0.1, port {port} (Address already in use)" in done.output
+
+    @pytest.mark.server
+    @pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1", ""])
+    def test_an_address_that_cannot_be_listened_on(self, server, host):
+        done = self.run("--url", f"grpc://{server.grpc_url}", "--port", "0", "--host", host)
+        assert done.exit_code == 1
+        assert f"cannot serve the page at {host}, port 0 (" in done.output
+        assert "see --host" in done.output
 
     @pytest.mark.server
     def test_a_signal_stops_it_and_nothing_is_left(self, server, tmp_path):
         code = "from m2f_cli.main import main; main()"
-        command = [sys.executable, "-c", code, "demo", "--url", f"http://{server.http_url}", "--port", "0"]
+        options = ["--url", f"http://{server.http_url}", "--port", "0", "--host", "::1"]
+        command = [sys.executable, "-c", code, "demo", *options]
         proxies = {"http_proxy": "http://127.0.0.1:1", "HTTPS_PROXY": "foo://x", "all_proxy": "socks5://127.0.0.1:1"}
         environment = {"TMPDIR": str(tmp_path), "PATH": "", **proxies}
         pipe = subprocess.PIPE
@@ -328,6 +337,6 @@ class TestCommand:
                 _, said = page.communicate(timeout=120)
             finally:
                 page.kill()
-        assert line.startswith("m2f: the page is at http://127.0.0.1:")
+        assert line.startswith("m2f: the page is at http://[::1]:")
         assert (page.returncode, said) == (0, "")
         assert list(tmp_path.glob("m2f_demo_*")) == []

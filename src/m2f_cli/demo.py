@@ -24,7 +24,7 @@ from m2f_client.transports.connect import connect
 @click.command()
 @url_option
 @click.option("--host", default="127.0.0.1", show_default=True,
-              help="Address of the page; 0.0.0.0 lets in everyone who can reach this machine.")  # fmt: skip
+              help="Address of the page, or a name; 0.0.0.0 lets in everyone who can reach this machine.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True,
               help="Port of the page; 0 picks a free one.")  # fmt: skip
 @click.option("--examples", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",

@@ -122,13 +122,13 @@ def served(client: TimedClient, examples: Sequence[Path], *, host: str, port: in
     Args:
         client: the client to ask.
         examples: images offered as examples; may be empty.
-        host: IPv4 address to listen on.
+        host: IP address or name to listen on.
         port: port to listen on; 0 picks a free one.
 
     Raises:
-        M2FError: the port cannot be listened on.
+        M2FError: the address or the port cannot be listened on.
     """
-    port = _free_port(host, port)
+    host, port = _free_address(host, port)
     with tempfile.TemporaryDirectory(prefix="m2f_demo_") as uploads:
         os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False")
         page = build(client, examples)
@@ -161,12 +161,16 @@ def _launch(page: gr.Blocks, host: str, port: int) -> str:
     return address
 
 
-def _free_port(host: str, port: int) -> int:
+def _free_address(host: str, port: int) -> tuple[str, int]:
+    """Return an address and port as Gradio takes them: IPv6 in brackets. A name's IPv4 address goes first."""
     try:
-        with socket.socket() as probe:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, *_, address = min(found, key=lambda entry: entry[0] == socket.AF_INET6)
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the page does
-            probe.bind((host, port))
+            probe.bind(address)
             free: int = probe.getsockname()[1]
-            return free
-    except OSError as error:
-        raise M2FError(f"cannot serve the page at {host}:{port} ({error.strerror or error}); see --port") from error
+    except (OSError, ValueError) as error:  # ValueError: no name has such characters
+        reason = getattr(error, "strerror", None) or error
+        raise M2FError(f"cannot serve the page at {host}, port {port} ({reason}); see --host and --port") from error
+    return f"[{address[0]}]" if family == socket.AF_INET6 else str(address[0]), free
