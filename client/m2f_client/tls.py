@@ -37,7 +37,7 @@ class Tls:
         try:
             context = ssl.create_default_context(cafile=self.ca)
         except OSError as error:  # SSLError is one
-            if self.ca is None or error.filename == os.environ.get("SSLKEYLOGFILE"):
+            if error.filename and error.filename == os.environ.get("SSLKEYLOGFILE"):
                 raise InvalidAddress(f"tls: the environment variable SSLKEYLOGFILE: {error}") from error
             raise InvalidAddress(f"tls: {self.ca} holds no certificates: {error}") from error
         try:
