@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from supervised import leftovers, supervised
 from tritonclient.utils import InferenceServerException
 
 from m2f.contract import CANARY_ID
-from m2f_backend.calls import CallError
+from m2f_backend.calls import CallError, CannotCallError
 from m2f_server import serve, supervisor
 from m2f_server.canary import Canary, Kind
 from m2f_server.serve_errors import (
@@ -263,6 +264,25 @@ def test_a_lost_guard_is_replaced_and_cleans_up_as_the_first_would_have(tmp_path
         name = running.name
         running.process.kill()
         assert leftovers(name) == []
+
+
+@pytest.mark.server
+def test_a_supervisor_without_a_free_file_harms_nobody_and_looks_again(tmp_path, repository):
+    with supervised(tmp_path, repository=repository, config_name=None) as running:
+        server, stub = running.server.pid, running.stubs()["worker"]
+        began = time.time()
+        limits = resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (4, limits[1]))
+        stub.kill()
+        assert "Too many open files" in running.wait_for("look_failed", since=began)["why"]
+        time.sleep(8 * Timing().tick_s)
+        assert not [event for event in running.events() if event["event"] in ("stub_lost", "server_ended")]
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, limits)
+        running.wait_for("reloaded", since=began, model="worker")
+        running.wait_for("ready", since=began)
+        assert running.server.pid == server
+        assert ask(running) == [[24, 32]]
+        assert read(running.at_health("metrics")).total("m2f_events_total", event="look_failed") >= 1
 
 
 @pytest.mark.server
@@ -639,6 +659,17 @@ def test_the_first_inference_may_take_its_time():
     asked.ask()
     asked.ask()
     assert server.timeouts == [60, 10]
+
+
+def test_a_canary_that_cannot_be_sent_is_no_verdict():
+    """Of a server that is well, and of one that does not answer and cannot be looked at."""
+    for server in (FakeControl(error=CannotCallError("no file")), FakeControl(error=NO_ANSWER)):
+        with pytest.raises((CannotCallError, OSError)):
+            Canary(server, ["public"], no_file).ask()
+
+
+def no_file(_):
+    raise OSError(24, "Too many open files")
 
 
 def test_a_wrong_size_is_no_answer():

@@ -16,8 +16,10 @@ from m2f_server.addresses import reachable, with_port
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
 from m2f_server.guard import ServerGuard
+from m2f_server.pulse import Pulse
 from m2f_server.serve_errors import ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
 from m2f_server.server_log import ServerLog
+from m2f_server.timing import Timing
 from m2f_server.triton_2_51 import EXIT_TIMEOUT_S
 
 STOP_TIMEOUT_S = EXIT_TIMEOUT_S + 5  # after SIGTERM; then the server is killed
@@ -99,6 +101,7 @@ class Server:
             ServeError: the server ended (`diagnose` says why), the time is over, or `stop` was set.
         """
         started = time.monotonic()
+        pulse = Pulse(self.http_url, self.pid, Timing())
         while self.is_running():
             if stop.is_set():
                 raise StoppedError("told to stop before the models were ready")
@@ -106,6 +109,11 @@ class Server:
                 self.models = models
                 self.start_seconds = time.monotonic() - started
                 return
+            with suppress(OSError):
+                pulse.beat(loading=True)
+            if pulse.frozen:
+                self.kill()
+                raise ServerHungError(f"{pulse.trouble}; the end of its log:\n{tail(self.read_log())}")
             if time.monotonic() - started > timeout:
                 raise StartTimeoutError(f"not ready after {timeout:g} s; the end of its log:\n{tail(self.read_log())}")
             time.sleep(_POLL_S)

@@ -18,7 +18,14 @@ from m2f_server.launch import LOOPBACK
 from m2f_server.outlet import DROPPED
 from m2f_server.ports import bind
 from m2f_server.remains import sweep_dead
-from m2f_server.serve_errors import CrashLoopError, ServerCrashedError, ShortageError, StoppedError, WornOutError
+from m2f_server.serve_errors import (
+    CrashLoopError,
+    ServerCrashedError,
+    ServerHungError,
+    ShortageError,
+    StoppedError,
+    WornOutError,
+)
 from m2f_server.server import Server
 from m2f_server.timing import Timing
 from m2f_server.watch import Event, EventName, Watch
@@ -142,7 +149,7 @@ class Supervisor:
 
     def _clients_end_it(self, error: Exception, *, started: bool) -> bool:
         """Return whether a server that no client can reach answers right, although one that clients reached ended."""
-        if not started and not isinstance(error, ServerCrashedError):
+        if not started and not isinstance(error, (ServerCrashedError, ServerHungError)):  # no port was open
             return False
         apart = {"host": LOOPBACK, "monitor_host": LOOPBACK, "http_port": 0, "grpc_port": 0, "metrics_port": 0}
         try:

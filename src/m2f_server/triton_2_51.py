@@ -3,10 +3,15 @@
 Sources are files of github.com/triton-inference-server. "Measured" means seen with 2.51 and not looked up in a source.
 The Python models have workarounds of their own: `m2f_backend.stub_2_51`.
 
-Two more are whole modules:
+More are whole modules:
 
 - `stubs` reads the process table, because Triton neither notices nor restarts a dead stub; each of its requests fails
   after one second. Triton reports the model as not ready from 25.12 on. Source: python_backend, src/stub_launcher.cc.
+- `pulse` finds a server that is frozen in its handler of a fatal signal, for example after many cancelled gRPC calls:
+  the handler needs memory for a stack trace, and waits for ever if the thread has memory's lock. Source: server,
+  src/main.cc. Measured.
+- `remains` removes what Triton copies to /tmp for a model that is loaded with its files in the request: the copy stays
+  if the model's stub was killed. Source: core, src/filesystem/implementations/local.h. Measured.
 - `locate` composes a Python environment, because the interpreter in a stub ignores PYTHONPATH, PYTHONHOME and the
   user's site-packages. It looks for `python3` on PATH. Source: python_backend, src/pb_stub.cc.
 """
