@@ -22,6 +22,7 @@ from conftest import ROOT
 from exposition import wait_until
 from harm import Harm
 from kserve import image_input
+from mutate import mutated, mutated_post
 from nginx_front import INFER, configure, free_port, running
 from pictures import encode, picture
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -310,6 +311,32 @@ def test_a_structure_that_no_client_needs_is_refused(send, name):
     answer = send(sent)
     assert answer.status == ("400" if isinstance(sent, Post) else "INVALID_ARGUMENT"), answer
     assert re.search(reason, answer.message), answer
+
+
+SMALL = [sent for sent, _ in BAD.values() if not isinstance(sent, Post) or len(sent.body) < 10_000]
+MESSAGES = [m if isinstance(m, bytes) else m.SerializeToString() for m in SMALL if not isinstance(m, Post)]
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(300, marks=pytest.mark.more), pytest.param(20_000, marks=pytest.mark.chaos)]
+)
+@pytest.mark.usefixtures("unharmed")
+@pytest.mark.timeout(300)
+def test_damaged_structures(send, server, count):
+    """Whatever gets through, no process of the server ends of it."""
+    rng, harm = random.Random(count), Harm(server)
+    posts = [sent for sent in SMALL if isinstance(sent, Post)]
+    for number in range(count):
+        damaged = rng.choice(
+            [
+                lambda: mutated_post(rng, rng.choice(posts), [post.body for post in posts]),
+                lambda: mutated(rng, rng.choice(MESSAGES)[:20_000], MESSAGES),
+            ]
+        )()
+        answer = send(damaged)
+        assert answer.accepted or answer.message, answer
+        if number % 100 == 99:
+            assert harm.died() == []
 
 
 def json_whole(**changes):
