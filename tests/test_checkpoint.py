@@ -7,7 +7,9 @@ import random
 import re
 import shutil
 import zipfile
+from argparse import Namespace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,10 @@ def nested(weights):
     return tree
 
 
+class AttributeDict(dict):
+    """A dictionary of another package, as Lightning pickles its hyperparameters."""
+
+
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
 AVERAGED = {"steps": torch.tensor(7), **behind("module.")}
 DOUBLED = behind("module.", behind("module."))
@@ -87,6 +93,10 @@ WRAPPED = {
     "averaged weights beside others": {"state_dict": TRAINED, "ema_state_dict": behind("module.", OTHER)},
     "averaged weights only": {"ema_state_dict": AVERAGED, "meta": {}},
     "averaged weights alone": AVERAGED,
+    "objects of other packages": {
+        "state_dict": TRAINED, "args": Namespace(lr=0.1), "hyper_parameters": AttributeDict(lr=0.1), "when": Path("x"),
+        "counts": collections.defaultdict(int, {"seen": 3}), "history": np.ones(3), "rates": [Fraction(1, 2)],
+    },
     "an empty state_dict": {"state_dict": {}, "model": TRAINED},
     "without counters": {"state_dict": {k: v for k, v in TRAINED.items() if not k.endswith("num_batches_tracked")}},
     "half precision": {name: t.half() if t.is_floating_point() else t for name, t in TRAINED.items()},
@@ -196,7 +206,11 @@ def tarred(path):
 FILES = {
     "missing": (lambda _: None, r"w\.pth: no such file"),
     "empty": (lambda path: path.write_bytes(b""), r"w\.pth is empty: a copy or a download was interrupted"),
-    "text": (lambda path: path.write_bytes(b"epoch_12.pth"), r"w\.pth is not a checkpoint that torch can read"),
+    "text": (lambda path: path.write_bytes(b"epoch_12.pth"), r"w\.pth is not a checkpoint .*: it is neither what t"),
+    "an old file with objects": (
+        lambda path: torch.save({"w": Namespace()}, path, _use_new_zipfile_serialization=False),
+        r"torch can read: Unsupported global: GLOBAL argparse\.Namespace was not .*default; allowed: weights alone",
+    ),
     "pointer": (lambda path: path.write_bytes(POINTER), r"w\.pth is a Git LFS pointer, .*git lfs pull"),
     "page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>"), r"w\.pth is a web page"),
     "folder": (lambda path: path.mkdir(), r"w\.pth is a folder; allowed: a file"),

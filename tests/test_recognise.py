@@ -14,6 +14,7 @@ from m2f_export.sources.recognise import recognise
 pytestmark = pytest.mark.torch  # the command needs it
 
 DETECTRON2 = "_BASE_: Base-COCO-InstanceSegmentation.yaml\nMODEL:\n  META_ARCHITECTURE: MaskFormer\n"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4838904\n"
 MMENGINE = "model:\n  type: Mask2Former\n"
 
 
@@ -22,6 +23,7 @@ def here(tmp_path, monkeypatch):
     """A current folder with what people have."""
     monkeypatch.chdir(tmp_path)
     files = {
+        "pointer.onnx": POINTER, "pointer.py": POINTER,
         "c.py": "model = dict(type='Mask2Former')", "w.pth": "x", "w.onnx": "x", "w.pkl": "x",
         "maskformer2.yaml": DETECTRON2, "mmengine.yaml": MMENGINE, "model.zip": "PK", "empty.py": "",
         "hf/config.json": "{}", "hf/model.safetensors": "x", "hf/preprocessor_config.json": "{}",
@@ -76,7 +78,10 @@ FAULTS = {
     "archive": (["model.zip", "w.pth"], r"model\.zip is an archive: unpack it first$"),
     "detectron2": (["maskformer2.yaml", "w.pkl"], r"maskformer2\.yaml is a configuration of detectron2; allowed: "),
     "empty": (["empty.py", "w.pth"], r"empty\.py is empty"),
-    "two folders": (["c.py", "hf"], r"hf is a folder; allowed: a file$"),
+    "a folder of checkpoints": (["c.py", "weights"], r"a folder; give a checkpoint in it, such as weights/w\.pth$"),
+    "two folders": (["c.py", "empty"], r"empty is a folder; allowed: a file$"),
+    "pointer to an onnx": (["c.py", "pointer.onnx"], r"pointer\.onnx is a Git LFS pointer, .*: git lfs install"),
+    "pointer to a configuration": (["pointer.py", "w.pth"], r"pointer\.py is a Git LFS pointer"),
 }  # fmt: skip
 
 

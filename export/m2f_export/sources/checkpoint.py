@@ -8,9 +8,11 @@ dictionaries, `module.` (DistributedDataParallel, averaged models), `model.` (Li
 from __future__ import annotations
 
 import itertools
+import re
 import tarfile
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,15 +47,15 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
     try:
         if is_safetensors(head):
             return load_file(path)
-        # mmengine pickles its message log beside the weights: inert objects replace everything but tensors and plain
-        # values
+        # mmengine pickles its message log beside the weights, Lightning its hyperparameters: stand-ins replace
+        # everything but tensors and plain values
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if head.startswith(_ZIP) else []
-        stand_ins: list[Any] = [(_Inert, name) for name in names]
+        stand_ins: list[Any] = [(_InertDict if "dict" in name.lower() else _Inert, name) for name in names]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that another version wrote
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle is a program for torch's unpickler: it may raise anything
-        raise ExportError(f"{path} is not a checkpoint that torch can read: {reason(error)}") from error
+        raise ExportError(f"{path} is not a checkpoint that torch can read: {_why(error)}") from error
     if not isinstance(contents, Mapping):
         found = "an object of Python" if isinstance(contents, _Inert) else f"a {type(contents).__name__}"
         raise ExportError(f"{path} holds no weights, but {found}; allowed: a dictionary, such as model.state_dict()")
@@ -80,24 +82,47 @@ def is_safetensors(head: bytes) -> bool:
 def _foreign(path: Path, head: bytes) -> str:
     """Return what else a file is, in words; empty if it may be a checkpoint."""
     if head.startswith(_ZIP):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.infolist()
-        except Exception:  # of a damaged directory zipfile raises many types
-            return "incomplete: a copy or a download was interrupted"
-        if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-            return "a zip archive: unpack it first"
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            return "compressed, which torch.save never does: unpack it, and zip it without compression"
-    elif head.startswith(_GZIP) or tarfile.is_tarfile(path):
+        return _foreign_zip(path)
+    if head.startswith(_GZIP) or tarfile.is_tarfile(path):
         return "an archive: unpack it first"
-    elif head.startswith(_PICKLE) and not head[2:].startswith(_LEGACY):
+    if head.startswith(_PICKLE) and not head[2:].startswith(_LEGACY):
         return "a pickle, as detectron2 writes them; allowed: what torch.save writes (.pth)"
+    if not head.startswith(_PICKLE) and not is_safetensors(head):
+        return "neither what torch.save writes (.pth) nor safetensors"
     return ""
 
 
+def _foreign_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # of a damaged directory zipfile raises many types
+        return "incomplete: a copy or a download was interrupted"
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        return "a zip archive: unpack it first"
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        return "compressed, which torch.save never does: unpack it, and zip it without compression"
+    return ""
+
+
+def _why(error: Exception) -> str:
+    """Return what torch says of a file, with another advice than to trust the file."""
+    _, said, cause = str(error).partition("WeightsUnpickler error: ")
+    if not said:
+        return reason(error)
+    what = re.split(r"\.? (?:Please|Check) ", " ".join(cause.split()))[0]
+    return f"{what[:200]}; allowed: weights alone, such as torch.save(model.state_dict(), FILE)"
+
+
+class _InertDict:
+    """Stands for a kind of dictionary: torch's unpickler fills plain ones only."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
 class _Inert:
-    """Stands for any pickled object."""
+    """Stands for any other pickled object."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
         return super().__new__(cls)

@@ -42,6 +42,8 @@ def recognise(model: Path, weights: Path | None) -> Kind:
     _check_configuration(model, weights)
     if weights is None:
         raise ExportError(f"{model} needs its checkpoint: m2f export {model} CHECKPOINT")
+    if weights.is_dir() and (inside := [name for name in listing(weights) if name.endswith(CHECKPOINTS)]):
+        raise ExportError(f"{weights} is a folder; give a checkpoint in it, such as {weights / inside[0]}")
     check_file(weights)
     return "ONNX" if weights.suffix == ONNX else "mmdetection"
 
