@@ -7,16 +7,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from conftest import ROOT
 from fake_triton import KINDS, SCHEMES, ask, ask_once, fakes, names, predict
+from http_proxy import no_proxies
 from pictures import picture
 
 from m2f_client import Client, InvalidAddress, InvalidRequest, ModelNotFound, ServerUnavailable, Timeout
 from m2f_client.transports import protocol
 from m2f_client.transports.address import Endpoint, announced, is_address
 from m2f_client.transports.http import Targets
+from m2f_client.transports.proxies import proxy_for
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,27 @@ def test_a_password_is_not_repeated(scheme, url):
 def test_addresses_and_files_are_told_apart(text):
     assert is_address(text)
     assert not any(map(is_address, ["results.json", "a/results.json", "localhost", "C:\\x", "a:b", ""]))
+
+
+@pytest.mark.parametrize("examples", [200, pytest.param(50_000, marks=pytest.mark.chaos)])
+def test_any_text_is_an_address_or_is_refused(monkeypatch, examples):
+    """And so is any text in the variables for proxies."""
+    no_proxies(monkeypatch)
+    letters = st.text('a0:/[]@?#%,.{}"grpchtps-* \\\n~é', max_size=30)
+
+    @hypothesis.settings(max_examples=examples)
+    @hypothesis.given(letters, letters, letters)
+    def check(url, proxy, exceptions):
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.setenv("no_proxy", exceptions)
+        assert is_address(url) in (True, False)
+        with contextlib.suppress(InvalidAddress):
+            endpoint = Endpoint.parse(url)
+            assert Endpoint.parse(endpoint.url) == endpoint
+            for target in endpoint.targets:
+                proxy_for(endpoint.scheme, target)
+
+    check()
 
 
 def test_the_one_that_answered_is_asked_first():

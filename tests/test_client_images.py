@@ -205,6 +205,8 @@ def test_open_files_that_cannot_be_read(tmp_path):
         encoded(text)
     with (tmp_path / "b").open("wb") as written, pytest.raises(UnreadableImage, match="cannot be read"):
         encoded(written)
+    with pytest.raises(UnreadableImage, match=r"at its end: seek\(0\)"):
+        encoded(io.BytesIO())
     with open("/dev/zero", "rb") as endless, pytest.raises(UnreadableImage, match="larger than 256 MiB"):  # noqa: PTH123
         encoded(endless)
 

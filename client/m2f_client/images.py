@@ -164,6 +164,8 @@ def _read_open(file: Any) -> bytes:
         raise UnreadableImage(f"the open file cannot be read: {error}") from error
     if not isinstance(data, bytes):
         raise InvalidRequest(f"an open file must give bytes: open it with 'rb'; got {type(file).__name__}")
+    if not data:
+        raise UnreadableImage("the open file is at its end: seek(0)")
     if len(data) > MAX_BYTES:
         raise UnreadableImage(f"the open file is larger than {MAX_BYTES >> 20} MiB")
     return data

@@ -82,7 +82,9 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option("--log-file", type=_FILE, help="Append the server's log to this file; - is standard error.")
 @click.option("--log-verbose", is_flag=True, help="Write a verbose log, and show it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the ready line as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the ready line as JSON, which --url of other commands reads."
+)
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- TRITON OPTIONS]")
 def serve(
     *,
