@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 import urllib.error
 import urllib.request
 
@@ -113,17 +114,20 @@ def test_images_and_data_urls_may_be_mixed_in_a_batch():
 # Plain JSON through the real server
 
 
-def post(server, *images, outputs=("scores", "labels", "boxes", "areas", "rle", "size"), **parameters):
+OUTPUTS = ("scores", "labels", "boxes", "areas", "rle", "size")
+
+
+def post(address, *images, outputs=OUTPUTS, context=None, **parameters):
     """Ask as any program asks that can send JSON; returns the outputs by name, or the error."""
     body = {
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(images), 1], "data": [*images]}],
         "outputs": [{"name": name} for name in outputs],
         "parameters": parameters,
     }
-    url = f"http://{server.http_url}/v2/models/mask2former/infer"
+    url = f"{address}/v2/models/mask2former/infer"
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=context) as answer:
             return {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)["error"]
@@ -136,7 +140,7 @@ def test_plain_json_gets_the_answer_of_the_bytes(server, path):
 
     kind = {".jpg": "jpeg"}.get(path.suffix, path.suffix[1:])
     url = f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    answer = post(server, url, score_threshold=0.3)
+    answer = post(f"http://{server.http_url}", url, score_threshold=0.3)
     triton = connect(server, "grpc")
     expected = triton.infer("mask2former", image_input(path.read_bytes()), tuple(answer), score_threshold=0.3)
     triton.client.close()
@@ -158,5 +162,19 @@ def test_plain_json_gets_the_answer_of_the_bytes(server, path):
     ],
 )
 def test_plain_json_is_told_what_is_wrong(server, images, message):
-    status, error = post(server, *images)
+    status, error = post(f"http://{server.http_url}", *images)
     assert (status, message in error) == (400, True), error
+
+
+@pytest.mark.more
+@pytest.mark.server
+def test_plain_json_passes_the_front(server, make_front, certificates):
+    """The front looks at the structure of the JSON, not at what is in its strings; 48 MiB are 64 in base64."""
+    context = ssl.create_default_context(cafile=certificates / "ca.pem")
+    address = f"https://{make_front()}"
+    direct = post(f"http://{server.http_url}", URL.decode())
+    assert post(address, URL.decode(), context=context) == direct
+    large = base64.b64encode(FILE + bytes((47 << 20) - len(FILE))).decode()
+    assert post(address, f"data:image/jpeg;base64,{large}", context=context) == direct
+    status, error = post(address, f"data:image/jpeg;base64,{large}{large[: 1 << 22]}", context=context)
+    assert (status, error) == (413, "the body is too large")
