@@ -4,6 +4,7 @@ import array
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 from io import FileIO
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from conftest import IMAGES
 from fake_server import serving
 from memory import peak_of
+from mutate import mutated
 from pictures import encode, photo
 from PIL import Image, features
 from tiffs import pages, picture_tags, tiff
@@ -387,6 +389,19 @@ def test_a_bad_file_of_another_format_says_why(data, message):
 @pytest.mark.filterwarnings("ignore")
 def test_a_tiff_that_points_at_itself():
     assert seen_by_the_server(encoded(EXIF_IN_A_CIRCLE)).shape == (8, 8, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("count", [300, pytest.param(50_000, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])])
+def test_a_damaged_file_of_another_format_is_read_or_refused(count):
+    files = [data for data in (*OTHER_FILES.values(), *AS_PILLOW.values(), EXIF_IN_A_CIRCLE, pages(0, 0)) if data]
+    rng, refused = random.Random(count), 0
+    for _ in range(count):
+        try:
+            encoded(mutated(rng, rng.choice(files), files))
+        except UnreadableImage:
+            refused += 1
+    assert 0.3 * count < refused < 0.9 * count
 
 
 # Through the command, and through the real server

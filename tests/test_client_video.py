@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import re
 import sys
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fake_server import serving
+from mutate import mutated
 from PIL import Image
 from videos import cut, facts, write, write_sound
 
@@ -287,6 +289,29 @@ def test_a_damaged_video_is_done_as_far_as_it_goes(tmp_path, monkeypatch, server
     server.seen.clear()
     assert m2f(server, "a.mp4", "--out", "out").exit_code == 1
     assert server.seen == []  # its frames are done
+
+
+def test_frames_that_are_too_large(tmp_path):
+    path = write(tmp_path / "a.mkv", [CORNERS], codec="ffv1")
+    width, height = b"\xb0\x81\x50", b"\xba\x81\x30"  # each: the element, one byte, its value
+    path.write_bytes(path.read_bytes().replace(width + height, b"\xb0\x82\x4e\x20\xba\x82\x27\x10"))
+    with pytest.raises(UnreadableImage, match="too large: 20000 x 10000; allowed are 67108864 pixels"):
+        list(frames(str(path), 1))
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(5000, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])])
+def test_a_damaged_video_is_read_or_refused(tmp_path, count):
+    codecs = {".mp4": "libx264", ".mkv": "libx264", ".avi": "mpeg4", ".webm": "libvpx", ".mpg": "mpeg2video"}
+    whole = {suffix: write(tmp_path / f"a{suffix}", NOISE[:9], codec=codec) for suffix, codec in codecs.items()}
+    files = {suffix: path.read_bytes() for suffix, path in whole.items()}
+    rng, refused = random.Random(count), 0
+    for _ in range(count):
+        suffix = rng.choice(list(files))
+        path = tmp_path / f"damaged{suffix}"
+        path.write_bytes(mutated(rng, files[suffix], list(files.values())))
+        count_frames(str(path), 1)
+        refused += read(path)[1] is not None
+    assert 0.2 * count < refused < 0.9 * count
 
 
 # What is installed

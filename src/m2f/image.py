@@ -49,6 +49,10 @@ _MAX_PASSES = 20  # over `max_pixels`: libjpeg makes 10 scans of colour, 18 of C
 _MAX_COPIES = 8  # Pillow reads the pixels of a sound file once, the tags of a TIFF up to 4 times
 _NAMES = {"WEBP": "WebP", "JPEG2000": "JPEG 2000"}
 _UNBOUNDED_MODES = ("I", "F")
+_PILLOWS_ERRORS = (  # what its decoders raise on damaged files
+    ArithmeticError, AttributeError, EOFError, IndexError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+    struct.error,
+)  # fmt: skip
 _HIDDEN = (EXIF, b"MPF\0", b"Photoshop 3.0\0")
 Pixels = npt.NDArray[np.uint8]
 
@@ -222,6 +226,5 @@ def _reported(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterato
         raise InputError(told, kind="image_format") from None
     except Image.DecompressionBombError:  # Pillow's own limit, about 179 megapixels
         raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError, struct.error) as error:
-        # Pillow's decoders raise any of these on damaged files
+    except _PILLOWS_ERRORS as error:
         raise InputError(f"the image is damaged: {error}", kind="image_damaged") from None

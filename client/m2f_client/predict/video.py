@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from m2f.limits import MAX_PIXELS
 from m2f_client.client_errors import UnreadableImage
 
 VIDEO_SUFFIXES = (
@@ -139,6 +140,9 @@ def _opened(name: str) -> Iterator[tuple[Any, Any]]:
             raise UnreadableImage("there is no video in this file")
         if streams[0].codec_context is None:
             raise UnreadableImage("this PyAV has no decoder for the video in this file")
+        width, height = streams[0].width, streams[0].height
+        if width * height > MAX_PIXELS:
+            raise UnreadableImage(f"the frames are too large: {width} x {height}; allowed are {MAX_PIXELS} pixels")
         yield container, streams[0]
 
 
