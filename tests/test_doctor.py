@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from deploy_configs import ISSUE_2775, changed
 from mutate import mutated
 from onnx import TensorProto, helper, numpy_helper
+from permissions import unprivileged
 
 from m2f_cli.doctor import doctor
 from m2f_export.doctor import diagnose
@@ -633,6 +634,15 @@ def test_what_keeps_a_server_from_starting(repository, case):
     change(repository)
     assert_found(findings(repository), "error", code, *words)
     assert run(repository).exit_code == 1
+
+
+@pytest.mark.parametrize("what", [MODEL, PUBLIC, "mask2former_masks/1/model.py", "mask2former_engine/1/model.onnx"])
+def test_what_cannot_be_read(repository, what):
+    (repository / what).chmod(0)
+    with unprivileged(repository):
+        assert_found(findings(repository), "error", "file-unreadable", Path(what).name, "Permission denied")
+        assert run(repository).exit_code == 1
+    (repository / what).chmod(0o700)
 
 
 def harmless(repository):

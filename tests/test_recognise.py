@@ -1,11 +1,11 @@
 """What is given to `m2f export` in place of a configuration and a checkpoint, or of a Hugging Face folder."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 from exports import m2f_export
+from permissions import unprivileged
 from sources import CHECKPOINT, CONFIG
 
 from m2f_export.export_errors import ExportError
@@ -97,12 +97,11 @@ def test_what_is_wrong_is_said_in_a_line_with_what_to_give(case):
 
 
 def test_a_folder_without_permissions_is_named(here):
-    if os.geteuid() == 0:
-        pytest.skip("root may read everything")
     (here / "hf").chmod(0)
-    with pytest.raises(ExportError, match="hf cannot be read: Permission denied"):
+    with unprivileged(here), pytest.raises(ExportError, match="hf cannot be read: Permission denied"):
         recognise(here / "hf", None)
-    (here / "hf").chmod(0o700)
+    with unprivileged(here), pytest.raises(ExportError, match=r"config\.json cannot be read: Permission denied"):
+        recognise(here / "hf" / "config.json", here / "w.pth")
 
 
 def test_a_loop_of_links_is_named(here):

@@ -66,7 +66,10 @@ def read_repository(folder: Path) -> tuple[list[Finding], dict[str, Model]]:
     strays = []
     for path in folders:
         found, inner = _folders(path)
-        if not (path / DEFAULT).exists() and not any(_number(p.name) is not None for p in inner):
+        if any(finding.code == catalogue.FILE_UNREADABLE.code for finding in found):
+            findings += found
+            continue
+        if not _exists(path / DEFAULT) and not any(_number(p.name) is not None for p in inner):
             strays.append(path)
             continue
         findings += found
@@ -91,7 +94,7 @@ def _folders(folder: Path) -> tuple[list[Finding], list[Path]]:
 
 
 def _exists(path: Path) -> bool:
-    """Return whether a link can be followed; a circle of links cannot."""
+    """Return whether a path leads somewhere; a circle of links does not."""
     try:
         path.stat()
     except OSError:
@@ -111,12 +114,12 @@ def _no_models(folder: Path, folders: list[Path]) -> Finding:
 def _read_model(path: Path, folders: list[Path]) -> tuple[list[Finding], Model]:
     findings, configs = [], {}
     for file in (path / DEFAULT, *sorted(path.glob("configs/*.pbtxt"))):
-        if file.exists():
+        if _exists(file):
             found, config = _read_config(file, path.name)
             findings += found
             if config is not None:
                 configs[str(file.relative_to(path))] = config
-    if not (path / DEFAULT).exists():
+    if not _exists(path / DEFAULT):
         findings.append(catalogue.CONFIG_MISSING(path, name=path.name))
     if shlex.quote(path.name) != path.name and any(config.backend == "python" for config in configs.values()):
         findings.append(catalogue.MODEL_NAME(path, name=path.name))
