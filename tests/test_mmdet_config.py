@@ -414,6 +414,7 @@ def test_whatever_a_configuration_holds_it_is_read_or_refused(describe, folder, 
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 @given(mutated_json(DOCUMENT))
 @settings(max_examples=5000)
 def test_whatever_a_configuration_holds_in_many_examples(describe, folder, document):
@@ -421,6 +422,7 @@ def test_whatever_a_configuration_holds_in_many_examples(describe, folder, docum
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_whatever_the_model_of_a_configuration_holds_memory_is_bounded(folder):
     """The embedded model with one to three values of its network changed: built, loaded and run, or refused."""
     import torch
