@@ -51,6 +51,14 @@ def always(values):
     return lambda _: values
 
 
+def test_a_rung_that_cannot_compute_a_picture_is_named(ladder):
+    def fails(sample):
+        raise ValueError(f"{sample.pixels.shape} is no shape for me")
+
+    with pytest.raises(ExportError, match=r"ONNX Runtime cannot compute a: \(1, 64, 64, 3\) is no shape for me"):
+        ladder.climb("ONNX Runtime", fails)
+
+
 def test_equal_rungs_differ_by_nothing(ladder):
     ladder.climb("first", always(logits()))
     ladder.climb("second", always(logits()))
@@ -139,6 +147,9 @@ def test_a_batch_that_was_traced_in_is_found(ladder, ladder_module, tmp_path):
     assert ladder_module.check_batches(tmp_path / "free.onnx", ladder.source.preprocessing) == (2, 5, 8)
     onnx.save(baked_graph(1), tmp_path / "baked.onnx")
     with pytest.raises(ExportError, match=r"baked\.onnx refuses a batch of 2"):
+        ladder_module.check_batches(tmp_path / "baked.onnx", ladder.source.preprocessing)
+    onnx.save(baked_graph(3), tmp_path / "baked.onnx")
+    with pytest.raises(ExportError, match=r"baked\.onnx refuses a batch of 1"):
         ladder_module.check_batches(tmp_path / "baked.onnx", ladder.source.preprocessing)
 
 

@@ -154,11 +154,14 @@ class Ladder:
             tolerance: the differences that are allowed.
 
         Raises:
-            ExportError: the rung drifts beyond the tolerance; the message says by how much.
+            ExportError: the rung cannot compute a sample, or drifts beyond the tolerance; the message says by how much.
         """
         results: Rung = []
         for index, sample in enumerate(self.samples):
-            logits = run(sample)
+            try:
+                logits = run(sample)
+            except Exception as error:  # of PyTorch, or of ONNX Runtime, whose exceptions share no base class
+                raise ExportError(f"{name} cannot compute {sample.name}: {reason(error)}") from error
             if self._last:
                 _check_shapes(name, self._last[index][0], logits)
             results.append((logits, self._instances(logits, sample)))
@@ -332,15 +335,18 @@ def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: i
     stretched = replace(preprocessing, scale=(width, height), input_size=size, keep_ratio=False)
     pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
     session = open_session(path)
-    one_by_one = [session.run(list(OUTPUTS), {INPUT: image[None]}) for image in pixels]
+
+    def compute(rows: list[int]) -> list[npt.NDArray[np.float32]]:
+        try:
+            return list(session.run(list(OUTPUTS), {INPUT: pixels[rows]}))
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise ExportError(f"{path.name} refuses a batch of {len(rows)}: {reason(error)}") from error
+
+    one_by_one = [compute([row]) for row in range(len(pixels))]
     sizes = tuple(count for count in (2, 5, 8) if count == 2 or count * height * width <= pixels_at_once)
     for count in sizes:
         rows = [i % len(pixels) for i in range(count)]
-        try:
-            together = session.run(list(OUTPUTS), {INPUT: pixels[rows]})
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise ExportError(f"{path.name} refuses a batch of {count}: {reason(error)}") from error
-        for output, logits, singles in zip(OUTPUTS, together, zip(*one_by_one, strict=True), strict=True):
+        for output, logits, singles in zip(OUTPUTS, compute(rows), zip(*one_by_one, strict=True), strict=True):
             alone = np.concatenate([singles[i] for i in rows])
             difference = float(np.abs(logits - alone).mean()) if logits.shape == alone.shape else np.inf
             if not difference <= (EXACT.mean or 0):
