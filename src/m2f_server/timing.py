@@ -26,7 +26,7 @@ class Timing:
     left_behind_s: float = LEFT_BEHIND_S
     most_reloads: int = MOST_RELOADS
     settle_s: float = 0.2  # at the end of a drain: the last answers reach the clients
-    first_delay_s: float = 0.5  # before a restart; twice as long after each server in a row that never answered right
+    first_delay_s: float = 0.25  # before a restart; twice as long after each server in a row that never answered right
     longest_delay_s: float = 10.0  # before a restart
     long_run_s: float = 60.0  # after a server that served for this long, the next one is started at once
     bad_servers: int = 5  # in a row that were not ready or never answered right; then the supervisor gives up
