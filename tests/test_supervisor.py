@@ -307,6 +307,23 @@ def test_a_request_that_ends_or_hangs_its_stub_gets_an_error_and_the_next_an_ans
 
 
 @pytest.mark.server
+@pytest.mark.more
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_stub_that_dies_after_somebody_set_the_clock_is_reloaded_once(repository, monkeypatch, hours):
+    """The kernel moves the time of its boot with the clock, and psutil tells starts from that time."""
+    with watched(repository) as (_, own, events, ended):
+        booted = psutil.boot_time()
+        monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 3600 * hours)
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
+        os.kill(own.stubs.of("worker")[0].pid, signal.SIGKILL)
+        until(lambda: "reloaded" in [name for name, _ in events] and not own.trouble)
+        time.sleep(12 * Timing().tick_s)
+        assert [name for name, _ in events].count("stub_lost") == 1
+        assert not ended
+
+
+@pytest.mark.server
 def test_a_step_may_work_on_a_large_request(repository):
     with watched(repository, longest_work_s=60.0) as (server, own, events, ended):
         assert ask(server, b"work 3") == [[24, 32]]
