@@ -1,6 +1,7 @@
 """What is sent for an image: files as they are, pixels without loss, and a clear no to the rest."""
 
 import array
+import base64
 import io
 import json
 import os
@@ -389,6 +390,16 @@ def test_a_bad_file_of_another_format_says_why(data, message):
 @pytest.mark.filterwarnings("ignore")
 def test_a_tiff_that_points_at_itself():
     assert seen_by_the_server(encoded(EXIF_IN_A_CIRCLE)).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("form", [str, str.encode])
+def test_a_data_url_is_the_file_in_it(form):
+    png = encode(PHOTO, "png")
+    assert encoded(form(f"data:image/png;base64,{base64.b64encode(png).decode()}")) == png
+    tiff = base64.b64encode(OTHER_FILES["tiff"]).decode()
+    assert np.array_equal(decoded(encoded(form(f"DATA:image/tiff;base64,{tiff}"))), np.asarray(PHOTO))
+    with pytest.raises(UnreadableImage, match=r"the data URL has no ';base64' before its comma"):
+        encoded(form("data:image/png,x"))
 
 
 @pytest.mark.filterwarnings("ignore")

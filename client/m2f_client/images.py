@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 import numpy as np
 import numpy.typing as npt
 
+from m2f.data_url import decode_data_url, is_data_url
 from m2f.errors import InputError
 from m2f.limits import MAX_BATCH_SIZE, MAX_PIXELS, MAX_SIDE
 from m2f_client.client_errors import InvalidRequest, UnreadableImage
@@ -109,13 +110,22 @@ def encoded(image: ImageSource, *, timeout: float | None = None) -> bytes:
 def served(data: bytes) -> bytes:
     """Return a file as the server reads it: TIFF, BMP and other formats of `TRANSCODED_SUFFIXES` as PNG, upright.
 
+    A data URL is the file in it.
+
     The pixels are those that the server would read of a PNG: 16 bits keep their high byte, alpha is dropped, and of an
     animation the first picture counts. Files of any other format are returned unchanged; the server judges them.
 
     Raises:
-        UnreadableImage: the file is damaged, larger than Pillow's limit on pixels, a TIFF of several pictures or of
-            values that state no white, or this Pillow does not read its format.
+        UnreadableImage: the data URL or the file is damaged, larger than Pillow's limit on pixels, a TIFF of several
+            pictures or of values that state no white, or this Pillow does not read its format.
     """
+    try:
+        return _served(decode_data_url(data, max_bytes=MAX_BYTES) if is_data_url(data) else data)
+    except InputError as error:
+        raise UnreadableImage(str(error)) from error
+
+
+def _served(data: bytes) -> bytes:
     found = _TRANSCODED.match(data)
     name = found.lastgroup if found else "TGA" if data.endswith(_TGA_END) else None
     if name is None:
@@ -125,10 +135,7 @@ def served(data: bytes) -> bytes:
     from m2f.image import decode_image  # noqa: PLC0415 (imports Pillow and OpenCV)
 
     max_pixels = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow's own limit; the server has another
-    try:
-        return _png(decode_image(data, max_pixels=max_pixels, formats=(name,)))
-    except InputError as error:
-        raise UnreadableImage(str(error)) from error
+    return _png(decode_image(data, max_pixels=max_pixels, formats=(name,)))
 
 
 def pixels_of_png(data: bytes) -> int | None:
@@ -148,6 +155,8 @@ def _scalar(array: npt.NDArray[Any]) -> Any:
 
 def _read(path: str | os.PathLike[str], timeout: float | None) -> bytes:
     name = os.fsdecode(path)
+    if name[:5].lower() == "data:":
+        return name.encode(errors="replace")  # a data URL, and no path
     if _ADDRESS.match(name):
         raise UnreadableImage(f"{name}: this is an address, not a path; download the image and pass its bytes")
     try:

@@ -45,7 +45,9 @@ def build(client: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
         gr.Markdown(f"### Mask2Former at `{client.url}`")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                image = gr.File(label="Image: JPEG, PNG or WebP", file_types=["image"], type="filepath", height=130)
+                image = gr.File(
+                    label="Image: JPEG, PNG, WebP, TIFF, BMP, ...", file_types=["image"], type="filepath", height=130
+                )
                 chosen = _examples(examples)
                 threshold = gr.Slider(0, 1, client.score_threshold, step=0.01, label="Minimum score")
                 names = [(name, index) for index, name in enumerate(client.class_names or ())]
