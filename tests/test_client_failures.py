@@ -221,7 +221,10 @@ def test_a_server_that_never_answers(kind, scheme):
 def test_the_wrong_protocol(kind):
     with fake_triton("grpc") as server, pytest.raises(ServerUnavailable, match=r"is it the gRPC port \(grpc://\)"):
         ask_once(kind, predict, f"http://{server.address}")
-    with fake_triton("http") as server, pytest.raises(ServerUnavailable, match="is it the HTTP port, http://"):
+    with (
+        fake_triton("http") as server,
+        pytest.raises(ServerUnavailable, match=rf"is it the HTTP port, http://{server.address}\?"),
+    ):
         ask_once(kind, predict, f"grpc://{server.address}")
 
 

@@ -73,8 +73,9 @@ def test_the_first_variable_that_is_set(environment, monkeypatch, scheme):
     assert found == order
 
 
-def test_an_empty_value_means_no_proxy(environment):
-    environment("grpc_proxy", "")
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_value_means_no_proxy(environment, empty):
+    environment("grpc_proxy", empty)
     environment("http_proxy", NOWHERE)
     assert proxy_for("grpc", "host.example") is None
     assert proxy_for("http", "host.example") is not None

@@ -44,8 +44,7 @@ _NO_CONNECTION = re.compile(
     r"connection (reset|refused|closed)|broken pipe",
     re.IGNORECASE,
 )
-_SPEAKS_HTTP = re.compile(r"Expected SETTINGS frame|http1\.x server", re.IGNORECASE)
-_NO_GRPC = "what answers there does not speak gRPC: is it the HTTP port, http://?"
+_NOT_GRPC = re.compile(r"Expected SETTINGS frame|http1\.x server", re.IGNORECASE)
 _TLS_FAILED = re.compile(r"handshake failed|certificate|verification check", re.IGNORECASE)
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 _LAST_ERROR = re.compile(r".*last error: (\w+: )?", re.DOTALL)
@@ -132,14 +131,23 @@ def _from_server(status: str | None, raw: str | None, url: str, timeout: float |
     if kind is ModelNotFound and _UNLOADED in raw:
         kind = ServerUnavailable
     if kind is ServerUnavailable and _NO_CONNECTION.search(raw):
-        reason = _NO_GRPC if _SPEAKS_HTTP.search(raw) else raw.rsplit(": ", 1)[-1].rstrip("]")
-        return _no_tls(url, _LAST_ERROR.sub("", raw)) if _TLS_FAILED.search(raw) else _nobody_there(url, reason, proxy)
+        return _no_connection(raw, url, proxy)
     message = clean(raw)
     if kind is ServerUnavailable:
         message = f"the server at {url} takes no work now: {message}"
     if kind is ModelNotFound:
         message = f"{message} (server {url})"
     return kind(message or f"the server at {url} gave no reason ({status}){_way(proxy)}")
+
+
+def _no_connection(raw: str, url: str, proxy: Proxy | None) -> ServerUnavailable:
+    """Return the error of a gRPC connection that cannot be made, and what to try if another protocol answers."""
+    if _TLS_FAILED.search(raw):
+        return _no_tls(url, _LAST_ERROR.sub("", raw))
+    reason = "no gRPC" if _NOT_GRPC.search(raw) else raw.rsplit(": ", 1)[-1].rstrip("]")
+    if reason in ("no gRPC", "Socket closed"):
+        reason += f"; is it the HTTP port, http{url.removeprefix('grpc')}?"
+    return _nobody_there(url, reason, proxy)
 
 
 def timed_out(url: str, timeout: float | None, proxy: Proxy | None = None) -> Timeout:

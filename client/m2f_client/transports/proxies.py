@@ -71,9 +71,10 @@ def proxy_for(scheme: str, target: str) -> Proxy | None:
     """
     host, port = _host_and_port(target)
     variable = next((name for name in map(_spelt, _VARIABLES[scheme]) if name is not None), None)
-    if variable is None or not os.environ[variable] or is_this_machine(host) or _is_excepted(scheme, host, port):
+    value = os.environ[variable].strip() if variable is not None else ""
+    if variable is None or not value or is_this_machine(host) or _is_excepted(scheme, host, port):
         return None
-    found = _VALUE.fullmatch(os.environ[variable].strip())
+    found = _VALUE.fullmatch(value)
     if found is None or int(found["port"] or 0) > _LAST_PORT:
         raise InvalidAddress(
             f"the proxy in {variable} is not one that m2f can use; allowed is http://HOST:PORT; "
