@@ -10,7 +10,7 @@ from m2f_server.outlet import Outlet
 _MAX_BYTES = 1 << 20  # kept of the log
 _CHUNK = 1 << 16
 _PATIENCE_S = 0.25  # a disk is slower than a pipe: a burst of lines waits for it, once
-_LAST_LINES_S = 1.0
+_LAST_LINES_S = 2.0
 
 
 class ServerLog:
@@ -31,8 +31,7 @@ class ServerLog:
         self._kept = bytearray()
         self._begun = b""  # the line that has not ended yet
         os.set_blocking(self._pipe.fileno(), False)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def read(self) -> str:
         """Return the end of the log, 1 MiB at most, with all that the server has written so far."""
@@ -42,7 +41,8 @@ class ServerLog:
 
     def close(self) -> None:
         """Pass the last lines on, after the server and its stubs have ended."""
-        self._thread.join(_LAST_LINES_S)
+        with self._lock:
+            self._take()
         self._file.close(_LAST_LINES_S)
 
     def _run(self) -> None:
