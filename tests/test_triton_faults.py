@@ -42,8 +42,8 @@ def test_faults_that_no_version_mends_are_a_note(version):
     finding = the_finding(version)
     assert finding.level == "note"
     assert [fault.name for fault in FAULTS if fault.name in finding.what] == [
-        "`classification` of an output without rows, HTTP",
-        "thousands of parameters, HTTP",
+        "`classification` of an output without rows over HTTP",
+        "thousands of parameters over HTTP",
     ]
 
 

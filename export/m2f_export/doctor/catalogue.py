@@ -229,8 +229,8 @@ STEPS_DIFFER = error("steps-differ", "{key} is not the same in {stated}",
 SERVER_TOO_OLD = warning("server-too-old", "Triton {version} ({source}) is older than Triton 2.71.0 (container 26.07)",
     "many vulnerabilities were fixed by then, some of them reachable without logging in",
     "in production serve with nvcr.io/nvidia/tritonserver:26.07-py3 or later; keep this server on the loopback address")
-_FAULTS = ("Triton {version} ({source}) does not survive, or works for seconds on: {names}",
-    "one request of this kind ends the server or a model's process, or occupies it; docs/triton-faults.md has them all",
+_FAULTS = ("Triton {version} ({source}) has known faults with these requests: {names}",
+    "such a request ends the server or the process of a model, or occupies it for seconds: docs/triton-faults.md",
     "let others reach the server only through the front (deploy/nginx), which refuses these requests")
 TRITON_FAULTS = warning("triton-faults", *_FAULTS[:2], _FAULTS[2] + "; Triton {newest} or later has fewer of them")
 TRITON_FAULTS_OPEN = note("triton-faults", *_FAULTS)

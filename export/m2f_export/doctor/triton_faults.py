@@ -32,14 +32,14 @@ class Fault:
 
 FAULTS = (
     Fault("`classification` of a BYTES output", (2, 60, 0), (25, 8)),
-    Fault("`classification` of an output without rows, HTTP"),
+    Fault("`classification` of an output without rows over HTTP"),
     Fault("`classification` of a large output", (2, 66, 0), (26, 2)),
-    Fault("cancelled calls, gRPC", (2, 59, 0), (25, 6)),
+    Fault("cancelled gRPC calls", (2, 59, 0), (25, 6)),
     Fault("deep JSON", (2, 69, 0), (26, 5)),
     Fault("deep `data` in JSON", (2, 58, 0), (25, 5)),
-    Fault("thousands of parameters, HTTP"),
-    Fault("shapes whose product wraps, or that are negative", (2, 68, 0), (26, 4)),
-    Fault("outputs asked for twice, HTTP", (2, 69, 0), (26, 5)),
+    Fault("thousands of parameters over HTTP"),
+    Fault("shapes that wrap or are negative", (2, 68, 0), (26, 4)),
+    Fault("outputs asked for twice over HTTP", (2, 69, 0), (26, 5)),
     Fault("bodies in very many chunks", (2, 69, 0), (26, 5)),
     Fault("compressed bodies", (2, 69, 0), (26, 5)),
 )
