@@ -509,6 +509,7 @@ def test_the_command_says_it_in_a_line(broken, tmp_path, name, changes, message)
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "examples", [pytest.param(10, marks=pytest.mark.more), pytest.param(500, marks=pytest.mark.chaos)]
 )
