@@ -184,7 +184,7 @@ def test_the_transports_error_arrives_and_the_client_closes():
     assert transport.closed
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8001", "ftp://host", "grpc://", "grpc://host:port", "http://h:99999"])
+@pytest.mark.parametrize("url", ["", "ftp://host", "grpc://", "grpc://host:port", "http://h:99999"])
 def test_bad_addresses(url):
     with pytest.raises(M2FError, match="not an address"):
         Client(url)

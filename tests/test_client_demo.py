@@ -184,7 +184,7 @@ class TestPicture:
         assert scaled(result_of(np.zeros((0, 40, 40), bool)), (4, 4)).masks.shape == (0, 4, 4)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def address(server):
     """The page at work. It tells nobody but the server and itself anything."""
     with (

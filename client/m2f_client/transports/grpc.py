@@ -91,8 +91,8 @@ class GrpcTransport:
         return stats
 
     async def close(self) -> None:
-        """Close the channels."""
-        for client, _ in self._clients.pop() or ():
+        """Close the channels. They stay closed: a later call is an error of the caller."""
+        for client, _ in self._clients.get():
             await self._waiting.call(client.close)
 
     async def _call(self, method: str, timeout: float | None, **arguments: Any) -> Any:
