@@ -76,6 +76,18 @@ def test_frames(clip):
     assert count_frames(clip, 1) == FRAMES
 
 
+def test_a_title_that_is_not_utf8(tmp_path):
+    with av.open(str(tmp_path / "clip.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5, width=32, height=32, pix_fmt="yuv420p")
+        container.metadata["title"] = "TITLE"
+        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode())
+    data = (tmp_path / "clip.mkv").read_bytes()
+    assert b"TITLE" in data
+    (tmp_path / "clip.mkv").write_bytes(data.replace(b"TITLE", b"\xe4\xff\xff\xff\xff"))
+    assert len(list(frames(str(tmp_path / "clip.mkv"), 1))) == 1
+
+
 def test_a_frame_is_sent_without_loss(clip):
     frame = next(frames(clip, 1))
     sent = np.asarray(Image.open(io.BytesIO(frame.encoded())))

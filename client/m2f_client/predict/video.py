@@ -129,8 +129,10 @@ def _opened(name: str) -> Iterator[tuple[Any, Any]]:
     if not path.is_file():
         raise UnreadableImage("not a regular file" if path.exists() else "No such file or directory")
     av = pyav()
+    # before PyAV 19, a title that is not UTF-8 is an error unless told otherwise
+    lenient = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "replace"}
     try:  # `file:`, because a name may have a colon
-        container = av.open(f"file:{name}", metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
+        container = av.open(f"file:{name}", options={"format_whitelist": _DEMUXERS}, **lenient)
     except av.FFmpegError as error:
         raise UnreadableImage(f"not a video that FFmpeg can read: {reason(error)}") from error
     with container:
@@ -213,10 +215,10 @@ class _Decoding:
 def _upright(frame: Any) -> Pixels:
     """Return a frame as BGR pixels, turned and mirrored as the file's display matrix says."""
     pixels: Pixels = frame.to_ndarray(format="bgr24")
-    matrix = [np.frombuffer(data, np.int32) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
-    if not matrix:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return pixels
-    a, b, _, c, d = matrix[0][:5].tolist()  # a pixel at (x, y) is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()  # a pixel at (x, y) is shown at (a x + c y, b x + d y)
     if abs(a) + abs(d) < abs(b) + abs(c):
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
