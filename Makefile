@@ -84,7 +84,7 @@ test-exact: setup-dev  ## compare every kernel with mmdetection on 10,000 random
 	$(BIN)/python -m pytest -m exact -s
 
 chaos: setup-dev  ## run the long tests of kills, stops, overload and bad inputs, on loopback only
-	$(BIN)/python -m pytest -m 'chaos and not soak' -s
+	$(BIN)/python -m pytest -m 'chaos and not soak' -s --hypothesis-profile new
 
 MINUTES := 10
 soak: setup-dev  ## send requests of all kinds for 10 minutes and check memory and speed; MINUTES=120 for longer

@@ -18,8 +18,10 @@ from nginx_front import configure, running
 for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)  # what is printed is compared
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost,h"
-hypothesis.settings.register_profile("m2f", deadline=None)  # a machine may stall
-hypothesis.settings.load_profile("m2f")
+# No deadline: a machine may stall. The same examples everywhere, except in `make chaos`, which looks for new ones.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("new", deadline=None)
+hypothesis.settings.load_profile("same")
 
 ROOT = Path(__file__).parents[1]
 NEED_EXPORT = (
