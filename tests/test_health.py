@@ -182,7 +182,10 @@ def test_a_fault_costs_one_answer(port):
 
 def test_a_process_without_files_to_open_answers_when_it_has_some_again(port):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = open_files()
     with port.connect() as silent, contextlib.ExitStack() as stack:
+        while open_files() < files + 2:  # the other end is open
+            time.sleep(0.01)
         clients = [stack.enter_context(socket.socket()) for _ in range(2)]
         resource.setrlimit(
             resource.RLIMIT_NOFILE, (max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 1, hard)
