@@ -226,7 +226,7 @@ MODELS = {
     },
     "named twice": (other_model("mask2former_raw"), "this model is not served here"),
     "named twice, the public one last": (other_model("mask2former_raw", PUBLIC_MODEL), "this model is not served here"),
-    "a field nobody knows": (_IMAGE + field(15, b"a"), FIELD),
+    "a field that the protocol lacks": (_IMAGE + field(15, b"a"), FIELD),
     "a field that ends too late": (_IMAGE + b"\x3a\x7f", "ends within a field"),
     "a group": (_IMAGE + b"\x3b", "has a field|without an end"),
 }

@@ -37,7 +37,7 @@ def write_config(
         pipeline: the test pipeline.
         dataset: the data set of the test, in place of one with `pipeline` and `metainfo`.
         test_cfg: the model's test_cfg.
-        metainfo: of the data set.
+        metainfo: the data set's `metainfo`.
         head: options of the head, without num_stuff_classes.
         before: lines before everything else.
         after: lines behind everything else.

@@ -334,7 +334,7 @@ def test_results_to_compare_with_that_cannot_be_used(m2f, scene, tmp_path):
 
 
 def test_an_answer_that_is_no_mask_fails_its_image(scene):
-    """A server of somebody else, whose RLE does not fit: the C++ code that scores would read it unchecked."""
+    """RLE of a foreign server that has another size is refused, because the C++ code that scores does not check it."""
 
     def answer(request):
         width, height = Image.open(io.BytesIO(request.inputs["image"][0, 0])).size

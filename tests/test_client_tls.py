@@ -9,17 +9,9 @@ from pathlib import Path
 import pytest
 from certificates import openssl
 from fake_triton import KINDS, ask, ask_once, fake_triton, names, predict
+from http_proxy import pump
 
 from m2f_client import Client, InvalidAddress, ServerUnavailable, Tls
-
-
-def pump(source, sink):
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            sink.sendall(data)
-    for end in (source, sink):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

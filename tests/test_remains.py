@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from until import until
 
 from m2f_server import remains
 from m2f_server.guard import ServerGuard
@@ -233,11 +233,3 @@ def guards(name):
         if remains.__file__.encode() in words and name.encode() in words:
             found.append(int(path.parent.name))
     return found
-
-
-def until(condition, timeout=30):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value

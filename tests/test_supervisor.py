@@ -16,6 +16,7 @@ from exposition import read
 from kserve import connect, image_input
 from supervised import leftovers, supervised
 from tritonclient.utils import InferenceServerException
+from until import until
 
 from m2f.contract import CANARY_ID
 from m2f_backend.calls import CallError, CannotCallError
@@ -120,14 +121,6 @@ class Asked(threading.Thread):
 
     def run(self):
         self.answer = self._ask()
-
-
-def until(condition, timeout=30):
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
 
 
 @contextmanager

@@ -169,7 +169,7 @@ def _read_open(file: Any) -> bytes:
     """Return what is left of a file that is open for binary reading."""
     try:
         data = None if isinstance(file, io.TextIOBase) else file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
         raise UnreadableImage(f"the open file cannot be read: {error}") from error
     if not isinstance(data, bytes):
         raise InvalidRequest(f"an open file must give bytes: open it with 'rb'; got {type(file).__name__}")

@@ -1,6 +1,6 @@
 """Read the kernel's process table.
 
-A process is told by its id and its start in clock ticks since the boot. Neither changes when somebody sets the clock.
+A process is identified by its id and its start time in clock ticks since the boot. Setting the clock changes neither.
 An error of the machine, such as too many open files, is raised: it does not mean that a process has ended.
 """
 
