@@ -6,10 +6,29 @@ a test compares the two. Shapes are without the batch dimension; `-1` is a free 
 
 from dataclasses import dataclass
 
-PUBLIC_MODEL = "mask2former"
+PUBLIC_MODEL = "mask2former"  # the name of an export that is given no other; `m2f export --name`
 PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
+# The models of an export NAME: the ensembles NAME and NAME_tensor, and NAME_<step> for each of these
+STEPS: tuple[str, ...] = (
+    "preprocess", "engine", "postprocess", "masks", "packed_masks", "panoptic", "semantic", "raw",
+)  # fmt: skip
+TENSOR = "tensor"
+HEAD, HEAD_ENGINE = "head", "head_engine"  # with `m2f export --head`: an ensemble and its engine
+
 CANARY_ID = "canary"  # request id of the requests with which `m2f serve` checks itself; the metrics leave them out
+
+
+def model_name(name: str, step: str) -> str:
+    """Return the name of one model of an export.
+
+    Only what writes a repository composes names; to find the steps of a model, read `m2f.ensembles.read_ensemble`.
+
+    Args:
+        name: name of the export, which is that of its public ensemble.
+        step: one of `STEPS`, `TENSOR`, `HEAD` or `HEAD_ENGINE`.
+    """
+    return f"{name}_{step}"
 
 
 @dataclass(frozen=True)
