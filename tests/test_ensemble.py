@@ -14,7 +14,7 @@ from reference import full_size_logits, instances
 from reference_maps import mask_probabilities, panoptic, semantic_scores
 from tritonclient.utils import InferenceServerException
 
-from m2f.contract import OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.contract import CLASS_NAMES, OUTPUTS, PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.preprocess import Preprocessing
 
 pytestmark = pytest.mark.server
@@ -122,6 +122,15 @@ def settled_runs(triton):
     while runs != (runs := Counter(triton.runs())):
         time.sleep(0.3)
     return runs
+
+
+@pytest.mark.parametrize("model", [PUBLIC_MODEL, PUBLIC_TENSOR_MODEL])
+def test_class_names_need_no_right_to_read_configurations(grpc, inputs, model):
+    stated = grpc.client.get_model_config("mask2former_postprocess").config.parameters["class_names"].string_value
+    two = {name: np.concatenate([array, array]) for name, array in inputs[model].items()}
+    names = grpc.infer(model, two, [CLASS_NAMES])[CLASS_NAMES]
+    assert names.shape == (2, 1)
+    assert [json.loads(row) for row in names[:, 0]] == [json.loads(stated)] * 2
 
 
 def test_both_ensembles_and_both_protocols_agree(server, inputs):

@@ -58,6 +58,7 @@ OUTPUTS: tuple[TensorSpec, ...] = (
     TensorSpec("queries", "INT32", (-1,), "postprocess"),  # the query each instance came from
     TensorSpec("rle", "BYTES", (-1,), "postprocess"),  # COCO compressed RLE counts of the full-size mask
     TensorSpec("size", "INT32", (2,), "postprocess"),  # h, w of the original image
+    TensorSpec("class_names", "BYTES", (1,), "postprocess"),  # JSON list of the class names, in the order of the labels
     TensorSpec("masks", "UINT8", (-1, -1, -1), "masks"),  # dense 0/1 masks [K, H, W]
     TensorSpec("packed_masks", "UINT8", (-1, -1, -1), "packed_masks"),  # the same, a bit a pixel [K, H, ceil(W / 8)]
     TensorSpec("panoptic", "INT32", (-1, -1), "panoptic"),  # segment of each pixel [H, W], 0 is void
@@ -67,6 +68,9 @@ OUTPUTS: tuple[TensorSpec, ...] = (
     TensorSpec("mask_logits", "FP32", (-1, -1, -1), "raw"),  # engine output [Q, h, w]
 )
 
-STRUCTURED_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "postprocess")
+CLASS_NAMES = "class_names"  # the same in every answer, so it is sent only to those who ask for it
+STRUCTURED_OUTPUTS: tuple[str, ...] = tuple(
+    t.name for t in OUTPUTS if t.group == "postprocess" and t.name != CLASS_NAMES
+)
 PANOPTIC_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "panoptic")
 RAW_OUTPUTS: tuple[str, ...] = tuple(t.name for t in OUTPUTS if t.group == "raw")

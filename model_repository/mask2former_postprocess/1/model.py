@@ -1,7 +1,10 @@
 """Logits -> scored instances."""
 
+import json
 from dataclasses import replace
 from importlib.metadata import version
+
+import numpy as np
 
 from m2f.batch import of_each_image, stack_instances
 from m2f.kernels import BEST
@@ -22,6 +25,7 @@ class TritonPythonModel(StepModel):
         super().initialize(args)
         self.settings = Settings.from_repository(self.parameters)
         self.facts = ModelFacts.from_repository(self.parameters)
+        self.class_names = json.dumps(self.facts.class_names).encode()
         self.kernel = replace(BEST, threads=whole_number(self.parameters, "threads", 1))
         self.max_pixels = whole_number(self.parameters, "max_pixels", MAX_PIXELS)
         self.max_instances = whole_number(self.parameters, "max_instances", MAX_INSTANCES)
@@ -39,4 +43,5 @@ class TritonPythonModel(StepModel):
         outputs = stack_instances(found, max_instances=self.max_instances)
         instances_found(outputs["num_instances"].reshape(-1).tolist())
         # an ensemble's output may feed no other step, so the masks step gets its own copy
-        return {**outputs, "inner_rle": outputs["rle"], "inner_size": outputs["size"]}
+        inner = {"inner_rle": outputs["rle"], "inner_size": outputs["size"]}
+        return {**outputs, **inner, "class_names": np.full((len(found), 1), self.class_names, object)}
