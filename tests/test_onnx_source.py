@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 from mmdeploy_exporter import mmdeploy_export
 from onnx import TensorProto, helper
+from onnx_networks import network
 from sources import CHECKPOINT, CONFIG, smooth
 
 from m2f_export.export_errors import ExportError
@@ -90,6 +91,8 @@ PLUGIN = helper.make_node("MMCVMultiScaleDeformableAttention", ["input"], ["atte
         ),
         (graph(shape=(None, 1, 64, 64)), r"input is FLOAT \[None, 1, 64, 64\]; allowed"),
         (graph(shape=(None, 64)), r"input is FLOAT \[None, 64\]; allowed"),
+        (graph(shape=(1, 3, 64, 64)), r"input has a fixed batch of 1; allowed: a free first axis"),
+        (network(classes=80), r"cls_logits are \[1, 5, 81\]; allowed: \[1, 5, 6\], for the 5 queries .* 5 classes"),
     ],
 )
 def test_a_graph_that_cannot_be_served_is_named(described, adopt, tmp_path, model, message):
@@ -99,6 +102,6 @@ def test_a_graph_that_cannot_be_served_is_named(described, adopt, tmp_path, mode
 
 
 def test_the_stride_is_measured(described, adopt, tmp_path):
-    onnx.save(graph(shape=(None, 3, 64, 96)), tmp_path / "x.onnx")
+    onnx.save(network(size=(64, 96), stride=8, classes=5), tmp_path / "x.onnx")
     source = adopt(tmp_path / "x.onnx", described, tmp_path / "model.onnx")
-    assert (source.facts.mask_stride, source.preprocessing.input_size) == (1, (64, 96))
+    assert (source.facts.mask_stride, source.preprocessing.input_size) == (8, (64, 96))

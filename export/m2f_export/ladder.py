@@ -331,7 +331,8 @@ def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: i
     Raises:
         ExportError: the logits differ by more than `EXACT.mean` on average, or the graph refuses a batch.
     """
-    height, width = size = preprocessing.input_size or (256, 320)
+    divisor = preprocessing.pad_divisor
+    height, width = size = preprocessing.input_size or (-(-256 // divisor) * divisor, -(-320 // divisor) * divisor)
     stretched = replace(preprocessing, scale=(width, height), input_size=size, keep_ratio=False)
     pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
     session = open_session(path)

@@ -29,7 +29,7 @@ from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches
 from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
 from m2f_export.sources.base import Source
-from m2f_export.sources.recognise import recognise
+from m2f_export.sources.recognise import ONNX, recognise
 
 NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it on a CPU
 SHIPPED_THRESHOLD = 0.5  # without a deploy config: mmdetection's own threshold, 0, keeps a hundred instances an image
@@ -42,8 +42,9 @@ class ExportRequest:
     """What to export, and how.
 
     Attributes:
-        model: an mmdetection configuration, or a Hugging Face folder.
+        model: an mmdetection configuration, or a Hugging Face folder; with `describe`, an ONNX file.
         weights: the checkpoint of a configuration, or an ONNX file that was made from it; None for a folder.
+        describe: the description of an ONNX file of any origin.
         deploy_config: MMDeploy's deploy config; the attributes below override its values.
         layout: layout of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX keeps its own.
         size: fixed height and width of the input; None: both stay free.
@@ -58,6 +59,7 @@ class ExportRequest:
 
     model: Path
     weights: Path | None = None
+    describe: Path | None = None
     deploy_config: Path | None = None
     layout: str = "uint8_hwc"
     size: tuple[int, int] | None = None
@@ -68,6 +70,13 @@ class ExportRequest:
     timing_cache: Path | None = None
     images: tuple[Path, ...] = ()
     tolerance: float | None = None
+
+    @property
+    def given_graph(self) -> Path | None:
+        """The ONNX file, if one is given: then there is nothing to trace."""
+        if self.describe:
+            return self.model
+        return self.weights if self.weights and self.weights.suffix == ONNX else None
 
 
 def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[str, Any]:
@@ -149,6 +158,12 @@ def read_source(request: ExportRequest) -> Source:
     Raises:
         ExportError: a file is missing or cannot be used; the message names the file.
     """
+    if request.describe:
+        from m2f_export.sources.described_onnx import describe_onnx  # noqa: PLC0415 (torch takes seconds to import)
+
+        if request.weights:
+            raise ExportError(f"--describe is for an ONNX file alone: {request.weights} is one too many")
+        return describe_onnx(request.model, request.describe)
     kind = recognise(request.model, request.weights)
     if kind == "Hugging Face":
         from m2f_export.sources.huggingface import load_huggingface  # noqa: PLC0415 (a second to import)
@@ -204,8 +219,8 @@ class _Export:
     def make_onnx(self, output: Path) -> None:
         """Write the graph in the wanted precision, compared up to there."""
         request, deploy = self.request, self.deploy
-        if request.size and request.weights and request.weights.suffix == ".onnx":
-            raise ExportError(f"{request.weights} has its own input size: --size is for a graph that is made here")
+        if request.size and (graph := request.given_graph):
+            raise ExportError(f"{graph} has its own input size: --size is for a graph that is made here")
         precision = request.precision
         if deploy:
             precision = precision or ("fp16" if deploy.fp16 else None)
@@ -215,7 +230,9 @@ class _Export:
                 self.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
         with self.step("read"):
             source = read_source(request)
-            own = replace(source.settings, score_threshold=SHIPPED_THRESHOLD)
+            own = source.settings
+            if not source.states_threshold:
+                own = replace(own, score_threshold=SHIPPED_THRESHOLD)
             source = replace(source, settings=deploy.settings_for(own) if deploy else own)
             for note in source.notes:
                 self.say(note)
@@ -254,9 +271,10 @@ class _Export:
     def _adopt(self, source: Source, output: Path) -> None:
         from m2f_export.sources.onnx_model import adopt_onnx  # noqa: PLC0415
 
-        assert self.request.weights is not None  # else the source has a network
+        graph = self.request.given_graph
+        assert graph is not None  # else the source has a network
         with self.step("ONNX"):
-            source = adopt_onnx(self.request.weights, source, output)
+            source = adopt_onnx(graph, source, output)
         self.ladder = Ladder(source, read_samples(source, self.request.images))
         with self.step("ONNX Runtime"):
             self.ladder.climb("ONNX Runtime", run_onnx(output))

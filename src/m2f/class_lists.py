@@ -79,18 +79,22 @@ class ClassNames:
         is_index = plain.isdecimal() and len(plain) <= len(str(self._num_classes)) and int(plain) < self._num_classes
         return int(plain) if is_index else None
 
-    def labels(self, text: str) -> list[int]:
-        """Read `classes`: the indices of the classes that a text names.
+    def labels(self, text: str, *, key: str = "classes") -> list[int]:
+        """Read a list such as the setting `classes`: the indices of the classes that a text names.
+
+        Args:
+            text: names and indices, comma-separated or as a JSON list.
+            key: name of the list in messages.
 
         Raises:
             InputError: the model does not have a class, or the JSON list holds something else than names and indices.
         """
         items = None if text in self._exact else _parsed(text, "[")
         if items is None:
-            return self._between_commas(text, self.find, lambda words: self._unknown("classes", words[0].strip()))
+            return self._between_commas(text, self.find, lambda words: self._unknown(key, words[0].strip()))
         if not all(isinstance(item, str) or is_int(item) for item in items):
-            raise _refused("classes", LABELS, text)
-        return [self._item("classes", item) for item in items]
+            raise _refused(key, LABELS, text)
+        return [self._item(key, item) for item in items]
 
     def thresholds(self, text: str) -> list[tuple[int, float]]:
         """Read `class_score_thresholds`: the index of each class that a text names, and its threshold.

@@ -28,6 +28,8 @@ PATH = click.Path(path_type=Path)
 @click.argument("weights", type=PATH, required=False)
 @click.option("--repository", type=PATH,
               help="Write a model repository to this folder. An earlier export there is replaced.")
+@click.option("--describe", type=PATH, metavar="FILE",
+              help="MODEL is an ONNX file of any origin; this JSON file describes it.")
 @click.option("--onnx", type=PATH, help="Write only the ONNX graph, to this file.")
 @click.option("--deploy-config", type=PATH,
               help="Serve with the post_processing of this MMDeploy deploy config (.py, .json).")
@@ -51,7 +53,8 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     """Turn a trained Mask2Former into a model repository.
 
     MODEL is an mmdetection configuration and WEIGHTS its checkpoint, or an ONNX file that MMDeploy made from it. Or
-    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS. Nothing is downloaded.
+    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS. With --describe, MODEL is an ONNX
+    file of any origin. Nothing is downloaded.
 
     Every step is compared with the step before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. If a step
     drifts beyond its tolerance, nothing is written.

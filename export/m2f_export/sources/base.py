@@ -32,6 +32,8 @@ class Source:
         settings: the source's own post-processing (mmdet's `test_cfg`).
         divisor: H and W must be multiples of this number.
         fixed_size: H and W if the network takes only one size (EoMT), else None.
+        states_stride: whether `facts.mask_stride` was stated; otherwise a given graph is measured.
+        states_threshold: whether `settings.score_threshold` is meant for serving; otherwise the exporter has its own.
         notes: what a user should know of the source, each in a sentence.
     """
 
@@ -43,6 +45,8 @@ class Source:
     settings: Settings = field(default_factory=Settings)
     divisor: int = 32
     fixed_size: tuple[int, int] | None = None
+    states_stride: bool = False
+    states_threshold: bool = False
     notes: tuple[str, ...] = ()
 
 

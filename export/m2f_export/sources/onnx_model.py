@@ -1,4 +1,4 @@
-"""Adopt an existing ONNX file, made by MMDeploy or by m2f.
+"""Adopt an existing ONNX file: one that MMDeploy made, or one of any origin with a description.
 
 MMDeploy writes PyTorch's `grid_sample`, and for TensorRT also instance normalisation, as operators of its own. ONNX has
 both (`GridSample` since opset 16), and plain TensorRT and ONNX Runtime load them. Nothing else is changed.
@@ -28,7 +28,7 @@ from m2f_export.onnx_files import (
 from m2f_export.sources.base import Source
 
 _DOMAIN = "mmdeploy"
-_TRIED_SIZE = (128, 160)  # of a graph that leaves its size free
+_TRIED_SIZE = (128, 160)  # of a graph that leaves its size free, rounded up to multiples of its divisor
 _MODES, _PADDINGS = ("bilinear", "nearest", "bicubic"), ("zeros", "border", "reflection")  # PyTorch's numbering
 _LAYOUTS = {TensorProto.UINT8: "uint8_hwc", TensorProto.FLOAT: "float32_chw"}
 
@@ -38,15 +38,16 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
 
     Args:
         path: the ONNX file.
-        source: the description of its configuration (`describe_mmdet`); the network is not needed.
+        source: what its configuration or description says (`describe_mmdet`, `describe_onnx`); the network is not
+            needed.
         output: the file to write.
 
     Returns:
         The source with the graph's layout, input size and mask stride.
 
     Raises:
-        ExportError: the file is not ONNX, its inputs or outputs are not those of the contract, it has operators that
-            need a plugin, or ONNX Runtime does not run it.
+        ExportError: the file is not ONNX, its inputs or outputs are not those of the contract or of the source, it has
+            operators that need a plugin, or ONNX Runtime does not run it.
     """
     model = load_onnx(path)
     _check_names(model, path)
@@ -63,8 +64,19 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
     onnx.save(model, output)
     pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0, 0, 0)
     preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=pad_value)
-    facts = replace(source.facts, mask_stride=_measured_stride(output, layout, size))
-    return replace(source, preprocessing=preprocessing, facts=facts)
+    source = replace(source, preprocessing=preprocessing)
+    return replace(source, facts=replace(source.facts, mask_stride=_measured_stride(output, path, source)))
+
+
+def graph_input(path: Path) -> tuple[str, tuple[int, int] | None]:
+    """Return the layout of a graph's input, and its height and width if they are fixed.
+
+    Raises:
+        ExportError: the file is not ONNX, or its inputs or outputs are not those of the contract.
+    """
+    model = load_onnx(path, weights=False)
+    _check_names(model, path)
+    return _input(model, path)
 
 
 def _check_names(model: onnx.ModelProto, path: Path) -> None:
@@ -123,6 +135,8 @@ def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | N
     if channels is None or len(shape) != 4 or shape[channels] not in (3, None):
         said = f"{TensorProto.DataType.Name(kind)} {list(shape)}"
         raise ExportError(f"{path}: {INPUT} is {said}; allowed: UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]")
+    if shape[0] is not None:
+        raise ExportError(f"{path}: {INPUT} has a fixed batch of {shape[0]}; allowed: a free first axis (dynamic_axes)")
     height, width = shape[1:3] if layout == "uint8_hwc" else shape[2:4]
     if height is None or width is None:
         return layout, None
@@ -130,20 +144,39 @@ def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | N
     return layout, (height, width)
 
 
-def _measured_stride(path: Path, layout: str, size: tuple[int, int] | None) -> int:
-    height, width = size or _TRIED_SIZE
-    pixels = (1, height, width, 3) if layout == "uint8_hwc" else (1, 3, height, width)
-    zeros = np.zeros(pixels, np.uint8 if layout == "uint8_hwc" else np.float32)
-    session = open_session(path)
+def _measured_stride(output: Path, path: Path, source: Source) -> int:
+    """Run the graph once; return the stride of its masks, after checking both outputs against the source."""
+    preprocessing, divisor = source.preprocessing, source.preprocessing.pad_divisor
+    height, width = preprocessing.input_size or tuple(-(-side // divisor) * divisor for side in _TRIED_SIZE)
+    takes_pixels = preprocessing.layout == "uint8_hwc"
+    zeros = np.zeros((1, height, width, 3) if takes_pixels else (1, 3, height, width))
+    session = open_session(output)
     try:
-        shape = session.run(["mask_logits"], {INPUT: zeros})[0].shape
+        classes, masks = session.run(list(OUTPUTS), {INPUT: zeros.astype(np.uint8 if takes_pixels else np.float32)})
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise ExportError(
             f"ONNX Runtime does not run the graph for an image of {height, width}: {reason(error)}"
         ) from error
+    shape = masks.shape
     if len(shape) != 4 or 0 in shape or height % shape[2] or height // shape[2] * shape[3] != width:
         raise ExportError(
-            f"mask_logits are {list(shape)} for an image of {height, width}; allowed: [1, Q, H/n, W/n], n whole"
+            f"{path}: mask_logits are {list(shape)} for an image of {height, width}; allowed: [1, Q, H/n, W/n], n whole"
         )
+    _check_classes(classes.shape, shape[1], source, path)
     stride: int = height // shape[2]
+    if source.states_stride and stride != source.facts.mask_stride:
+        raise ExportError(
+            f"{path}: masks are at stride {stride}; mask_stride is {source.facts.mask_stride}; allowed: {stride}"
+        )
+    if not preprocessing.input_size and divisor % stride:
+        raise ExportError(f"{path}: masks are at stride {stride}; allowed: a pad_divisor that is a multiple of it")
     return stride
+
+
+def _check_classes(shape: tuple[int, ...], queries: int, source: Source, path: Path) -> None:
+    wanted = [1, queries, source.num_classes + 1]
+    if list(shape) != wanted:
+        raise ExportError(
+            f"{path}: cls_logits are {list(shape)}; allowed: {wanted}, for the {queries} queries of mask_logits, "
+            f"{source.num_classes} classes and no-object"
+        )

@@ -94,7 +94,8 @@ def _check_configuration(path: Path, weights: Path | None) -> None:
     if whole and (path.name == HUGGING_FACE_CONFIG or path.suffix in (".bin", ".safetensors")):
         raise ExportError(f"{path} is a part of a Hugging Face folder; give the folder: m2f export {path.parent}")
     if path.suffix in (*CHECKPOINTS, ONNX):
-        raise ExportError(f"{path} needs its configuration too: m2f export CONFIG {path}")
+        other = f", or its description: m2f export {path} --describe FILE" if path.suffix == ONNX else ""
+        raise ExportError(f"{path} needs its configuration too: m2f export CONFIG {path}{other}")
     if path.suffix in _ARCHIVES:
         raise ExportError(f"{path} is an archive: unpack it first")
     if path.suffix in (".yaml", ".yml") and _is_detectron2(path):
