@@ -108,3 +108,43 @@ def test_memory_is_bounded_whatever_the_classes(kernel):
 @pytest.mark.parametrize(("queries", "classes", "values"), [(100, 80, 125), (100, 5, 100), (1, 900, 900)])
 def test_a_pixel_costs_its_queries_its_classes_or_their_product(queries, classes, values):
     assert values_per_pixel(queries, classes) == values
+
+
+def resized_scores(cls_logits, mask_logits, img_shape, ori_shape):
+    """The slow reference of `semantic_resize=scores`: [C, H, W] by torch, in float64."""
+    import torch
+
+    def resize(values, size):
+        return torch.nn.functional.interpolate(values[None], size, mode="bilinear", align_corners=False)[0]
+
+    classes, masks = (torch.from_numpy(values).double() for values in (cls_logits, mask_logits))
+    padded = resize(masks, tuple(4 * side for side in masks.shape[1:])).sigmoid()
+    scores = torch.einsum("qc,qhw->chw", classes.softmax(-1)[:, :-1], padded)
+    return resize(scores[:, : img_shape[0], : img_shape[1]], ori_shape).numpy()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kernel", WAYS, ids=str)
+@pytest.mark.parametrize("name", SIZES)
+def test_scores_are_resized_where_asked(name, kernel):
+    cells, img_shape, ori_shape = SIZES[name]
+    logits = blobs(np.random.default_rng(7), cells=cells)
+    image = ImageLogits(*logits, img_shape=img_shape, ori_shape=ori_shape)
+    got = semantic(image, Settings(semantic_resize="scores"), kernel=kernel)
+    want = resized_scores(*logits, img_shape, ori_shape)
+    lost = want.max(0) - np.take_along_axis(want, got[None].astype(np.int64), 0)[0]
+    assert (got.dtype, got.shape) == (np.int32, ori_shape)
+    assert lost.max() < 1e-5
+
+
+def test_the_order_of_resizing_is_immaterial_at_the_inputs_size(run):
+    logits = blobs(np.random.default_rng(9), cells=(3, 3))
+    np.testing.assert_array_equal(run(*logits, semantic_resize="scores"), run(*logits))
+
+
+@pytest.mark.parametrize(("queries", "classes", "size"), [(20, 5, (1500, 1500)), (1, 3_000, (64, 200))])
+def test_memory_is_bounded_where_scores_are_resized(queries, classes, size):
+    logits = blobs(np.random.default_rng(6), queries=queries, classes=classes, cells=(32, 32), objects=1)
+    image = ImageLogits(*logits, img_shape=(128, 128), ori_shape=size)
+    found, peak = peak_of(lambda: semantic(image, Settings(semantic_resize="scores")))
+    assert peak - found.nbytes < 32 << 20

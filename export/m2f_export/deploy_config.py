@@ -14,7 +14,7 @@ from typing import Any
 
 from m2f.errors import InputError
 from m2f.parameters import is_int
-from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
+from m2f.settings import KEYS, PANOPTIC_KEYS, SEMANTIC_KEYS, Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import check_file, read_json
 
@@ -63,14 +63,15 @@ class DeployConfig:
     ignored: tuple[str, ...] = ()
 
     def settings_for(self, own: Settings) -> Settings:
-        """Return the settings, with the model's own panoptic rules where the file leaves them at their defaults.
+        """Return the settings, with the model's own rules for maps where the file leaves them at their defaults.
 
-        MMDeploy has no keys for panoptic segmentation, so most files do not set them.
+        MMDeploy has no keys for panoptic and semantic segmentation, so most files do not set them.
 
         Args:
             own: the settings that come with the model.
         """
-        silent = [key for key in PANOPTIC_KEYS if getattr(self.settings, key) == getattr(Settings(), key)]
+        keys = (*PANOPTIC_KEYS, *SEMANTIC_KEYS)
+        silent = [key for key in keys if getattr(self.settings, key) == getattr(Settings(), key)]
         return replace(self.settings, **{key: getattr(own, key) for key in silent})
 
 

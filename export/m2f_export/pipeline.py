@@ -18,7 +18,7 @@ from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.errors import M2FError
 from m2f.limits import MAX_BATCH_SIZE
 from m2f.preprocess import Preprocessing
-from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
+from m2f.settings import INSTANCE_KEYS, Settings
 from m2f_export import repository_writer
 from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
@@ -294,8 +294,7 @@ class _Export:
         limits = [limit for limit in (settings.pre_top_k, settings.keep_top_k) if limit > 0]
         known = Settings(score_threshold=settings.score_threshold, pre_top_k=min(limits, default=100))
         # the graph computes the nearest settings that it knows: say which keys differ
-        keys = [key for key in KEYS if key not in PANOPTIC_KEYS]
-        ignored = [key for key in keys if getattr(settings, key) != getattr(known, key)]
+        ignored = [key for key in INSTANCE_KEYS if getattr(settings, key) != getattr(known, key)]
         if ignored:
             self.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
         engine = load_onnx(stage / repository_writer.ENGINE / "1" / "model.onnx")

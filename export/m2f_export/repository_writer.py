@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2f.preprocess import Preprocessing
-from m2f.settings import PANOPTIC_KEYS, Settings
+from m2f.settings import PANOPTIC_KEYS, SEMANTIC_KEYS, Settings
 from m2f_export.export_errors import ExportError
 
 if TYPE_CHECKING:  # it needs torch, which a server without the exporter does not have
@@ -134,11 +134,11 @@ def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
         "class_names": json.dumps(facts.class_names),
         "thing_classes": None if things is None else json.dumps(sorted(things)),
     }
-    panoptic = {key: settings.pop(key) for key in PANOPTIC_KEYS}
+    panoptic, semantic = ({key: settings.pop(key) for key in keys} for keys in (PANOPTIC_KEYS, SEMANTIC_KEYS))
     return {
         "mask2former_postprocess": {**settings, **classes, **stride},
         "mask2former_panoptic": {**panoptic, **background, **classes, **stride},
-        "mask2former_semantic": {**background, **stride},
+        "mask2former_semantic": {**semantic, **background, **stride},
     }
 
 

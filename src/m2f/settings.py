@@ -30,6 +30,7 @@ from m2f.parameters import (
 from m2f.profiles import PROFILES
 
 _SEMANTICS = one_of(PROFILES)
+_RESIZES = one_of(("logits", "scores"))
 _BACKGROUND = Allowed("-1 (no-object comes last) or 0 (first)", lambda value: is_int(value) and value in (-1, 0))
 
 
@@ -60,6 +61,9 @@ class Settings(Parameters):
     )
     panoptic_filter_low_score: bool = parameter(
         True, BOOLEAN, "true: pixels that a query wins outside its own mask are void in `panoptic`"
+    )
+    semantic_resize: str = parameter(
+        "logits", _RESIZES, "what is resized to the image for `semantic`: mask `logits`, or `scores` of the classes"
     )
     semantics: str = parameter(
         "mmdet", _SEMANTICS, "the system whose post-processing is used: `mmdet`, `detectron2`, `huggingface`, `tao`"
@@ -117,3 +121,5 @@ class Settings(Parameters):
 
 KEYS = tuple(Settings.__dataclass_fields__)
 PANOPTIC_KEYS = tuple(name for name in KEYS if name.startswith("panoptic_"))
+SEMANTIC_KEYS = tuple(name for name in KEYS if name.startswith("semantic_"))
+INSTANCE_KEYS = tuple(name for name in KEYS if name not in (*PANOPTIC_KEYS, *SEMANTIC_KEYS))

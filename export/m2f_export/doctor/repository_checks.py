@@ -12,7 +12,7 @@ from m2f.errors import InputError
 from m2f.model_facts import NO_FACTS, ModelFacts
 from m2f.parameters import whole_number
 from m2f.preprocess import Preprocessing
-from m2f.settings import KEYS, PANOPTIC_KEYS, Settings
+from m2f.settings import INSTANCE_KEYS, PANOPTIC_KEYS, SEMANTIC_KEYS, Settings
 from m2f_export.deploy_config import DeployConfig
 from m2f_export.doctor import catalogue
 from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
@@ -28,12 +28,11 @@ from m2f_export.onnx_files import MAX_INPUT_SIDE
 PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
 PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
 _FACTS, _LIMITS = tuple(ModelFacts.__dataclass_fields__), ("max_pixels", "max_output_bytes")
-_OWN_KEYS = tuple(key for key in KEYS if key not in PANOPTIC_KEYS)
 # The parameters that each step reads.
 _KEYS = {
-    POSTPROCESS: (*_OWN_KEYS, *_FACTS, "threads", "max_pixels", "max_instances"),
+    POSTPROCESS: (*INSTANCE_KEYS, *_FACTS, "threads", "max_pixels", "max_instances"),
     PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", *_FACTS, *_LIMITS),
-    SEMANTIC: ("background_label_id", "mask_stride", *_LIMITS),
+    SEMANTIC: (*SEMANTIC_KEYS, "background_label_id", "mask_stride", *_LIMITS),
 }
 
 

@@ -151,7 +151,14 @@ def _mapping(value: object) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def load_weights(network: torch.nn.Module, contents: Mapping[Any, Any], path: Path, wanted_by: Path) -> None:
+def load_weights(
+    network: torch.nn.Module,
+    contents: Mapping[Any, Any],
+    path: Path,
+    wanted_by: Path,
+    *,
+    without: frozenset[str] = frozenset(),
+) -> None:
     """Put the weights of a checkpoint into a network.
 
     If there is a `state_dict`, only that is read: mmengine writes averaged weights there, and the others under
@@ -162,6 +169,8 @@ def load_weights(network: torch.nn.Module, contents: Mapping[Any, Any], path: Pa
         contents: the checkpoint, as `read_checkpoint` returns it.
         path: the checkpoint's file, for messages.
         wanted_by: the network's configuration, for messages.
+        without: parts of names, such as `criterion`. Weights that have one in their names are for training, and are not
+            read.
 
     Raises:
         ExportError: the weights are not those of the network, are there more than once, or are not finite. The message
@@ -170,6 +179,7 @@ def load_weights(network: torch.nn.Module, contents: Mapping[Any, Any], path: Pa
     own = network.state_dict()
     stated = {key: value for key, value in contents.items() if key == "state_dict"}
     tensors = dict(_tensors(stated)) or dict(_tensors(contents))
+    tensors = {name: tensor for name, tensor in tensors.items() if without.isdisjoint(name.split("."))}
     if not tensors:
         raise ExportError(f"{path} holds no weights: there is no tensor in it; its keys: {some(contents)}")
     fits = sorted(_fits(own, tensors), key=lambda fit: len(fit.found), reverse=True)

@@ -10,25 +10,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2f.limits import MAX_CLASSES, MAX_QUERIES
+from m2f.parameters import is_int
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import MAX_JSON_BYTES, check_file
 from m2f_export.quiet import quiet
 from m2f_export.sources import mmdet_options as options
 from m2f_export.sources.base import checked_names
+from m2f_export.sources.maskformer import padded
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 from m2f_export.sources.mmdet_options import Place, class_of, named, read_options, whole_number
 from m2f_export.sources.mmdet_pipeline import Preparation, read_preparation
+from m2f_export.sources.mmseg_config import SEGMENTOR, is_segmentor
 
 ensure_mmcv_ops()
 
-from mmdet.models import Mask2Former, MaskFormerFusionHead  # noqa: E402
+from mmdet.models import Mask2Former, MaskFormer, MaskFormerFusionHead  # noqa: E402
 from mmdet.registry import DATASETS, MODELS  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.config.lazy import LazyAttr, LazyObject  # noqa: E402
 from mmengine.registry import init_default_scope  # noqa: E402
 
 _READ = ("model", "data_preprocessor", "test_dataloader", "test_pipeline")  # the keys that an export needs
+_ARCHITECTURES = f"Mask2Former, MaskFormer, or {SEGMENTOR} of MMSegmentation"
 _LISTED_BYTES = 1 << 20  # of a file of class names
 
 
@@ -36,20 +40,26 @@ class Described(NamedTuple):
     """What a configuration says of a model, apart from its network.
 
     Attributes:
+        kind: the system and the architecture, for people.
         preparation: how an image becomes the network's input.
         settings: the post-processing.
         num_things: number of classes that have instances; they come first.
         num_classes: number of all classes.
         stated_names: their names in the configuration; empty if it states none.
         usual_names: their names in the kind of data set, such as COCO's; empty if it has more or fewer.
+        notes: what a user should know, each in a sentence.
+        head: the name of the head in the weights.
     """
 
+    kind: str
     preparation: Preparation
     settings: Settings
     num_things: int
     num_classes: int
     stated_names: tuple[str, ...]
     usual_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    head: str = "panoptic_head"
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -59,7 +69,8 @@ def read_config(path: Path) -> Config:
     """Read the keys of an mmdetection configuration that an export needs; imported classes are resolved.
 
     Raises:
-        ExportError: the file is missing, not a configuration, or not the configuration of a Mask2Former.
+        ExportError: the file is missing, not a configuration, or not the configuration of a Mask2Former or a
+            MaskFormer.
     """
     check_file(path)
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -74,14 +85,15 @@ def read_config(path: Path) -> Config:
         raise ExportError(f"{path} is not a configuration that mmengine can read: {_why(error)}") from error
     if older:
         raise ExportError(
-            f"{path} is written for mmdetection 2: it has 'data' in place of 'test_dataloader'; allowed: 3"
+            f"{path} is written for mmdetection 2 or MMSegmentation 0: it has 'data' in place of 'test_dataloader'; "
+            "allowed: mmdetection 3, MMSegmentation 1"
         )
     model = settings.get("model")
     if not isinstance(model, Mapping) or "type" not in model:
         said = "it has no 'model'" if model is None else "its model has no 'type'"
-        raise ExportError(f"{path}: {said}; allowed: Mask2Former")
-    if class_of(model["type"], MODELS) is not Mask2Former:
-        raise ExportError(f"{path}: its model is {named(model['type'])}; allowed: Mask2Former")
+        raise ExportError(f"{path}: {said}; allowed: {_ARCHITECTURES}")
+    if not is_segmentor(model) and class_of(model["type"], MODELS) not in (Mask2Former, MaskFormer):
+        raise ExportError(f"{path}: its model is {named(model['type'])}; allowed: {_ARCHITECTURES}")
     return settings
 
 
@@ -117,11 +129,16 @@ def describe(settings: Config, file: Path) -> Described:
         ExportError: the server cannot reproduce an option; the message names the file and the key.
     """
     model, place = settings.model, Place(file, "model")
+    architecture = class_of(model.type, MODELS)
+    assert architecture is not None  # else refused
     num_things, num_classes = _classes(model, place)
-    preprocessor = _preprocessor(settings, file)
+    preprocessor, preprocessor_at = _preprocessor(settings, file)
+    notes: tuple[str, ...] = ()
+    if architecture is MaskFormer:
+        preprocessor, notes = _padded(preprocessor, file)
     found = [
         (
-            read_preparation(*_pipeline(dataset, at, settings), *preprocessor),
+            read_preparation(*_pipeline(dataset, at, settings), preprocessor, preprocessor_at),
             _stated_names(dataset.get("metainfo"), at.at("metainfo"), num_classes),
             _usual_names(dataset, num_classes),
         )
@@ -131,12 +148,14 @@ def describe(settings: Config, file: Path) -> Described:
         raise ExportError(f"{file}: the data sets of test_dataloader differ in their images or classes; allowed: one")
     preparation, stated_names, usual_names = found[0]
     return Described(
+        kind=f"mmdetection {architecture.__name__}",
         preparation=preparation,
         settings=_test_settings(model.get("test_cfg"), place.at("test_cfg")),
         num_things=num_things,
         num_classes=num_classes,
         stated_names=stated_names,
         usual_names=usual_names,
+        notes=notes,
     )
 
 
@@ -223,6 +242,17 @@ def _preprocessor(settings: Config, file: Path) -> tuple[object, Place]:
     if "data_preprocessor" in settings.model or "data_preprocessor" not in settings:
         return settings.model.get("data_preprocessor", {}), Place(file, "model").at("data_preprocessor")
     return settings["data_preprocessor"], place
+
+
+def _padded(preprocessor: object, file: Path) -> tuple[object, tuple[str, ...]]:
+    """Return the data preprocessor of a MaskFormer with another padding, and what to say of it."""
+    if not isinstance(preprocessor, Mapping):
+        return preprocessor, ()  # refused by its reader
+    divisor = preprocessor.get("pad_size_divisor", 1)
+    if not is_int(divisor) or divisor < 1:
+        return preprocessor, ()  # as above
+    wider, notes = padded(divisor, file)
+    return {**preprocessor, "pad_size_divisor": wider}, notes
 
 
 def _stated_names(metainfo: object, place: Place, num_classes: int) -> tuple[str, ...]:

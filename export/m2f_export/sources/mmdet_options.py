@@ -154,22 +154,22 @@ def _is_edge(value: Any) -> bool:
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 _SCOPE = Option(None, only(None, *_SCOPES))  # mmengine adds this key to what a base states
-_NO_EFFECT = Option(None, Allowed("anything", lambda _: True))
+NO_EFFECT = Option(None, Allowed("anything", lambda _: True))
 _FLAG = Option(False, BOOLEAN)
 
 LOAD_IMAGE: Table = {
     "color_type": Option("color", only("color", "color_ignore_orientation")),
     "to_float32": _FLAG,
     "imdecode_backend": Option("cv2", only("cv2")),
-    "ignore_empty": _NO_EFFECT,
-    "file_client_args": _NO_EFFECT,
-    "backend_args": _NO_EFFECT,
+    "ignore_empty": NO_EFFECT,
+    "file_client_args": NO_EFFECT,
+    "backend_args": NO_EFFECT,
 }
 
 LOAD_ANNOTATIONS: Table = dict.fromkeys(
     ("with_bbox", "with_label", "with_seg", "with_keypoints", "with_mask", "poly2mask", "box_type", "reduce_zero_label",
      "ignore_index", "imdecode_backend", "file_client_args", "backend_args"),
-    _NO_EFFECT,
+    NO_EFFECT,
 )  # fmt: skip
 
 RESIZE: Table = {
@@ -178,10 +178,10 @@ RESIZE: Table = {
     "keep_ratio": _FLAG,
     "backend": Option("cv2", only("cv2", "pillow")),
     "interpolation": Option("bilinear", Allowed("a word", lambda value: isinstance(value, str))),
-    "clip_object_border": _NO_EFFECT,
+    "clip_object_border": NO_EFFECT,
 }
 
-PACK: Table = {"meta_keys": _NO_EFFECT}
+PACK: Table = {"meta_keys": NO_EFFECT}
 
 _NAMES = Allowed(
     "names, or a name, or the path of a file of names",
@@ -197,7 +197,7 @@ METAINFO: Table = {
     # the colours of drawings, and words for evaluators; the model's head says which classes are things
     **dict.fromkeys(
         ("palette", "PALETTE", "thing_classes", "stuff_classes", "dataset_type", "task_name"),
-        _NO_EFFECT,
+        NO_EFFECT,
     ),
 }
 
@@ -211,7 +211,7 @@ DATA_PREPROCESSOR: Table = {
     # for labels, devices and training
     **dict.fromkeys(
         ("pad_mask", "mask_pad_value", "pad_seg", "seg_pad_value", "boxtype2tensor", "non_blocking", "batch_augments"),
-        _NO_EFFECT,
+        NO_EFFECT,
     ),
 }
 

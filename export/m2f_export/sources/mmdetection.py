@@ -1,4 +1,4 @@
-"""mmdetection configuration and checkpoint -> Source."""
+"""mmdetection's or MMSegmentation's configuration and checkpoint -> Source."""
 
 from __future__ import annotations
 
@@ -17,31 +17,22 @@ from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 from m2f_export.sources.mmdet_config import Described, describe, read_config
 from m2f_export.sources.mmdet_pipeline import DIVISOR
+from m2f_export.sources.mmdet_rewrites import REWRITES
+from m2f_export.sources.mmseg_config import as_detector, as_segmentor, is_segmentor
 
 ensure_mmcv_ops()
 
-from mmdeploy.core.rewriters.rewriter_manager import RewriterContext, RewriterManager  # noqa: E402
+from mmdeploy.core.rewriters.rewriter_manager import RewriterContext  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
 
+_OF_TRAINING = frozenset({"auxiliary_head"})  # parts of the names of weights; MMSegmentation has them
 _SMALL_MODEL = 1 << 28  # bytes that any model may take
-
-# A registry of our own: MMDeploy's Mask2Former rewrites upsample the masks in the graph, and its Swin rewrites fix the
-# batch (open-mmlab/mmdeploy#2920).
-REWRITES = RewriterManager()
-
-
-@REWRITES.function_rewriter.register_rewriter("mmdet.models.backbones.swin.ShiftWindowMSA.window_reverse")
-def window_reverse(self: Any, windows: torch.Tensor, H: int, W: int) -> torch.Tensor:  # noqa: N803 (mmdet's names)
-    """Merge windows [B * windows, side, side, C] into [B, H, W, C]; in mmdet B is a Python int, so a constant."""
-    side, channels = self.window_size, windows.shape[-1]
-    rows = windows.view(-1, H // side, W // side, side, side, channels)
-    return rows.permute(0, 1, 3, 2, 4, 5).reshape(-1, H, W, channels)
 
 
 class Network(torch.nn.Module):
-    """mmdetection's Mask2Former without its pre- and post-processing."""
+    """mmdetection's Mask2Former or MaskFormer without its pre- and post-processing."""
 
     def __init__(self, model: Any, *, takes_bgr: bool) -> None:
         super().__init__()
@@ -57,10 +48,11 @@ class Network(torch.nn.Module):
 
 
 def load_mmdet(config: Path, checkpoint: Path) -> Source:
-    """Build the detector of an mmdetection configuration and load its weights.
+    """Build the model of a configuration and load its weights.
 
     Args:
-        config: a `.py` configuration whose model is a `Mask2Former`.
+        config: a `.py` configuration whose model is a `Mask2Former`, a `MaskFormer`, or an `EncoderDecoder` of
+            MMSegmentation with the head of one.
         checkpoint: a checkpoint of mmdetection's training, or weights alone. Only tensors and plain values are
             unpickled.
 
@@ -68,12 +60,11 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
         ExportError: a file is missing or cannot be read, the model is of another architecture, the weights do not fit,
             or the server cannot reproduce the test pipeline.
     """
-    settings = read_config(config)
-    described = describe(settings, config)
+    settings, described = _described(config)
     contents = read_checkpoint(checkpoint)
     # weights of half precision double; a checkpoint's other contents make the limit generous
     model = build_model(settings, config, most_bytes=4 * checkpoint.stat().st_size + _SMALL_MODEL)
-    load_weights(model, contents, checkpoint, config)
+    load_weights(_as_stored(model, described.head), contents, checkpoint, config, without=_OF_TRAINING)
     network = Network(model, takes_bgr=described.preparation.takes_bgr).eval()
     return as_source(described, config, network, trained_on=stated_classes(contents, checkpoint))
 
@@ -85,13 +76,28 @@ def describe_mmdet(config: Path) -> Source:
         ExportError: the configuration cannot be read or is of another architecture, or the server cannot reproduce its
             test pipeline.
     """
-    described = describe(read_config(config), config)
+    _, described = _described(config)
     if described.preparation.takes_bgr:
         raise ExportError(
             f"{config}: model.data_preprocessor.bgr_to_rgb is False, and a graph does not say whether it takes BGR; "
             "allowed: the checkpoint in place of the graph"
         )
     return as_source(described, config)
+
+
+def _described(config: Path) -> tuple[Config, Described]:
+    """Read a configuration: as mmdetection's, and what it says of its model."""
+    settings = read_config(config)
+    if not is_segmentor(settings.model):
+        return settings, describe(settings, config)
+    detector, notes = as_detector(settings, config)
+    return detector, as_segmentor(describe(detector, config), notes)
+
+
+def _as_stored(model: Any, head: str) -> torch.nn.Module:
+    """Return a module of the same weights, in which the head has its name in the checkpoint."""
+    parts = {head if name == "panoptic_head" else name: part for name, part in model.named_children()}
+    return torch.nn.ModuleDict(parts)
 
 
 def as_source(
@@ -108,11 +114,12 @@ def as_source(
     """
     trained_on = trained_on if len(trained_on) == described.num_classes else ()
     names = described.stated_names or trained_on or described.usual_names
-    notes: tuple[str, ...] = ()
+    notes = described.notes
     if trained_on and names != trained_on:
-        notes = (f"{config} states other class names than the checkpoint: {', '.join(names)[:200]}; these are served",)
+        said = f"{config} states other class names than the checkpoint: {', '.join(names)[:200]}; these are served"
+        notes = (*notes, said)
     return Source(
-        kind=f"mmdetection Mask2Former ({config.stem})",
+        kind=f"{described.kind} ({config.stem})",
         network=network,
         preprocessing=described.preparation.preprocessing,
         num_classes=described.num_classes,
