@@ -9,7 +9,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-newest test-page test-official test-exact chaos soak fuzz \
-  bench bench-postprocess bench-preprocess train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+  bench bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -100,6 +100,9 @@ bench: setup  ## measure the service with perf_analyzer
 
 bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess
+
+gpu-check:  ## on a machine with a GPU: serve, compare and time, in 12 minutes and without a network; writes gpu_check.md
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) tests/gpu_check.py $(ARGS)
 
 bench-preprocess: setup-dev  ## measure preprocessing (file to engine input) against mmdetection and Hugging Face
 	$(BIN)/python -m benchmarks.preprocess

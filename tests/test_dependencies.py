@@ -30,7 +30,7 @@ CODE = {
     "eval": ["client/m2f_client/evaluation"],
     "export": ["export/m2f_export", "examples/shapes"],
 }
-TOOLS = {"engine", "docs", "test", "dev"}
+TOOLS = {"engine", "gpu", "docs", "test", "dev"}
 INDIRECT = {  # what packages import that do not require it
     "client": {"geventhttpclient", "sniffio"},  # tritonclient.http; httpcore
     "export": {"setuptools"},  # mmengine: pkg_resources
@@ -88,6 +88,11 @@ def test_the_caps_are_of_the_server_alone():
     }
     assert capped == {("server", "numpy"), ("server", "opencv-python-headless")}
     assert "<" not in PROJECT["requires-python"]
+
+
+def test_the_gpu_differs_from_the_server_by_its_onnx_runtime():
+    server, gpu = ({str(one) for one in requirements(extra).values()} for extra in ("server", "gpu"))
+    assert {text.split(">")[0] for text in server ^ gpu} == {"onnxruntime", "onnxruntime-gpu[cuda,cudnn]"}
 
 
 @pytest.mark.parametrize("command", ["predict", "eval"])

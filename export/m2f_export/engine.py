@@ -97,7 +97,7 @@ def build_engine(
         raise ExportError(f"workspace must be a number of bytes above 0; got {workspace}")
     trt, backend = load_tensorrt()
     started = time.monotonic()
-    log = _error_log(trt)
+    log = error_log(trt)
     try:
         builder = trt.Builder(log)
     except TypeError as error:  # how the binding reports a null pointer
@@ -229,8 +229,8 @@ def _optimisation_profile(builder: Any, network: Any, profile: Profile) -> Any:
     return made
 
 
-def _error_log(trt: ModuleType) -> Any:
-    """Return a logger that keeps errors for the message instead of printing them."""
+def error_log(trt: ModuleType) -> Any:
+    """Return a TensorRT logger that keeps errors for the message instead of printing them."""
 
     class Log(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Open an ONNX graph in ONNX Runtime, for the engines of `--model-config-name=cpu`."""
+"""The engine on ONNX Runtime, for `--model-config-name=cpu` and `gpu`: one path, the hardware by parameter."""
 
 from __future__ import annotations
 
@@ -8,35 +8,129 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
+from m2f_backend.engine import Tensor, check_shapes
 
-def open_session(args: Mapping[str, str], parameters: Mapping[str, str]) -> ort.InferenceSession:
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_HOST = "cpu"
+
+
+class OnnxEngine:
+    """A graph in ONNX Runtime, whose inputs and outputs are bound to memory (`Engine`).
+
+    Attributes:
+        session: the loaded graph.
+        names: names of the outputs that `run` returns.
+    """
+
+    def __init__(self, session: ort.InferenceSession, names: tuple[str, ...], *, memory: str, device: int) -> None:
+        self.session, self.names = session, names
+        self._memory, self._device = memory, device
+        self._shapes = {
+            tensor.name: tuple(side if isinstance(side, int) else None for side in tensor.shape)
+            for tensor in session.get_inputs()
+        }
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+        """Compute a batch (see `Engine.run`)."""
+        check_shapes(inputs, self._shapes)
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name in self.names:
+            binding.bind_output(name, self._memory, self._device)
+        self.session.run_with_iobinding(binding)
+        return dict(zip(self.names, binding.get_outputs_as_ortvaluevector(), strict=True))
+
+
+def open_engine(args: Mapping[str, str], parameters: Mapping[str, str]) -> OnnxEngine:
     """Load the `model.onnx` of a model.
 
     Args:
         args: the arguments of the model's `initialize`.
-        parameters: the model's parameters. `intra_op_num_threads` is the number of threads of one inference; 0 means
-            one for each core.
+        parameters: the model's parameters. `execution_providers`: what computes, best first: `cpu`, `cuda`,
+            `tensorrt`; every node runs on the first that has it. `device_outputs`: `true` leaves outputs on the
+            device. `intra_op_num_threads`: threads of one inference on a processor; 0 is one for each core.
 
     Raises:
-        ValueError: the graph's inputs and outputs are not those of the configuration.
+        ValueError: the graph's inputs and outputs are not those of the configuration; or a provider is unknown, is not
+            in the installed ONNX Runtime, or does not start here.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = int(parameters.get("intra_op_num_threads", 0)) or _threads()
     path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    _check_names(session, json.loads(args["model_config"]))
-    return session
+    config = json.loads(args["model_config"])
+    device = int(args.get("model_instance_device_id", 0))
+    wanted = _wanted(parameters.get("execution_providers", _HOST))
+    providers = [(_PROVIDERS[name], _options(name, device, config)) for name in wanted]
+    if wanted != [_HOST]:
+        ort.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, if these are installed
+    session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    if session.get_providers()[0] != providers[0][0]:  # ONNX Runtime only logs it, and would compute on the processor
+        raise ValueError(f"execution_providers: {wanted[0]} does not start here; ONNX Runtime's log above says why")
+    names = _check_names(session, config)
+    on_device = wanted != [_HOST] and parameters.get("device_outputs") == "true"
+    return OnnxEngine(session, names, memory="cuda" if on_device else _HOST, device=device if on_device else 0)
 
 
-def _check_names(session: ort.InferenceSession, config: Mapping[str, Any]) -> None:
+def _wanted(text: str) -> list[str]:
+    """Return the names of `execution_providers`, each known and in the installed ONNX Runtime."""
+    names = [name.strip() for name in text.split(",")]
+    there = ort.get_available_providers()
+    for name in names:
+        if name not in _PROVIDERS:
+            raise ValueError(f"execution_providers: {name!r} is unknown; allowed: {', '.join(_PROVIDERS)}")
+        if _PROVIDERS[name] not in there:
+            raise ValueError(
+                f"execution_providers: {name} is not in this ONNX Runtime {ort.__version__}, which has "
+                f"{', '.join(there)}: pip install 'm2f[gpu]' in an environment without the package onnxruntime"
+            )
+    return names
+
+
+def _options(name: str, device: int, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of a provider."""
+    if name == "cuda":
+        return {
+            "device_id": str(device),
+            "use_tf32": "0",  # the graph decides the precision: a float32 graph computes in float32
+            "cudnn_conv_algo_search": "HEURISTIC",  # trying every algorithm takes seconds at each new input size
+        }
+    if name == "tensorrt":
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2f" / "tensorrt"
+        return {
+            "device_id": str(device),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": "1",
+            **_profile(config),
+        }
+    return {}
+
+
+def _profile(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the batches that TensorRT builds for, if the input's size is fixed; else it builds for what comes."""
+    (tensor, *more) = config["input"]
+    sides = [int(side) for side in tensor.get("dims", [-1])]
+    if more or -1 in sides:
+        return {}
+    image = "x".join(map(str, sides))
+    batches = {"min": 1, "opt": 1, "max": int(config["max_batch_size"])}
+    return {f"trt_profile_{kind}_shapes": f"{tensor['name']}:{batch}x{image}" for kind, batch in batches.items()}
+
+
+def _check_names(session: ort.InferenceSession, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Compare the graph with the configuration; return the names of the configuration's outputs."""
     wanted, there = _names(config["input"]), {tensor.name for tensor in session.get_inputs()}
     if wanted != there:
         raise ValueError(f"model.onnx has the inputs {_listed(there)}; wanted are {_listed(wanted)}")
     wanted, there = _names(config["output"]), {tensor.name for tensor in session.get_outputs()}
     if not wanted <= there:
         raise ValueError(f"model.onnx has the outputs {_listed(there)}; wanted are {_listed(wanted)}")
+    return tuple(tensor["name"] for tensor in config["output"])
 
 
 def _names(tensors: Iterable[Mapping[str, Any]]) -> set[str]:

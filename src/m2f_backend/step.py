@@ -21,6 +21,7 @@ from m2f.contract import CANARY_ID
 from m2f.errors import InputError
 from m2f.limits import MAX_PARAMETERS
 from m2f.record import recorded
+from m2f_backend.engine import Tensor
 from m2f_backend.logfmt import logfmt
 from m2f_backend.metrics import FAULT, Metrics
 
@@ -118,8 +119,8 @@ class BatchedModel(_Model):
     """A model that answers all requests of Triton's dynamic batcher with one inference; it takes no parameters."""
 
     @abstractmethod
-    def infer(self, arrays: Arrays) -> Arrays:
-        """Return the output arrays for input arrays whose first dimension is the batch.
+    def infer(self, arrays: Arrays) -> Mapping[str, Tensor]:
+        """Return the output tensors for input arrays whose first dimension is the batch.
 
         Raises:
             InputError: a client sent a wrong request.
@@ -136,9 +137,7 @@ class BatchedModel(_Model):
             inputs = [_inputs(request) for request in requests]
             sizes = [len(next(iter(arrays.values()))) for arrays in inputs]
             outputs = self.infer({name: np.concatenate([arrays[name] for arrays in inputs]) for name in inputs[0]})
-            edges = np.cumsum(sizes)[:-1]
-            parts = {name: np.split(array, edges) for name, array in outputs.items()}
-            responses = [_response({name: part[i] for name, part in parts.items()}) for i in range(len(requests))]
+            responses = [_response(part) for part in _split(outputs, sizes)]
         except Exception as error:  # uncaught, it would fail every request of the batch
             if len(requests) > 1:
                 return [self.execute([request])[0] for request in requests]
@@ -173,6 +172,21 @@ def _inputs(request: Any) -> Arrays:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
-def _response(outputs: Arrays) -> Any:
-    tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in outputs.items()]
-    return pb_utils.InferenceResponse(output_tensors=tensors)
+def _split(outputs: Mapping[str, Tensor], sizes: Sequence[int]) -> list[Mapping[str, Tensor]]:
+    """Return the outputs of each request. Only those of a single request can stay on a device."""
+    if len(sizes) == 1:
+        return [outputs]
+    edges = np.cumsum(sizes)[:-1]
+    on_host = {name: tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for name, tensor in outputs.items()}
+    parts = {name: np.split(array, edges) for name, array in on_host.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(len(sizes))]
+
+
+def _response(outputs: Mapping[str, Tensor]) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[_tensor(name, value) for name, value in outputs.items()])
+
+
+def _tensor(name: str, value: Tensor) -> Any:
+    if isinstance(value, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(value))
+    return pb_utils.Tensor.from_dlpack(name, value)

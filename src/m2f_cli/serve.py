@@ -43,7 +43,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option(
     "--config-name",
     metavar="NAME",
-    help="Use configs/NAME.pbtxt of each model that has it; cpu is ONNX Runtime. Default: config.pbtxt, TensorRT.",
+    help="Use configs/NAME.pbtxt of each model that has it: cpu, gpu, onnxruntime; tensorrt is config.pbtxt. "
+    "Default: the fastest of tensorrt, gpu and cpu that this machine can run.",
 )
 @click.option(
     "--host",
@@ -147,6 +148,7 @@ def _ready_line(server: Server, health_url: str) -> str:
         f"m2f: ready  http://{server.http_url}  {_grpc_url(server)}  metrics {server.metrics_url}"
         f"  health {health_url}"
         f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
+        f"{f'  chose {server.choice.label}: {server.choice.why}' if server.choice.why else ''}"
     )
 
 
@@ -165,6 +167,8 @@ def _as_json(server: Server, health_url: str) -> str:
             "health": health_url,
             "tls": server.tls,
             "models": server.models,
+            "config": server.choice.label,
+            "config_chosen_because": server.choice.why,
             "start_seconds": round(server.start_seconds, 2),
             "pid": server.pid,
         }

@@ -15,6 +15,7 @@ from m2f_backend.calls import SHORTAGES
 from m2f_server import triton_2_51
 from m2f_server.access import Access, read_access
 from m2f_server.addresses import reachable, resolve, with_port
+from m2f_server.configuration import Choice, choose
 from m2f_server.guard import ServerGuard
 from m2f_server.locate import prepare
 from m2f_server.open_files import raise_limit
@@ -42,7 +43,7 @@ class _LaunchOptions:
     """The checked arguments of `serve`."""
 
     repository: Path
-    config_name: str | None
+    choice: Choice
     hosts: Mapping[str, str]
     ports: Mapping[str, int]
     access: Access
@@ -77,8 +78,8 @@ def serve(
 
     Args:
         model_repository: the folder of models.
-        config_name: use `configs/<name>.pbtxt` of each model that has such a file, for example `cpu`. None uses
-            `config.pbtxt`, the TensorRT setting for production.
+        config_name: use `configs/<name>.pbtxt` of each model that has such a file, for example `cpu`; `tensorrt` uses
+            `config.pbtxt`, the setting for production. None chooses (see `configuration.choose`).
         host: IP address or name to listen on for HTTP and gRPC.
         monitor_host: IP address or name to listen on for metrics.
         http_port: port of the HTTP API; 0 picks a free port.
@@ -100,9 +101,11 @@ def serve(
         ServeError: the server could not be started; the subclass says why.
     """
     address = resolve(host, option="--host")
+    repository = Path(model_repository).absolute()
+    choice = choose(config_name, repository, extra_args=extra_args)
     options = _LaunchOptions(
-        repository=Path(model_repository).absolute(),
-        config_name=config_name,
+        repository=repository,
+        choice=choice,
         hosts={
             "http": LOOPBACK if tls else address,
             "grpc": address,
@@ -118,7 +121,7 @@ def serve(
         extra_args=extra_args,
         stop=stop or threading.Event(),
     )
-    check_repository(options.repository, config_name=config_name)
+    check_repository(repository, config_name=choice.name)
     with ExitStack() as stack:
         yield _start_with_free_ports(options, stack)
 
@@ -199,6 +202,7 @@ def _start(options: _LaunchOptions, guard: ServerGuard) -> Server:
         log=log,
         access=options.access,
         tls=options.tls is not None,
+        choice=options.choice,
     )
 
 
@@ -230,8 +234,8 @@ def _arguments(
     arguments += options.access.arguments
     if options.tls:
         arguments += options.tls.arguments
-    if options.config_name:
-        arguments.append(f"--model-config-name={options.config_name}")
+    if options.choice.name:
+        arguments.append(f"--model-config-name={options.choice.name}")
     if options.log_verbose:
         arguments.append("--log-verbose=1")
     return [*arguments, *options.extra_args]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from m2f_backend.calls import CallError
 from m2f_server.access import Access
 from m2f_server.addresses import reachable, with_port
+from m2f_server.configuration import Choice
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, tail
 from m2f_server.guard import ServerGuard
@@ -40,6 +41,7 @@ class Server:
         log: the server's log.
         access: the secret of the restricted interfaces.
         tls: whether the gRPC port uses TLS.
+        choice: the configuration of its engines.
         models: names of the models that are ready.
         start_seconds: time from the start of the process until every model was ready.
         control: calls to this server, with the secret.
@@ -53,6 +55,7 @@ class Server:
     log: ServerLog
     access: Access
     tls: bool
+    choice: Choice
     models: list[str] = field(default_factory=list)
     start_seconds: float = 0.0
 

@@ -1,10 +1,9 @@
-"""Run 1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu`."""
+"""Run 1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu` and `gpu`."""
 
 import numpy as np
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.errors import InputError
-from m2f_backend.onnx_session import open_session
+from m2f_backend.onnx_session import open_engine
 from m2f_backend.step import BatchedModel
 
 
@@ -13,13 +12,9 @@ class TritonPythonModel(BatchedModel):
 
     def initialize(self, args):
         super().initialize(args)
-        self.session = open_session(args, self.parameters)
+        self.engine = open_engine(args, self.parameters)
 
     def infer(self, arrays):
         if arrays["input"].dtype == np.float32 and not np.isfinite(arrays["input"]).all():
             raise InputError("input must be finite; it holds NaN or infinity")
-        try:
-            cls_logits, mask_logits = self.session.run(["cls_logits", "mask_logits"], {"input": arrays["input"]})
-        except InvalidArgument as error:  # for example an input size that the graph does not take
-            raise InputError(str(error)) from error
-        return {"cls_logits": cls_logits, "mask_logits": mask_logits}
+        return self.engine.run(arrays)

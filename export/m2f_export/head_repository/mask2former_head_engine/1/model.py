@@ -1,14 +1,13 @@
-"""Run 1/model.onnx, an engine with its head, on ONNX Runtime: the head engine of `--model-config-name=cpu`."""
+"""Run 1/model.onnx, an engine with its head, on ONNX Runtime, for `--model-config-name=cpu` and `gpu`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from m2f.errors import InputError
-from m2f_backend.onnx_session import open_session
+from m2f_backend.onnx_session import open_engine
 from m2f_backend.step import Arrays, StepModel
 
 MAX_BYTES = 1 << 30  # largest size of the masks of a response
@@ -20,9 +19,8 @@ class TritonPythonModel(StepModel):
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the graph."""
         super().initialize(args)
-        self.session = open_session(args, self.parameters)
-        outputs = {output.name: output.shape for output in self.session.get_outputs()}
-        self.names, self.rows = list(outputs), outputs["scores"][1]
+        self.engine = open_engine(args, self.parameters)
+        self.rows = next(output.shape[1] for output in self.engine.session.get_outputs() if output.name == "scores")
 
     def infer(self, arrays: Arrays, parameters: Mapping[str, Any]) -> Arrays:
         """Run the graph."""
@@ -32,10 +30,7 @@ class TritonPythonModel(StepModel):
                 kind="parameter",
             )
         self.check_size(arrays["ori_shape"])
-        try:
-            return dict(zip(self.names, self.session.run(self.names, arrays), strict=True))
-        except InvalidArgument as error:  # for example an input size that the graph does not take
-            raise InputError(str(error)) from error
+        return self.engine.run(arrays)
 
     def check_size(self, ori_shape: npt.NDArray[np.int32]) -> None:
         """Refuse masks that do not fit in memory: the graph makes every row at full size, even with a score of 0."""
