@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 from m2f_export.sources.mmdet_config import Described, describe, read_config
 from m2f_export.sources.mmdet_pipeline import DIVISOR
 from m2f_export.sources.mmdet_rewrites import REWRITES
-from m2f_export.sources.mmseg_config import as_detector, as_segmentor, is_segmentor
+from m2f_export.sources.mmseg_config import HEAD, as_detector, is_segmentor
 
 ensure_mmcv_ops()
 
@@ -91,7 +92,23 @@ def _described(config: Path) -> tuple[Config, Described]:
     if not is_segmentor(settings.model):
         return settings, describe(settings, config)
     detector, notes = as_detector(settings, config)
-    return detector, as_segmentor(describe(detector, config), notes)
+    return detector, _as_segmentor(describe(detector, config), notes)
+
+
+def _as_segmentor(described: Described, notes: tuple[str, ...]) -> Described:
+    """Return what is said of MMSegmentation's model.
+
+    Args:
+        described: what is said of the model in mmdetection, by `describe`.
+        notes: as `as_detector` returned them.
+    """
+    architecture = described.kind.split()[-1]
+    return described._replace(
+        kind=f"MMSegmentation {architecture}",
+        head=HEAD,
+        settings=replace(described.settings, semantic_resize="scores"),
+        notes=(*described.notes, *notes, "the model is for semantic segmentation: ask for the output 'semantic'"),
+    )
 
 
 def _as_stored(model: Any, head: str) -> torch.nn.Module:

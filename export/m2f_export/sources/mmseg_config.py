@@ -8,7 +8,6 @@ mmdetection's modules take the weights, and MMSegmentation need not be installed
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from m2f.limits import MAX_CLASSES, MAX_QUERIES
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmengine.config import Config
-
-    from m2f_export.sources.mmdet_config import Described
 
 SEGMENTOR = "EncoderDecoder"
 HEAD = "decode_head"
@@ -97,22 +94,6 @@ def as_detector(settings: Config, file: Path) -> tuple[Config, tuple[str, ...]]:
         **({"data_preprocessor": settings.model.data_preprocessor} if owner is settings.model else {}),
     }
     return settings, notes
-
-
-def as_segmentor(described: Described, notes: tuple[str, ...]) -> Described:
-    """Return what is said of MMSegmentation's model.
-
-    Args:
-        described: what is said of the model in mmdetection, by `describe`.
-        notes: as `as_detector` returned them.
-    """
-    architecture = described.kind.split()[-1]
-    return described._replace(
-        kind=f"MMSegmentation {architecture}",
-        head=HEAD,
-        settings=replace(described.settings, semantic_resize="scores"),
-        notes=(*described.notes, *notes, "the model is for semantic segmentation: ask for the output 'semantic'"),
-    )
 
 
 def _as_in_mmdetection(value: Any) -> Any:
