@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 
 from m2f_server import responder
-from m2f_server.health import Health, endpoint
+from m2f_server.health import Health, ReadyMetric, endpoint
 from m2f_server.ports import bind
 from m2f_server.responder import MOST_CONNECTIONS
 
@@ -24,17 +24,26 @@ class Port:
     """An endpoint under test.
 
     Attributes:
-        health: what it answers; an exception is raised.
+        answer: what it answers of the whole server; an exception is raised.
+        troubles: of the public models.
     """
 
     def __init__(self, bound):
-        self.health = Health("serving", ready=True)
+        self.answer = Health("serving", ready=True)
+        self.troubles = {"parts": "reloading parts_engine", "other": ""}
         self.port = bound.getsockname()[1]
 
-    def __call__(self):
-        if isinstance(self.health, Exception):
-            raise self.health
-        return self.health
+    def models(self):
+        return list(self.troubles)
+
+    def health(self, model=None):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if model is None:
+            return self.answer
+        if (trouble := self.troubles.get(model)) is None:
+            return None
+        return Health("serving", ready=not trouble, reason=trouble)
 
     def connect(self):
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -53,9 +62,9 @@ class Port:
 def port(monkeypatch):
     monkeypatch.setattr(responder, "DEADLINE_S", 600)  # a machine may stall
     registry = CollectorRegistry()
-    Gauge("m2f_ready", "as /ready", registry=registry).set(1)
     bound = bind("health", "127.0.0.1", 0)
     port = Port(bound)
+    registry.register(ReadyMetric(port))
     with endpoint(bound, port, registry):
         yield port
     with pytest.raises(OSError, match="refused"):
@@ -77,11 +86,26 @@ def test_probes_and_metrics(port):
     assert port.ask() == (200, b'{"state": "serving", "ready": true, "reason": "", "live": true}\n')
     assert b"m2f_ready 1.0" in port.ask(path="/metrics")[1]
     assert port.ask("HEAD") == (200, b"")
-    assert json.loads(port.ask(path="/")[1]) == {"error": "/: there are /live, /ready and /metrics"}
-    port.health = Health("restarting", ready=False, reason="the server is restarting")
+    assert json.loads(port.ask(path="/")[1]) == {"error": "/: there are /live, /ready, /ready/NAME and /metrics"}
+    port.answer = Health("restarting", ready=False, reason="the server is restarting")
     assert [port.ask(path=path)[0] for path in ("/ready", "/live", "/x")] == [503, 200, 404]
-    port.health = Health("serving", ready=False, reason="r", live=False)
+    port.answer = Health("serving", ready=False, reason="r", live=False)
     assert port.ask(path="/live")[0] == 503
+
+
+def test_a_probe_may_name_a_model(port):
+    """A model that is repaired is no trouble of the others."""
+    assert port.ask(path="/ready/other")[0] == 200
+    status, body = port.ask(path="/ready/parts")
+    assert (status, json.loads(body)["reason"]) == (503, "reloading parts_engine")
+    status, body = port.ask(path="/ready/p%61rts_left")
+    known = "no such public model; there are: parts, other"
+    assert (status, json.loads(body)["error"]) == (404, f"/ready/p%61rts_left: {known}")
+    assert port.ask(path="/live/parts")[0] == 404
+    metrics = port.ask(path="/metrics")[1].decode().splitlines()
+    assert [line for line in metrics if line.startswith("m2f_ready")] == [
+        "m2f_ready 1.0", 'm2f_ready{model="parts"} 0.0', 'm2f_ready{model="other"} 1.0',
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -174,9 +198,9 @@ def test_a_client_that_reads_slowly_gets_all_and_one_that_does_not_read_is_left(
 
 
 def test_a_fault_costs_one_answer(port):
-    port.health = RuntimeError("a secret")
+    port.answer = RuntimeError("a secret")
     assert port.ask() == (500, b"")
-    port.health = Health("serving", ready=True)
+    port.answer = Health("serving", ready=True)
     assert port.ask()[0] == 200
 
 

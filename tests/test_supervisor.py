@@ -9,19 +9,17 @@ import time
 from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
 from exposition import read
+from fake_control import NO_ANSWER, FakeControl
 from kserve import connect, image_input
 from supervised import leftovers, supervised
 from tritonclient.utils import InferenceServerException
 from until import until
 
-from m2f.contract import CANARY_ID
-from m2f_backend.calls import CallError, CannotCallError
+from m2f_backend.calls import CallError
 from m2f_server import serve, supervisor
-from m2f_server.canary import Canary, Kind
 from m2f_server.serve_errors import (
     CrashLoopError,
     ModelLoadError,
@@ -165,9 +163,10 @@ def test_probes_and_a_server_that_is_killed_or_stopped(tmp_path, repository):
             running.wait_for("ready", since=ended["at"])
             assert ask(running) == [[24, 32]]  # on the same port
         metrics = read(running.at_health("metrics"))
-        assert metrics.values("m2f_ready") == [1]
+        assert metrics.values("m2f_ready", model="public") == [1]
+        assert metrics.values("m2f_ready") == [1, 1]  # of the server, too
         assert metrics.values("m2f_events_total", event="server_ended") == [2]
-        assert metrics.values("m2f_events_total", event="stub_lost") == [0]
+        assert metrics.values("m2f_events_total", event="stub_lost", model="worker") == [0]
     assert log_file.read_text().count("Started HTTPService") == 3
 
 
@@ -179,7 +178,7 @@ def test_drain_answers_what_is_in_flight_and_nothing_new(tmp_path, repository):
         running.wait_for("draining", since=0)
         status, health = running.probe("ready")
         assert (status, health["state"], health["live"]) == (503, "draining", True)
-        assert read(running.at_health("metrics")).values("m2f_ready") == [0]
+        assert read(running.at_health("metrics")).values("m2f_ready") == [0, 0]
         until(lambda: "no available versions" in str(ask(running)), timeout=10)
         running.process.wait(30)
         request.join()
@@ -410,6 +409,7 @@ class Ending:
     def __init__(self, error, *, right):
         self._error = error
         self.trouble = "" if right else "the canary fails"
+        self.troubles = {"public": self.trouble}
         self.good_since = time.monotonic() if right else None
 
     def run(self, stop, tick):
@@ -435,7 +435,11 @@ def run_supervisor(monkeypatch, runs, *, alone=None, unready=None, **timing):
     ran = SimpleNamespace(events=[], starts=[], error=None, delays=[], restarts=None)
     left = iter(runs)
     server = SimpleNamespace(
-        ports={"http": 1, "grpc": 2, "metrics": 3}, models=["public"], control=alone, stop=lambda **_: None
+        ports={"http": 1, "grpc": 2, "metrics": 3},
+        models=["public"],
+        public=["public"],
+        control=alone,
+        stop=lambda **_: None,
     )
 
     def start(**options):
@@ -564,123 +568,3 @@ def test_a_call_that_fails_ends_the_server_as_a_crash_does(monkeypatch):
     assert [str(fields["why"]) for name, fields in ran.events if name == "server_ended"] == [
         "GET /v2: connection refused"
     ]
-
-
-class FakeControl:
-    """A server with the ensemble `public` of `first`, `second` and, for another output, `costly`."""
-
-    def __init__(self, *, error=None, answered=(), pending=(), unready=(), size=(24, 32)):
-        self._error, self._answered, self._pending, self._unready = error, iter(answered), dict(pending), unready
-        self._size, self.timeouts = size, []
-
-    def config(self, model):
-        steps = [("first", "image", "a"), ("second", "a", "size"), ("costly", "a", "mask_logits")]
-        return {
-            "name": model,
-            "input": [{"name": "image", "data_type": "TYPE_STRING"}],
-            "output": [{"name": "size"}, {"name": "mask_logits"}],
-            "ensemble_scheduling": {
-                "step": [
-                    {"model_name": name, "input_map": {"x": reads}, "output_map": {"y": writes}}
-                    for name, reads, writes in steps
-                ]
-            },
-        }
-
-    def answered(self):
-        return next(self._answered, {})
-
-    def pending(self):
-        return self._pending
-
-    def is_ready(self, model):
-        return model not in self._unready
-
-    def infer(self, model, inputs, outputs, *, request_id, timeout):
-        assert (model, list(inputs), outputs, request_id) == ("public", ["image"], ("size",), CANARY_ID)
-        self.timeouts.append(timeout)
-        if self._error:
-            raise self._error
-        return {"size": np.array([self._size])}
-
-
-NO_ANSWER = CallError("timed out")
-VERDICTS = [
-    # what the server does; the verdict; the model to blame
-    ({}, Kind.SERVES, None),
-    ({"error": NO_ANSWER, "answered": [{"first": 1}, {"first": 2}]}, Kind.FAILS, "second"),
-    ({"error": NO_ANSWER, "answered": [{"second": 1}, {"second": 2}]}, Kind.FAILS, "first"),
-    ({"error": NO_ANSWER, "answered": [{}, {"first": 1, "second": 1}]}, Kind.BUSY, None),
-    ({"error": NO_ANSWER, "answered": [{}, {"first": 1}], "pending": {"first": 9}}, Kind.BUSY, None),
-    ({"error": NO_ANSWER, "pending": {"first": 9}}, Kind.FAILS, "first"),
-    ({"error": NO_ANSWER, "pending": {"first": 9, "second": 9}}, Kind.FAILS, "second"),  # `first` waits for it
-    ({"error": NO_ANSWER, "answered": [{}, {"second": 1}], "pending": {"second": 9}}, Kind.BUSY, None),
-    ({"error": CallError("Exceeds maximum queue size", status=503)}, Kind.BUSY, None),
-    ({"error": CallError("image: too small", status=400)}, Kind.SERVES, None),
-    ({"error": CallError("not healthy", status=500), "unready": ["public"]}, Kind.FAILS, "public"),
-    ({"error": CallError("no such model", status=404)}, Kind.FAILS, None),
-]
-
-
-@pytest.mark.parametrize(("server", "kind", "blame"), VERDICTS)
-def test_verdicts(server, kind, blame):
-    verdict = Canary(FakeControl(**server), ["public"]).ask()
-    assert (verdict.kind, verdict.blame) == (kind, blame)
-    assert bool(verdict.reason) == (kind is not Kind.SERVES)
-    assert str(server.get("error")) not in verdict.reason  # which anybody may read
-
-
-@pytest.mark.parametrize(("longest", "last"), [(60.0, Kind.BUSY), (0.0, Kind.FAILS)])
-def test_a_step_that_computes_is_busy_for_a_while(longest, last):
-    used = iter(range(100, 10**6, 100))  # processor seconds, at each look
-    server = FakeControl(error=NO_ANSWER, answered=12 * [{"first": 1}], pending={"first": 9})
-    asked = Canary(server, ["public"], lambda _: next(used), Timing(first_timeout_s=1e-9, longest_work_s=longest))
-    verdicts = [asked.ask() for _ in range(3)]
-    assert [verdict.kind for verdict in verdicts] == [Kind.BUSY, last, last]
-    assert verdicts[0].reason == "no answer within 1e-09 s: first works on a large request"
-
-
-FULL = CallError("Exceeds maximum queue size", status=503)
-LASTING = [
-    # how many `second` has answered by each canary that is rejected, and what waits; the last verdict, and the blame
-    ([5, 5], {"second": 9}, Kind.FAILS, "second"),
-    ([5, 6], {"second": 9}, Kind.BUSY, None),
-    ([5, 6, 7, 7], {"second": 9}, Kind.FAILS, "second"),
-    ([5, 5], {"first": 9, "second": 9}, Kind.FAILS, "second"),  # `first` waits for it
-    ([5, 5], {}, Kind.BUSY, None),
-    ([5, 5], {"costly": 9}, Kind.BUSY, None),  # no step of the canary's
-]
-
-
-@pytest.mark.parametrize(("counts", "pending", "kind", "blame"), LASTING)
-def test_busy_for_long_is_hung_where_a_step_answers_nobody(counts, pending, kind, blame):
-    answered = [{"second": count} for count in counts for _ in range(2)]  # before it is asked, and after
-    server = FakeControl(error=FULL, answered=answered, pending=pending)
-    asked = Canary(server, ["public"], timing=Timing(first_timeout_s=1e-9))
-    *earlier, last = [asked.ask() for _ in counts]
-    assert {verdict.kind for verdict in earlier} == {Kind.BUSY}
-    assert (last.kind, last.blame) == (kind, blame)
-
-
-def test_the_first_inference_may_take_its_time():
-    server = FakeControl()
-    asked = Canary(server, ["public"], timing=Timing(first_timeout_s=60, timeout_s=10))
-    asked.ask()
-    asked.ask()
-    assert server.timeouts == [60, 10]
-
-
-def test_a_canary_that_cannot_be_sent_is_no_verdict():
-    """Of a server that is well, and of one that does not answer and cannot be looked at."""
-    for server in (FakeControl(error=CannotCallError("no file")), FakeControl(error=NO_ANSWER)):
-        with pytest.raises((CannotCallError, OSError)):
-            Canary(server, ["public"], no_file).ask()
-
-
-def no_file(_):
-    raise OSError(24, "Too many open files")
-
-
-def test_a_wrong_size_is_no_answer():
-    verdict = Canary(FakeControl(size=(7, 32)), ["public"]).ask()
-    assert (verdict.kind, verdict.reason) == (Kind.FAILS, "public answered wrong: size [7, 32], not [24, 32]")

@@ -5,6 +5,8 @@ import re
 from m2f_server.serve_errors import ModelLoadError, PortTakenError, ServeError, ServerCrashedError
 
 _LOAD = re.compile(r"failed to load (?:model )?'(?P<name>[^']+)'(?: version \d+)?: (?P<reason>.*?)\"?$", re.MULTILINE)
+_BEGUN = re.compile(r"\bloading: (?P<name>.+):\d+\"?$", re.MULTILINE)
+_LOADED = re.compile(r"successfully loaded '(?P<name>[^']+)'")
 _POLL = re.compile(r"Poll failed for model directory '(?P<name>[^']+)': (?P<reason>.*?)\"?$", re.MULTILINE)
 _PARSE = re.compile(r"Error parsing text-format \S+: (?P<reason>.*)$", re.MULTILINE)
 _SOCKET = re.compile(
@@ -51,6 +53,13 @@ def model_failures(log: str) -> dict[str, str]:
     for found in _LOAD.finditer(log):
         failures.setdefault(found["name"], one_line(found["reason"]))
     return dict(sorted(failures.items(), key=lambda item: "depends on" in item[1]))
+
+
+def unfinished(log: str) -> list[str]:
+    """Return the models whose load has begun and not ended, in the order of the log."""
+    ended = {found["name"] for pattern in (_LOADED, _LOAD) for found in pattern.finditer(log)}
+    begun = dict.fromkeys(found["name"] for found in _BEGUN.finditer(log))
+    return [name for name in begun if name not in ended]
 
 
 def tail(log: str) -> str:

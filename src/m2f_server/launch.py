@@ -22,7 +22,7 @@ from m2f_server.open_files import raise_limit
 from m2f_server.outlet import LogFile, Outlet, standard_stream
 from m2f_server.ports import pick_ports
 from m2f_server.remains import NAME_VARIABLE
-from m2f_server.repository_check import check_repository
+from m2f_server.repository_check import check_repository, is_export
 from m2f_server.serve_errors import PortTakenError, ServeError, ShortageError
 from m2f_server.server import Server
 from m2f_server.server_log import ServerLog
@@ -44,6 +44,9 @@ class _LaunchOptions:
 
     repository: Path
     choice: Choice
+    load: Sequence[str]
+    wanted: Sequence[str]
+    strict: bool
     hosts: Mapping[str, str]
     ports: Mapping[str, int]
     access: Access
@@ -61,6 +64,8 @@ def serve(
     *,
     model_repository: str | Path = "model_repository",
     config_name: str | None = None,
+    load: Sequence[str] = (),
+    strict: bool = True,
     host: str = LOOPBACK,
     monitor_host: str = LOOPBACK,
     http_port: int = 8000,
@@ -80,6 +85,9 @@ def serve(
         model_repository: the folder of models.
         config_name: use `configs/<name>.pbtxt` of each model that has such a file, for example `cpu`; `tensorrt` uses
             `config.pbtxt`, the setting for production. None chooses (see `configuration.choose`).
+        load: names of the models to load; an ensemble's steps are loaded with it. Empty for all models.
+        strict: raise an error if an export, or a model that `load` names, does not load. If False, the server runs
+            without that model, as long as it has a public ensemble.
         host: IP address or name to listen on for HTTP and gRPC.
         monitor_host: IP address or name to listen on for metrics.
         http_port: port of the HTTP API; 0 picks a free port.
@@ -106,6 +114,9 @@ def serve(
     options = _LaunchOptions(
         repository=repository,
         choice=choice,
+        load=load,
+        wanted=check_repository(repository, config_name=choice.name, load=load),
+        strict=strict,
         hosts={
             "http": LOOPBACK if tls else address,
             "grpc": address,
@@ -121,7 +132,6 @@ def serve(
         extra_args=extra_args,
         stop=stop or threading.Event(),
     )
-    check_repository(repository, config_name=choice.name)
     with ExitStack() as stack:
         yield _start_with_free_ports(options, stack)
 
@@ -203,6 +213,9 @@ def _start(options: _LaunchOptions, guard: ServerGuard) -> Server:
         access=options.access,
         tls=options.tls is not None,
         choice=options.choice,
+        wanted=options.wanted,
+        needed=frozenset(options.load or (name for name in options.wanted if is_export(options.repository / name))),
+        strict=options.strict,
     )
 
 
@@ -220,7 +233,8 @@ def _arguments(
         f"--id={identity}",
         f"--model-repository={_plain_path(options.repository, work_dir)}",
         "--model-control-mode=explicit",  # allows to reload one model, and to unload the ensembles at the end
-        "--load-model=*",
+        *(f"--load-model={model}" for model in options.load or ("*",)),
+        "--exit-on-error=false",  # the models that load are served; `Server.wait_ready` decides about the others
         "--disable-auto-complete-config",  # it would start every Python model twice
         f"--exit-timeout-secs={triton_2_51.EXIT_TIMEOUT_S}",
         f"--backend-config=python,shm-region-prefix-name={name}-",

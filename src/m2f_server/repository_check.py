@@ -1,20 +1,24 @@
 """Check a model repository before a server starts on it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from m2f_server.serve_errors import RepositoryError
 
+REPORT = "export.json"  # in the folder of an export's ensemble
 
-def check_repository(repository: Path, *, config_name: str | None) -> list[str]:
-    """Return the names of the models that Triton will load.
+
+def check_repository(repository: Path, *, config_name: str | None, load: Sequence[str] = ()) -> list[str]:
+    """Return the names of the models that Triton is to load.
 
     Args:
         repository: the folder of models.
         config_name: configuration to use for each model that has `configs/<name>.pbtxt`; None for `config.pbtxt`.
+        load: names of the models to load; Triton loads the steps of an ensemble with it. Empty for all models.
 
     Raises:
-        RepositoryError: the folder does not exist or has no model, or no model has that configuration. Triton would
-            start without a model, or use `config.pbtxt` silently.
+        RepositoryError: the folder does not exist or has no model, or no model has that configuration or one of the
+            names. Triton would start without a model, or use `config.pbtxt` silently.
     """
     if not repository.is_dir():
         raise RepositoryError(f"model repository {repository}: no such folder")
@@ -27,7 +31,17 @@ def check_repository(repository: Path, *, config_name: str | None) -> list[str]:
             f"model repository {repository}: no model has configs/{config_name}.pbtxt "
             f"(configurations there: {', '.join(known) or 'none'})"
         )
-    return [model.name for model in models]
+    names = [model.name for model in models]
+    if unknown := [name for name in load if name not in names]:
+        raise RepositoryError(
+            f"--load {unknown[0]}: model repository {repository} has no such model (models there: {', '.join(names)})"
+        )
+    return list(dict.fromkeys(load)) or names
+
+
+def is_export(model: Path) -> bool:
+    """Return whether a model's folder is the public ensemble of an export."""
+    return (model / REPORT).is_file()
 
 
 def _is_model(folder: Path) -> bool:

@@ -6,19 +6,26 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from m2f.ensembles import read_ensemble
 from m2f_backend.calls import CallError
 from m2f_server.access import Access
 from m2f_server.addresses import reachable, with_port
 from m2f_server.configuration import Choice
 from m2f_server.control import Control
-from m2f_server.diagnose import diagnose, tail
+from m2f_server.diagnose import diagnose, model_failures, tail, unfinished
 from m2f_server.guard import ServerGuard
 from m2f_server.pulse import Pulse
-from m2f_server.serve_errors import ServerCrashedError, ServerHungError, StartTimeoutError, StoppedError
+from m2f_server.serve_errors import (
+    ModelLoadError,
+    ServerCrashedError,
+    ServerHungError,
+    StartTimeoutError,
+    StoppedError,
+)
 from m2f_server.server_log import ServerLog
 from m2f_server.timing import Timing
 from m2f_server.triton_2_51 import EXIT_TIMEOUT_S
@@ -42,7 +49,13 @@ class Server:
         access: the secret of the restricted interfaces.
         tls: whether the gRPC port uses TLS.
         choice: the configuration of its engines.
+        wanted: names of the models to load.
+        needed: names among `wanted` of the exports, or of what `--load` names. The others are not ours: the server
+            runs without them if they do not load.
+        strict: whether the server is refused if one of `needed` does not load. If not, it runs without that model.
         models: names of the models that are ready.
+        public: names of the public ensembles among them.
+        failures: reason by model for the models that did not load; causes come before their consequences.
         start_seconds: time from the start of the process until every model was ready.
         control: calls to this server, with the secret.
     """
@@ -56,11 +69,21 @@ class Server:
     access: Access
     tls: bool
     choice: Choice
+    wanted: Sequence[str]
+    needed: frozenset[str] = frozenset()
+    strict: bool = True
     models: list[str] = field(default_factory=list)
+    public: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
     start_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.control = Control(http_url=self.http_url, metrics_url=self._address("metrics"), access=self.access)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of what is needed and did not load."""
+        return sorted(self.needed.difference(self.models))
 
     @property
     def pid(self) -> int:
@@ -94,13 +117,14 @@ class Server:
         return self.log.read()
 
     def wait_ready(self, *, timeout: float, stop: threading.Event) -> None:
-        """Wait until this server answers on HTTP and metrics, and all its models are ready.
+        """Wait until this server answers on HTTP and metrics, and its models are loaded.
 
         Args:
             timeout: largest number of seconds to wait.
             stop: event that another thread sets to end the wait.
 
         Raises:
+            ModelLoadError: too little was loaded to serve, or less than what is needed.
             ServeError: the server ended (`diagnose` says why), the time is over, or `stop` was set.
         """
         started = time.monotonic()
@@ -108,8 +132,8 @@ class Server:
         while self.is_running():
             if stop.is_set():
                 raise StoppedError("told to stop before the models were ready")
-            if models := self._ready_models():
-                self.models = models
+            if (models := self._ready_models()) is not None:
+                self._take_stock(models)
                 self.start_seconds = time.monotonic() - started
                 return
             with suppress(OSError):
@@ -118,7 +142,9 @@ class Server:
                 self.kill()
                 raise ServerHungError(f"{pulse.trouble}; the end of its log:\n{tail(self.read_log())}")
             if time.monotonic() - started > timeout:
-                raise StartTimeoutError(f"not ready after {timeout:g} s; the end of its log:\n{tail(self.read_log())}")
+                log = self.read_log()
+                still = "".join(f"; {name} is still being loaded" for name in unfinished(log)[:1])
+                raise StartTimeoutError(f"not ready after {timeout:g} s{still}; the end of its log:\n{tail(log)}")
             time.sleep(_POLL_S)
         self.wait()
 
@@ -159,13 +185,24 @@ class Server:
             ) from error
 
     def _ready_models(self) -> list[str] | None:
-        """Return the names of the models, or None if something is not ready."""
+        """Return the names of the loaded models, or None if something is still being loaded."""
         try:
             if json.loads(self.control.call("GET", "/v2"))["name"] != self.identity:
                 return None  # another server has this port
-            self.control.call("GET", "/v2/health/ready")
-            index = self.control.index()
+            states = {entry["name"]: entry.get("state") for entry in self.control.index()}
             self.control.metrics()  # this port starts last
         except (CallError, ValueError, LookupError, TypeError):  # also if another program answers
             return None
-        return sorted(entry["name"] for entry in index) if all(e.get("state") == "READY" for e in index) else None
+        return None if "LOADING" in states.values() else sorted(n for n, state in states.items() if state == "READY")
+
+    def _take_stock(self, models: list[str]) -> None:
+        """Note what is loaded, and refuse the server if that is too little."""
+        self.models = models
+        ensembles = [read_ensemble(self.control.config(model)) for model in models]
+        self.public = [ensemble.name for ensemble in ensembles if ensemble and ensemble.public]
+        self.failures = model_failures(self.read_log())
+        for name in sorted(set(self.wanted).difference(models)):
+            self.failures.setdefault(name, "the log does not say why")
+        if self.failures and (not self.public or (self.strict and self.missing)):
+            self.models = []
+            raise ModelLoadError(self.failures)

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,15 @@ class Stubs:
             self._look()
             return [stub for stub in self._known if stub.model == model and not _end(stub)]
 
-    def processor_seconds(self, model: str) -> float:
-        """Return the processor time that the running stubs of a model have used."""
+    def processor_seconds(self, models: Iterable[str]) -> dict[str, float]:
+        """Return the processor time that the running stubs of each of some models have used."""
+        seconds = dict.fromkeys(models, 0.0)
         with self._lock:
             self._look()
-            found = [_process(stub) for stub in self._known if stub.model == model]
-            return sum(process.seconds for process in found if process)
+            for stub in self._known:
+                if stub.model in seconds and (process := _process(stub)):
+                    seconds[stub.model] += process.seconds
+        return seconds
 
     def kill(self, stub: Stub) -> None:
         """Kill a stub, even a stopped one. A later process with the same id is left alone."""

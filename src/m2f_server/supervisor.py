@@ -2,18 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 
 from m2f.errors import M2FError
 from m2f_backend.calls import CannotCallError
 from m2f_server.addresses import reachable, with_port
-from m2f_server.canary import Canary, Kind
-from m2f_server.health import Health, endpoint
+from m2f_server.canary import Kind, ask_once
+from m2f_server.events import OF_A_MODEL, OF_A_PUBLIC_MODEL, Event, EventName
+from m2f_server.health import Health, ReadyMetric, endpoint
 from m2f_server.launch import LOOPBACK
 from m2f_server.outlet import DROPPED
 from m2f_server.ports import bind
@@ -28,7 +30,7 @@ from m2f_server.serve_errors import (
 )
 from m2f_server.server import Server
 from m2f_server.timing import Timing
-from m2f_server.watch import Event, EventName, Watch
+from m2f_server.watch import Watch
 
 _ENDS = (M2FError, OSError, MemoryError)  # what ends a server
 _SHORTAGE = (ShortageError, CannotCallError, OSError, MemoryError)  # this machine lacks something for a while
@@ -42,8 +44,8 @@ class Supervisor:
 
     Attributes:
         start: starts a server for the length of a `with` block, as `launch.serve` with the caller's options. Called
-            with `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`. A server that
-            no client may reach is started with `host` and `monitor_host` too.
+            with `strict` and `stop`, and from the second server on with `http_port`, `grpc_port` and `metrics_port`. A
+            server that no client may reach is started with `host` and `monitor_host` too.
         health_host: IP address of the health endpoint.
         health_port: port of the health endpoint; 0 picks a free one.
         drain_timeout: seconds in which requests in flight are answered after the stop signal.
@@ -69,15 +71,16 @@ class Supervisor:
         self._announced = False
         self._state = "starting"
         self._watch: Watch | None = None
+        self._models: list[str] = []  # public
         self._last_round = time.monotonic()
         self._metrics = CollectorRegistry()
-        ready = Gauge("m2f_ready", "Whether requests should be sent here, as /ready says", registry=self._metrics)
-        ready.set_function(lambda: self.health().ready)
+        self._metrics.register(ReadyMetric(self))
         self._metrics.register(DROPPED)
-        self._events = Counter("m2f_events", "What happened, as the log says", ["event"], registry=self._metrics)
+        labels = ["event", "model"]
+        self._events = Counter("m2f_events", "What happened, as the log says", labels, registry=self._metrics)
         self._restarts = Counter("m2f_restarts", "Servers started in place of one that ended", registry=self._metrics)
-        for name in get_args(EventName):  # start at 0, so that the first event is an increase
-            self._events.labels(name)
+        for name in set(get_args(EventName)).difference(OF_A_MODEL, OF_A_PUBLIC_MODEL):
+            self._count_from_zero([name], [""])
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -89,21 +92,38 @@ class Supervisor:
         with ExitStack() as stack:
             bound = stack.enter_context(bind("health", self.health_host, self.health_port))
             self.health_port = bound.getsockname()[1]
-            stack.enter_context(endpoint(bound, self.health, self._metrics))
+            stack.enter_context(endpoint(bound, self, self._metrics))
             self._run_servers()
 
-    def health(self) -> Health:
-        """Return the answer to a probe."""
+    def health(self, model: str | None = None) -> Health | None:
+        """Return the answer to a probe.
+
+        Args:
+            model: name of a public ensemble; None for the whole server.
+
+        Returns:
+            The answer, or None if the server serves and has no such public ensemble.
+        """
         watch = self._watch
         if self.stop.is_set():
             reason = "the server is told to stop"
-        elif self._state == "serving" and watch is not None:
-            reason = watch.trouble
-        else:
+        elif self._state != "serving" or watch is None:
             reason = f"the server is {self._state}"
+        elif model is None:
+            reason = watch.trouble
+        elif model in (troubles := watch.troubles):
+            reason = troubles[model]
+        else:
+            return None
         round_ago = time.monotonic() - self._last_round
         live = self._state != "serving" or round_ago < self.timing.live_within_s
         return Health(state=self._state, ready=not reason, reason=reason, live=live)
+
+    def models(self) -> list[str]:
+        """Return the names of the public ensembles, or those of the last server while none serves."""
+        if (watch := self._watch) is not None:
+            self._models = [name for name in watch.troubles if name]
+        return self._models
 
     def _run_servers(self) -> None:
         bad = 0  # servers in a row that were not ready or never answered right
@@ -112,7 +132,7 @@ class Supervisor:
             for name in sweep_dead():
                 self._event("swept", server=name)
             try:
-                with self.start(**self._ports, stop=self.stop) as server:
+                with self.start(**self._ports, strict=not self._announced, stop=self.stop) as server:
                     started = True
                     self._ports = {f"{protocol}_port": port for protocol, port in server.ports.items()}
                     self._serve(server)
@@ -134,9 +154,14 @@ class Supervisor:
                     bad = 0
                 self._wait_to_restart(error, bad, good_since)
 
+    def _count_from_zero(self, events: Iterable[EventName], models: Iterable[str]) -> None:
+        """Export counters before the first event, so that the first event is an increase."""
+        for event, model in product(events, models):
+            self._events.labels(event, model)
+
     def _event(self, event: EventName, **circumstances: Any) -> None:
         looks = circumstances["times"] if event == "look_failed" else 1  # one log line stands for many of these
-        self._events.labels(event).inc(looks)
+        self._events.labels(event, circumstances.get("model", "")).inc(looks)
         self.event(event, **circumstances)
 
     def _wait_to_restart(self, error: Exception, bad: int, good_since: float | None) -> None:
@@ -154,7 +179,7 @@ class Supervisor:
         apart = {"host": LOOPBACK, "monitor_host": LOOPBACK, "http_port": 0, "grpc_port": 0, "metrics_port": 0}
         try:
             with self.start(**apart, stop=self.stop) as server:
-                verdict = Canary(server.control, server.models, timing=self.timing).ask()
+                verdict = ask_once(server.control, server.models, self.timing)
         except StoppedError:
             return True
         except _ENDS:
@@ -165,6 +190,8 @@ class Supervisor:
 
     def _serve(self, server: Server) -> None:
         """Watch a server until told to stop or it had too many reloads, then drain it."""
+        self._count_from_zero(OF_A_MODEL, server.models)
+        self._count_from_zero(OF_A_PUBLIC_MODEL, server.public)
         watch = self._watch = Watch(server, self._event, self.timing)
         self._last_round = time.monotonic()
         self._state = "serving"
@@ -186,8 +213,12 @@ class Supervisor:
         else:  # SIGTERM would wait for the requests too
             server.kill()
 
+    def _is_ready(self) -> bool:
+        health = self.health()
+        return health is not None and health.ready
+
     def _go_round(self, server: Server) -> None:
         self._last_round = time.monotonic()
-        if not self._announced and not self.health().reason:
+        if not self._announced and self._is_ready():
             self._announced = True
             self.announce(server, f"http://{with_port(reachable(self.health_host), self.health_port)}/ready")

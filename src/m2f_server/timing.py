@@ -20,9 +20,12 @@ class Timing:
     timeout_s: float = 10.0  # of the others: `max(timeout_s, patience x fastest canary)`
     patience: float = 10.0
     longest_work_s: float = 180.0  # then a step that computes but answers nobody is in an endless loop
-    failures: int = 3  # failed canaries in a row; then the server is restarted
-    reload_attempts: int = 3  # failed reloads of a model in a row; then the server is restarted
+    models_period_s: float = 5.0  # between two looks at which models are loaded
+    failures: int = 3  # failed canaries of a model in a row; then the model is beyond help
+    reload_attempts: int = 3  # failed reloads of a model in a row; then the models that need it are beyond help
     reload_within_s: float = 120.0  # no new attempt to reload after this time
+    first_rest_s: float = 10.0  # of a model after a reload in vain; twice as long after each more in a row
+    longest_rest_s: float = 300.0
     left_behind_s: float = LEFT_BEHIND_S
     most_reloads: int = MOST_RELOADS
     settle_s: float = 0.2  # at the end of a drain: the last answers reach the clients
