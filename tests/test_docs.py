@@ -26,7 +26,7 @@ import m2f_client
 from m2f.contract import OUTPUTS
 from m2f.settings import KEYS
 from m2f_cli.main import main
-from m2f_server.watch import EventName
+from m2f_server.events import EventName
 
 try:
     import tomllib

@@ -22,11 +22,13 @@ from m2f_backend.calls import CallError
 from m2f_server import serve
 from m2f_server.control import Control
 from m2f_server.remains import OWNER_FILE
-from m2f_server.rollout import CANDIDATE, ENGINE, roll_out
+from m2f_server.rollout import roll_out
 from m2f_server.serve_errors import RolloutError
 
 pytestmark = pytest.mark.server
 
+ENGINE = "mask2former_engine"
+CANDIDATE = f"{ENGINE}_candidate"
 RATE = 10  # requests a second in the short forms
 GOOD = ROOT / "model_repository" / ENGINE / "1/model.onnx"
 

@@ -35,6 +35,9 @@ _PIPE_S = 60.0  # longest wait for an image that comes through a pipe
     help="The model repository of the running server; the new version is written to it.",
 )
 @click.option(
+    "--model", metavar="NAME", help="The model whose engine is replaced. Needed where the server has several models."
+)
+@click.option(
     "--url",
     default="http://127.0.0.1:8000",
     show_default=True,
@@ -61,6 +64,7 @@ def rollout(
     *,
     engine: Path,
     model_repository: Path,
+    model: str | None,
     url: str,
     admin_token_file: Path,
     images: tuple[Path, ...],
@@ -81,6 +85,7 @@ def rollout(
             control=_control(url, admin_token_file),
             images={str(path): _read(path) for path in images},
             min_agreement=min_agreement,
+            model=model,
             say=lambda line: click.echo(f"m2f rollout: {line}", err=True),
         )
     except M2FError as error:
@@ -88,7 +93,7 @@ def rollout(
         hint = "; --admin-token-file is not the one of this server" if secret else ""
         click.echo(f"m2f rollout: {error}{hint}", err=True)
         sys.exit(1)
-    click.echo(_as_json(done) if as_json else f"version {done.version} serves in place of {done.before}")
+    click.echo(_as_json(done) if as_json else f"{done.model}: version {done.version} serves in place of {done.before}")
 
 
 def _control(url: str, token_file: Path) -> Control:
@@ -117,6 +122,7 @@ def _read(path: Path) -> bytes:
 def _as_json(done: Rollout) -> str:
     return json.dumps(
         {
+            "model": done.model,
             "before": done.before,
             "version": done.version,
             "agreement": round(done.agreement.share, 6),

@@ -47,6 +47,12 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     "Default: the fastest of tensorrt, gpu and cpu that this machine can run.",
 )
 @click.option(
+    "--load",
+    multiple=True,
+    metavar="NAME",
+    help="Load only this model, and the steps of an ensemble with it; repeat the option for more. Default: all models.",
+)
+@click.option(
     "--host",
     default=LOOPBACK,
     show_default=True,
@@ -147,9 +153,13 @@ def _ready_line(server: Server, health_url: str) -> str:
     return (
         f"m2f: ready  http://{server.http_url}  {_grpc_url(server)}  metrics {server.metrics_url}"
         f"  health {health_url}"
-        f"  ({len(server.models)} model{'s' if len(server.models) > 1 else ''}, {server.start_seconds:.1f} s)"
+        f"  ({', '.join([*server.public, _number_of_models(server)])}, {server.start_seconds:.1f} s)"
         f"{f'  chose {server.choice.label}: {server.choice.why}' if server.choice.why else ''}"
     )
+
+
+def _number_of_models(server: Server) -> str:
+    return f"{len(server.models)} model{'s' if len(server.models) > 1 else ''}"
 
 
 def _grpc_url(server: Server) -> str:
@@ -167,6 +177,7 @@ def _as_json(server: Server, health_url: str) -> str:
             "health": health_url,
             "tls": server.tls,
             "models": server.models,
+            "public": server.public,
             "config": server.choice.label,
             "config_chosen_because": server.choice.why,
             "start_seconds": round(server.start_seconds, 2),

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from m2f.contract import CANARY_ID
-from m2f.ensembles import read_ensemble
 from m2f_backend.calls import CallError, CannotCallError
 from m2f_server.control import Control
 from m2f_server.timing import Timing
@@ -237,11 +236,17 @@ class Readiness:
         return Verdict(Kind.FAILS, f"model {unready} is not ready", unready) if unready else Verdict(Kind.SERVES)
 
 
+def takes_image(config: Mapping[str, Any]) -> bool:
+    """Return whether the model with this configuration is an ensemble to which the image can be sent."""
+    takes = {entry["name"]: entry["data_type"] for entry in config.get("input", [])}
+    return "ensemble_scheduling" in config and takes == {"image": "TYPE_STRING"}
+
+
 def ask_once(control: Control, models: Iterable[str], timing: Timing) -> Verdict:
     """Send each public ensemble among the models one canary until one serves, and return the last verdict."""
     verdict = Verdict(Kind.FAILS, "no model is loaded")
     configs = [control.config(model) for model in models]
-    public = [config for config in configs if (ensemble := read_ensemble(config)) and ensemble.public]
+    public = [config for config in configs if takes_image(config)]
     canaries: list[Canary | Readiness] = [Canary(control, config, timing=timing) for config in public]
     for canary in canaries or [Readiness(control)]:
         verdict = canary.ask()

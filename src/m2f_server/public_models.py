@@ -6,7 +6,7 @@ from typing import Any
 
 from m2f.ensembles import read_ensemble
 from m2f_backend.calls import CallError
-from m2f_server.canary import Canary, Readiness
+from m2f_server.canary import Canary, Readiness, takes_image
 from m2f_server.control import Control
 from m2f_server.events import Event
 from m2f_server.missed import CANNOT_LOOK, Missed, start_thread
@@ -56,7 +56,7 @@ class PublicModels:
         self._timing = timing
         self._known: dict[str, PublicWatch | None] = {}  # every loaded model; None for one that is no public ensemble
         self._watches: dict[str, PublicWatch] = {}
-        self._unstarted: list[PublicWatch] = []
+        self._started: set[PublicWatch] = set()
         self._looks = False
         self._stopped = threading.Event()
         self._broken = ""
@@ -91,9 +91,10 @@ class PublicModels:
         Raises:
             OSError: this machine has no room for a thread now.
         """
-        while self._unstarted:
-            start_thread(self._unstarted[0].run)
-            del self._unstarted[0]
+        for watch in self._watches.values():
+            if watch not in self._started:
+                start_thread(watch.run)
+                self._started.add(watch)
         if not self._looks:
             start_thread(self._look_for_ever)
             self._looks = True
@@ -140,13 +141,12 @@ class PublicModels:
 
     def _new_watch(self, config: Mapping[str, Any]) -> PublicWatch | None:
         """Return a watch on the model with this configuration, or None if it is no public ensemble."""
-        ensemble = read_ensemble(config)
-        if ensemble is None or not ensemble.public:
+        if not takes_image(config) or (ensemble := read_ensemble(config)) is None:
             return None
         return self._watch(Canary(self._control, config, self._stubs.processor_seconds, self._timing), ensemble.steps)
 
     def _watch(self, canary: Canary | Readiness, steps: Sequence[str]) -> PublicWatch:
-        watch = PublicWatch(
+        return PublicWatch(
             canary,
             steps,
             control=self._control,
@@ -157,8 +157,6 @@ class PublicModels:
             timing=self._timing,
             others_serve=self._one_serves,
         )
-        self._unstarted.append(watch)
-        return watch
 
     def _one_serves(self) -> bool:
         return any(not watch.beyond_help for watch in self._watches.values())

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from m2f.agreement import Agreement, Found, compare
-from m2f.contract import PUBLIC_MODEL
+from m2f.ensembles import Ensemble, read_ensemble
 from m2f_backend.calls import CallError
 from m2f_server.control import Control
 from m2f_server.diagnose import one_line
@@ -29,8 +29,6 @@ from m2f_server.serve_errors import RolloutError
 from m2f_server.tensors import Arrays, zeros
 from m2f_server.triton_2_51 import without_warm_up
 
-ENGINE = "mask2former_engine"
-CANDIDATE = "mask2former_engine_candidate"
 SAME_ENGINE = 0.99  # agreement of an engine with itself; TensorRT's kernels may round differently in each run
 _STAGING = ".rollout"  # Triton ignores a folder whose name is no number
 _INFER_TIMEOUT_S = 60.0
@@ -43,15 +41,39 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class _Model:
+    """The model whose engine is replaced.
+
+    Attributes:
+        name: name of the public ensemble.
+        preprocess: name of the step that makes the engine's input of an image.
+        engine: name of the engine.
+        postprocess: name of the step that makes instances of the engine's output.
+    """
+
+    name: str
+    preprocess: str
+    engine: str
+    postprocess: str
+
+    @property
+    def candidate(self) -> str:
+        """Name under which the new engine is loaded beside the serving engine."""
+        return f"{self.engine}_candidate"
+
+
+@dataclass(frozen=True)
 class Rollout:
     """The result of a rollout.
 
     Attributes:
+        model: name of the public ensemble whose engine was replaced.
         before: version that served before.
         version: version that serves now.
         agreement: comparison of the new engine's instances with the old engine's, on all images.
     """
 
+    model: str
     before: int
     version: int
     agreement: Agreement
@@ -64,6 +86,7 @@ def roll_out(
     control: Control,
     images: Mapping[str, bytes],
     min_agreement: float,
+    model: str | None = None,
     same_engine: float = SAME_ENGINE,
     say: Say = lambda _: None,
 ) -> Rollout:
@@ -75,6 +98,7 @@ def roll_out(
         control: calls to the server.
         images: encoded images by name, on which the old and the new engine are compared.
         min_agreement: least agreement of the new engine with the old one, from 0 to 1. Use 0 for retrained weights.
+        model: name of the public ensemble whose engine is replaced; None for the only one of the server.
         same_engine: least agreement, from 0 to 1, of the new version's answers to clients with the candidate's.
         say: called with a line of text before each step.
 
@@ -83,29 +107,54 @@ def roll_out(
         CallError: the server does not answer.
         InputError: an RLE of the server is invalid.
     """
-    with _only_one(repository / ENGINE) as folder:
-        before = _serving_version(control, folder)
-        config = control.config(ENGINE)
+    of = _find(control, model)
+    if (repository / of.candidate).exists():
+        raise RolloutError(f"{repository / of.candidate}: a rollout of {of.name} needs this name for its candidate")
+    with _only_one(repository / of.engine) as folder:
+        before = _serving_version(control, of.engine, folder)
+        config = control.config(of.engine)
         files = _new_files(engine, folder / str(before), _engine_file(config))
-        say(f"version {before} serves; loading {engine} beside it")
-        with _candidate(control, config, files):
-            _warm_up(control, config)
-            agreement, wanted = _judge(control, images)
+        say(f"version {before} of {of.engine} serves; loading {engine} beside it")
+        with _candidate(control, of.candidate, config, files):
+            _warm_up(control, of.candidate, config)
+            agreement, wanted = _judge(control, of, images)
         _refuse_difference(agreement, before, min_agreement)
         say(f"agreement {agreement.share:.4f} on {len(images)} images")
         version = _install(folder, files)
         try:
-            _switch(control, version)
+            _switch(control, of.engine, version)
             say(f"version {version} is loaded; checking the answers that clients get")
-            _check_service(control, images, wanted, same_engine)
+            _check_service(control, of.name, images, wanted, same_engine)
         except BaseException as error:  # also a Ctrl-C
             shutil.rmtree(folder / str(version), ignore_errors=True)
-            if now := _take_back(control, before):
+            if now := _take_back(control, of.engine, before):
                 raise RolloutError(f"version {version} was refused ({error}); {now}") from error
             if not isinstance(error, RolloutError):
                 raise
             raise RolloutError(f"version {version} was taken back, {before} serves again: {error}") from error
-    return Rollout(before=before, version=version, agreement=agreement)
+    return Rollout(model=of.name, before=before, version=version, agreement=agreement)
+
+
+def _find(control: Control, name: str | None) -> _Model:
+    """Return the model of this name, or the only one of the server."""
+    loaded = sorted({model for model, _ in control.loaded()})
+    ensembles = [ensemble for model in loaded if (ensemble := read_ensemble(control.config(model)))]
+    models = {ensemble.name: found for ensemble in ensembles if ensemble.public and (found := _model(ensemble))}
+    known = f"this server has {', '.join(models) or 'no model with an engine'}"
+    if name is None:
+        if len(models) != 1:
+            raise RolloutError(f"{known}: choose one with --model")
+        (name,) = models
+    if name not in models:
+        raise RolloutError(f"--model {name}: {known}")
+    return models[name]
+
+
+def _model(ensemble: Ensemble) -> _Model | None:
+    """Return the steps of an ensemble that a rollout needs, or None if one is not there."""
+    if ensemble.preprocess and ensemble.engine and ensemble.postprocess:
+        return _Model(ensemble.name, ensemble.preprocess, ensemble.engine, ensemble.postprocess)
+    return None
 
 
 @contextmanager
@@ -124,14 +173,14 @@ def _only_one(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _serving_version(control: Control, folder: Path) -> int:
+def _serving_version(control: Control, engine: str, folder: Path) -> int:
     """Return the engine's version, which must be the newest one in the folder."""
-    policy = control.config(ENGINE).get("version_policy", {})
+    policy = control.config(engine).get("version_policy", {})
     if policy.get("latest", {}).get("num_versions", 1) != 1 or set(policy) - {"latest"}:
         raise RolloutError(
-            f"{ENGINE} has version_policy {policy}; a rollout needs Triton's default: the latest version"
+            f"{engine} has version_policy {policy}; a rollout needs Triton's default: the latest version"
         )
-    serving = sorted(int(version) for name, version in control.loaded() if name == ENGINE)
+    serving = sorted(int(version) for name, version in control.loaded() if name == engine)
     newest = max(_versions(folder), default=0)
     if serving != [newest]:
         raise RolloutError(
@@ -160,23 +209,23 @@ def _new_files(engine: Path, serving: Path, name: str) -> dict[str, Path]:
 
 
 @contextmanager
-def _candidate(control: Control, config: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[None]:
+def _candidate(control: Control, name: str, config: Mapping[str, Any], files: Mapping[str, Path]) -> Iterator[None]:
     """Load the candidate under its own name. Its files travel in the request, so none is left in the repository.
 
     Triton keeps a copy of them, and does not remove the copy if the candidate's process is killed. So a file in the
     copy tells whose it is.
     """
-    own = without_warm_up({**config, "name": CANDIDATE})  # `_warm_up` does it instead
+    own = without_warm_up({**config, "name": name})  # `_warm_up` does it instead
     with _load_errors():
         owner = f"{control.name()} {secrets.token_hex(8)}"
-        contents = {f"1/{name}": path.read_bytes() for name, path in files.items()}
+        contents = {f"1/{file}": path.read_bytes() for file, path in files.items()}
     try:
         with _load_errors():
-            control.load(CANDIDATE, own, {**contents, OWNER_FILE: owner.encode()})
+            control.load(name, own, {**contents, OWNER_FILE: owner.encode()})
         yield
     finally:
         with suppress(CallError):
-            control.unload(CANDIDATE)
+            control.unload(name)
         remove_candidates(owner)
 
 
@@ -190,7 +239,7 @@ def _load_errors() -> Iterator[None]:
         raise RolloutError(f"{error.filename}: {error.strerror}") from error
 
 
-def _warm_up(control: Control, config: Mapping[str, Any]) -> None:
+def _warm_up(control: Control, candidate: str, config: Mapping[str, Any]) -> None:
     """Send the candidate the requests that Triton will send to the new version as it loads."""
     for sample in config.get("model_warmup", []):
         batch = int(sample["batch_size"])
@@ -198,22 +247,22 @@ def _warm_up(control: Control, config: Mapping[str, Any]) -> None:
             name: zeros(given["data_type"].removeprefix("TYPE_"), [batch, *map(int, given["dims"])])
             for name, given in sample["inputs"].items()
         }
-        _infer(control, CANDIDATE, inputs, _LOGITS)
+        _infer(control, candidate, inputs, _LOGITS)
 
 
-def _judge(control: Control, images: Mapping[str, bytes]) -> tuple[Agreement, Mapping[int, Found]]:
+def _judge(control: Control, of: _Model, images: Mapping[str, bytes]) -> tuple[Agreement, Mapping[int, Found]]:
     """Return the agreement of both engines on all images, and the candidate's instances by image."""
     old: dict[int, Found] = {}
     new: dict[int, Found] = {}
     for image_id, (name, encoded) in enumerate(images.items()):
         try:
-            given = _infer(control, "mask2former_preprocess", _image(encoded), ("input", *_SHAPES))
+            given = _infer(control, of.preprocess, _image(encoded), ("input", *_SHAPES))
             shapes = {key: given.pop(key) for key in _SHAPES}
-            serving = _infer(control, ENGINE, given, _LOGITS)
-            candidate = _infer(control, CANDIDATE, given, _LOGITS)
+            serving = _infer(control, of.engine, given, _LOGITS)
+            candidate = _infer(control, of.candidate, given, _LOGITS)
             _check_shapes(serving, candidate)
-            old[image_id] = _instances(control, "mask2former_postprocess", {**serving, **shapes})
-            new[image_id] = _instances(control, "mask2former_postprocess", {**candidate, **shapes})
+            old[image_id] = _instances(control, of.postprocess, {**serving, **shapes})
+            new[image_id] = _instances(control, of.postprocess, {**candidate, **shapes})
         except RolloutError as error:
             raise RolloutError(f"{name}: {error}") from error
     return compare(old, new), new
@@ -256,29 +305,29 @@ def _install(folder: Path, files: Mapping[str, Path]) -> int:
     return version
 
 
-def _switch(control: Control, version: int) -> None:
+def _switch(control: Control, engine: str, version: int) -> None:
     try:
-        control.load(ENGINE)
-        if (ENGINE, str(version)) not in control.loaded():
+        control.load(engine)
+        if (engine, str(version)) not in control.loaded():
             raise RolloutError(f"version {version} was loaded, but does not serve")
     except CallError as error:
         raise RolloutError(f"version {version} does not load: {one_line(str(error))}") from error
 
 
-def _take_back(control: Control, before: int) -> str:
+def _take_back(control: Control, engine: str, before: int) -> str:
     """Load the version before, and return what is wrong if it does not serve."""
     try:
-        _switch(control, before)
+        _switch(control, engine, before)
     except RolloutError as error:
         return f"its folder is removed, but {error}: restart the server, which then loads version {before}"
     return ""
 
 
 def _check_service(
-    control: Control, images: Mapping[str, bytes], wanted: Mapping[int, Found], same_engine: float
+    control: Control, model: str, images: Mapping[str, bytes], wanted: Mapping[int, Found], same_engine: float
 ) -> None:
     """Send the images as clients do, and compare the instances with the candidate's."""
-    got = {number: _instances(control, PUBLIC_MODEL, _image(data)) for number, data in enumerate(images.values())}
+    got = {number: _instances(control, model, _image(data)) for number, data in enumerate(images.values())}
     if (share := compare(wanted, got).share) < same_engine:
         raise RolloutError(f"clients get other instances than the candidate gave: agreement {share:.4f}")
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from m2f.ensembles import read_ensemble
 from m2f_backend.calls import CallError
 from m2f_server.access import Access
 from m2f_server.addresses import reachable, with_port
+from m2f_server.canary import takes_image
 from m2f_server.configuration import Choice
 from m2f_server.control import Control
 from m2f_server.diagnose import diagnose, model_failures, tail, unfinished
@@ -198,8 +198,7 @@ class Server:
     def _take_stock(self, models: list[str]) -> None:
         """Note what is loaded, and refuse the server if that is too little."""
         self.models = models
-        ensembles = [read_ensemble(self.control.config(model)) for model in models]
-        self.public = [ensemble.name for ensemble in ensembles if ensemble and ensemble.public]
+        self.public = [model for model in models if takes_image(self.control.config(model))]
         self.failures = model_failures(self.read_log())
         for name in sorted(set(self.wanted).difference(models)):
             self.failures.setdefault(name, "the log does not say why")
