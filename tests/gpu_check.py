@@ -74,6 +74,7 @@ def main():
     parser.add_argument("--graph", action="append", default=[], help="another ONNX graph to time; may be repeated")
     parser.add_argument("--repository", action="append", default=[], help="another repository to serve")
     parser.add_argument("--minutes", type=float, default=12, help="limit for all stages together")
+    parser.add_argument("--only", default="", help="run only the stages whose title begins so")
     parser.add_argument("--provider", default=None, help="cuda, tensorrt or cpu; default: cuda where there is a GPU")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,6 +88,8 @@ def main():
     provider = options.provider or ("cpu" if gpu_trouble() else "cuda")
     end, results = time.monotonic() + 60 * options.minutes, {}
     for title, function, arguments, seconds in plan([str(EMBEDDED), *options.graph], options.repository, provider):
+        if not title.startswith(options.only):
+            continue
         left = end - time.monotonic()
         if function == "pytorch" and any(result.get("batches") for result in results.values()):
             continue  # an engine has been timed already
