@@ -94,7 +94,7 @@ def main():
         if function == "pytorch" and any(result.get("batches") for result in results.values()):
             continue  # an engine has been timed already
         results[title] = run(function, arguments, min(seconds, left)) if left > 5 else {"failed": "no time left"}
-        print(f"{title}: {json.dumps(results[title])[:600]}", flush=True)
+        print(f"{title}: {results[title].get('failed', json.dumps(results[title])[:900])}", flush=True)
         options.report.write_text(as_markdown(results))
         options.report.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     wrong = [title for title, result in results.items() if "failed" in result]
