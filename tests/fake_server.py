@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 from kserve import DTYPES
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from m2f_client import InvalidRequest, ModelNotFound, ServerError, ServerUnavailable
@@ -43,11 +43,14 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         (data,) = (deserialize_bytes_tensor(raw) for raw in request.raw_input_contents)
         parameters = {name: getattr(p, p.WhichOneof("parameter_choice")) for name, p in request.parameters.items()}
         asked = Asked({"image": data.reshape(-1, 1)}, parameters, [output.name for output in request.outputs])
-        self.requests.append(asked)
-        try:
-            arrays = self.answer(asked)
-        except tuple(CODES) as error:
-            context.abort(CODES[type(error)], str(error))
+        if asked.outputs == ["class_names"]:
+            arrays = self._named(context)
+        else:
+            self.requests.append(asked)
+            try:
+                arrays = self.answer(asked)
+            except tuple(CODES) as error:
+                context.abort(CODES[type(error)], str(error))
         response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
         for name in asked.outputs:
             array = arrays[name]
@@ -57,11 +60,10 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(array.tobytes())
         return response
 
-    def ModelConfig(self, request, context):  # noqa: N802, ARG002
-        config = model_config_pb2.ModelConfig(name=request.name)
-        if self.class_names is not None:
-            config.parameters["class_names"].string_value = self.class_names
-        return service_pb2.ModelConfigResponse(config=config)
+    def _named(self, context):
+        if self.class_names is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference output 'class_names' for model 'm'")
+        return {"class_names": np.array([[self.class_names.encode()]], object)}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 from listen import listen_grpc, listen_http
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from m2f.rle import encode_mask
 from m2f_client import AsyncClient, Client
@@ -41,6 +41,7 @@ GOOD = {  # one instance that fills an image of 2 x 3
     "queries": ("INT32", [1, 1], integers(0)),
     "rle": ("BYTES", [1, 1], strings(encode_mask(np.ones((2, 3))))),
     "size": ("INT32", [1, 2], integers(2, 3)),
+    "class_names": ("BYTES", [1, 1], strings(b'["cat"]')),
 }
 REFUSALS = {  # word -> HTTP status, gRPC status, message
     "busy": (503, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"),
@@ -51,7 +52,7 @@ REFUSALS = {  # word -> HTTP status, gRPC status, message
 
 
 class FakeTriton:
-    """Answers inferences with `outputs`, and configurations with a class name.
+    """Answers inferences with `outputs`.
 
     Attributes:
         url: its address.
@@ -95,9 +96,6 @@ class FakeTriton:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
-            def do_GET(self):
-                self._send(json.dumps({"parameters": {"class_names": {"string_value": '["cat"]'}}}).encode(), None)
-
             def do_POST(self):
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self._send(*fake._encoded())
@@ -138,12 +136,6 @@ class FakeTriton:
                     answer.outputs.add(name=name, datatype=datatype, shape=shape)
                     answer.raw_output_contents.append(data)
                 return answer
-
-            def ModelConfig(self, request, context):  # noqa: ARG002, N802
-                self._refuse(context)
-                config = model_config_pb2.ModelConfig()
-                config.parameters["class_names"].string_value = '["cat"]'
-                return service_pb2.ModelConfigResponse(config=None if fake.body else config)
 
             def _refuse(self, context):
                 fake.headers.append(dict(context.invocation_metadata()))

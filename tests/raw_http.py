@@ -9,8 +9,8 @@ import time
 RESET = object()
 """In an answer: the connection ends with a reset."""
 
-NAMES = b'{"parameters": {"class_names": {"string_value": "[\\"cat\\"]"}}}'
-"""A model configuration; as an answer: `whole(NAMES)`."""
+NAMES = b'{"outputs": [{"name": "class_names", "datatype": "BYTES", "shape": [1, 1], "data": ["[\\"cat\\"]"]}]}'
+"""The body of an answer with class names; the answer is `whole(NAMES)`."""
 
 
 def whole(body, status="200 OK", *headers):

@@ -14,7 +14,7 @@ from listen import listen_http
 from throwaway import FREE_PORT_OPTIONS, command, write_model
 from tritonclient.utils import InferenceServerException
 
-from m2f_client import Client
+from m2f_client import Client, ModelNotFound
 from m2f_server import ADMIN_HEADER, AccessError
 from m2f_server.access import RESTRICTED, Access, read_access
 from m2f_server.control import Control
@@ -158,8 +158,11 @@ def test_the_command_takes_the_token_from_a_file(tmp_path):
         with tritonclient.grpc.InferenceServerClient(json.loads(ready)["grpc"]) as client:
             assert client.get_model_repository_index(headers={ADMIN_HEADER: TOKEN}).models[0].name == "identity"
         for address in (ready, json.loads(ready)["grpc_url"], json.loads(ready)["grpc"], json.loads(ready)["http_url"]):
-            with Client(address) as client:  # what it prints can be given back
-                assert client.class_names is None
+            with (
+                Client(address) as client,  # what it prints can be given back
+                pytest.raises(ModelNotFound, match="it has no model of m2f"),
+            ):
+                client.predict(b"x")
     finally:
         process.terminate()
         process.communicate(timeout=30)

@@ -114,31 +114,31 @@ def test_a_compressed_answer_that_was_asked_for(kind):
         assert len(result) == 1
 
 
-@KINDS
-def test_a_configuration_that_is_empty(kind):
-    with fake_triton("grpc") as server:
-        server.body = b"", None
-        (error,) = ask(kind, [names], server.url)
-        assert isinstance(error, ServerError), error
-
-
-def faked(*results, config=None):
-    return {"transport": FakeTransport(lambda _: stacked(results), config=config)}
-
-
 @pytest.mark.parametrize(
-    "parameters",
+    ("tensor", "message"),
     [
-        ["x"],
-        "x",
-        {"class_names": []},
-        {"class_names": {"string_value": "[" * 100_000}},
-        {"class_names": {"string_value": 5}},
+        (("INT32", [1, 1], integers(5)), "cannot be read"),
+        (("BYTES", [1, 0], b""), "cannot be read"),
+        (("BYTES", [1, 1], strings(b"cat,dog")), "JSON list of strings"),
+        (("BYTES", [1, 1], strings(b'{"0": "cat"}')), "JSON list of strings"),
+        (("BYTES", [1, 1], strings(b"[1, 2]")), "JSON list of strings"),
+        (("BYTES", [1, 1], strings(b"[" * 100_000)), "JSON list of strings"),
+        (("BYTES", [1, 1], strings(b"\xff")), "JSON list of strings"),
+        (None, "no output 'class_names'"),
     ],
 )
-def test_class_names_that_are_none(parameters):
-    (error,) = ask(Client, [names], **faked(config={"parameters": parameters}))
+def test_class_names_that_are_none(tensor, message):
+    with fake_triton("grpc") as server:
+        del server.outputs["class_names"]
+        if tensor is not None:
+            server.outputs["class_names"] = tensor
+        (error,) = ask(Client, [names], server.url)
     assert type(error) is ServerError
+    assert message in str(error)
+
+
+def faked(*results):
+    return {"transport": FakeTransport(lambda _: stacked(results))}
 
 
 def test_more_pixels_than_were_sent():
@@ -214,4 +214,4 @@ def test_segments_that_are_none(text):
 
 
 def test_the_good_answer_has_every_structured_output():
-    assert set(GOOD) == set(STRUCTURED_OUTPUTS)
+    assert set(GOOD) == {*STRUCTURED_OUTPUTS, "class_names"}

@@ -5,7 +5,7 @@ import inspect
 
 import numpy as np
 import pytest
-from fake_triton import KINDS, ask, ask_once
+from fake_triton import KINDS, ask, ask_once, names
 
 from m2f.contract import STRUCTURED_OUTPUTS
 from m2f_client import AsyncClient, Client, InvalidRequest, M2FError, ModelNotFound, ServerError, UnreadableImage
@@ -16,8 +16,8 @@ def masks_of(count, height, width, seed=0):
     return np.random.default_rng(seed).random((count, height, width)) < 0.4
 
 
-def answering(*results, config=None):
-    transport = FakeTransport(lambda _: stacked(results), config=config)
+def answering(*results, class_names=None):
+    transport = FakeTransport(lambda _: stacked(results), class_names=class_names)
     return Client(transport=transport), transport
 
 
@@ -123,39 +123,17 @@ def test_no_outputs():
         client.predict(b"x", outputs=())
 
 
-def config_with(text):
-    return {"parameters": {"class_names": {"string_value": text}}}
-
-
-@pytest.mark.parametrize(
-    ("config", "names"),
-    [
-        (config_with('["cat", "Bär"]'), ("cat", "Bär")),
-        ({}, None),
-        ({"parameters": {}}, None),
-        (config_with(""), None),
-        (config_with("[]"), None),
-    ],
-)
-def test_class_names(config, names):
-    client, _ = answering(result_of(masks_of(1, 4, 4)), config=config)
-    assert client.class_names == names
-
-
-class Bare(FakeTransport):
-    """Has no model that knows class names."""
-
-    async def model_config(self, model, timeout):
-        await super().model_config(model, timeout)
-        raise ModelNotFound(model)
-
-
 @KINDS
 @pytest.mark.parametrize(
-    ("transport", "names"), [(FakeTransport, ("cat",)), (Bare, None)], ids=["names", "no class names"]
+    ("stated", "names"),
+    [
+        pytest.param(["cat", "Bär"], ("cat", "Bär"), id="names"),
+        pytest.param([], None, id="an empty list"),
+        pytest.param(None, None, id="no such output"),
+    ],
 )
-def test_class_names_are_read_once(kind, transport, names):
-    fake = transport(lambda _: {}, config=config_with('["cat"]'))
+def test_class_names_are_read_once(kind, stated, names):
+    fake = FakeTransport(lambda _: {}, class_names=stated)
 
     def twice(client):
         return client.class_names, client.class_names
@@ -164,14 +142,35 @@ def test_class_names_are_read_once(kind, transport, names):
         return await client.class_names, await client.class_names
 
     assert ask_once(kind, twice if kind is Client else twice_awaited, transport=fake) == (names, names)
-    assert fake.config_calls == 1
+    assert (fake.class_name_calls, fake.requests) == (1, [])
 
 
-@pytest.mark.parametrize("text", ["cat,dog", '{"0": "cat"}', "[1, 2]"])
-def test_class_names_of_the_wrong_form(text):
-    client, _ = answering(result_of(masks_of(1, 4, 4)), config=config_with(text))
-    with pytest.raises(ServerError, match="JSON list of strings"):
-        _ = client.class_names
+def test_the_model_is_the_one_that_was_named():
+    transport = FakeTransport(lambda _: stacked([result_of(masks_of(1, 4, 4))]))
+    client = Client(transport=transport, model="parts")
+    client.predict(b"x")
+    assert (client.model, transport.requests[0].model) == ("parts", "parts")
+
+
+class Refusing(FakeTransport):
+    """Refuses every request."""
+
+    async def infer(self, request):
+        raise {"parts": ModelNotFound, "mask2former": InvalidRequest}[request.model]("no")
+
+
+@KINDS
+@pytest.mark.parametrize(("model", "error"), [("parts", ModelNotFound), ("mask2former", InvalidRequest)])
+def test_class_names_of_a_model_that_does_not_answer(kind, model, error):
+    """None would hide that the model is not there, or that the server wants something first."""
+    with pytest.raises(error, match="no"):
+        ask_once(kind, names, transport=Refusing(lambda _: {}), model=model)
+
+
+def test_a_model_without_a_name():
+    client = Client(transport=FakeTransport(lambda _: {}), model="")
+    with pytest.raises(InvalidRequest, match="name is empty; m2f models"):
+        client.predict(b"x")
 
 
 def test_the_transports_error_arrives_and_the_client_closes():

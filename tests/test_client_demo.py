@@ -43,7 +43,7 @@ COUNTERS = {
 def page_server(server, request):
     """The real server as the page sees it, over both protocols."""
     url = f"{request.param}://{server.grpc_url if request.param == 'grpc' else server.http_url}"
-    with closing(TimedClient(connect(Endpoint.parse(url)), timeout=60)) as page_server:
+    with closing(TimedClient(connect(Endpoint.parse(url)), model="mask2former", timeout=60)) as page_server:
         yield page_server
 
 
@@ -85,18 +85,22 @@ class TestServer:
 
 
 class Told(FakeTransport):
-    """A server without ensemble and names whose statistics cannot be read."""
+    """A server whose model is no ensemble, states no class names, and has statistics that cannot be read."""
 
     def __init__(self):
         masks = np.ones((1, 4, 4), bool)
         super().__init__(lambda _request: stacked([result_of(masks)]))
+
+    async def model_config(self, model, _timeout):
+        return {"name": model}
 
     async def statistics(self, _timeout):
         raise ServerUnavailable("not for you")
 
 
 def test_a_server_that_keeps_its_statistics_to_itself_is_no_obstacle():
-    server = TimedClient(Told(), timeout=1)
+    server = TimedClient(Told(), model="parts", timeout=1)
+    assert server.model == "parts"
     assert (server.class_names, server.score_threshold) == (None, 0)
     assert server.ask(SCENE, score_threshold=0, classes=()).steps == ()
 
@@ -147,7 +151,7 @@ class TestTables:
 
     def test_what_no_step_has_spent_is_the_rest(self):
         steps = (StepTime("mask2former_engine", 30.0, 1.0), StepTime("other", 10.0, 0.5))
-        assert cells(latency_table(TimedAnswer(self.result, 50.0, steps))) == [
+        assert cells(latency_table(TimedAnswer(self.result, 50.0, steps), "mask2former")) == [
             ["engine", "30.0", ""],
             ["other", "10.0", ""],
             ["waiting for a step", "1.5", ""],
@@ -156,7 +160,7 @@ class TestTables:
         ]
 
     def test_without_statistics_there_is_the_total(self):
-        assert cells(latency_table(TimedAnswer(self.result, 50.0, ()))) == [["total", "50.0", ""]]
+        assert cells(latency_table(TimedAnswer(self.result, 50.0, ()), "parts")) == [["total", "50.0", ""]]
 
     def test_a_notice_is_text(self):
         assert "&lt;script&gt;" in notice("<script>")
@@ -189,7 +193,9 @@ def address(server):
     """The page at work. It tells nobody but the server and itself anything."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        closing(TimedClient(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), timeout=60)) as page_server,
+        closing(
+            TimedClient(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), model="mask2former", timeout=60)
+        ) as page_server,
     ):
         for variable in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
             patch.setenv(variable, "")  # restored at the end
@@ -270,16 +276,18 @@ def test_what_is_no_picture_gives_a_notice(page_server, tmp_path, content, said)
 
 
 def test_an_upload_that_has_expired_gives_a_notice():
-    problem, *_ = answer(TimedClient(Told(), timeout=1), IMAGES / "gone.jpg", 0.5, [])
+    problem, *_ = answer(TimedClient(Told(), model="m", timeout=1), IMAGES / "gone.jpg", 0.5, [])
     assert "choose it again" in problem.value
 
 
 def test_a_server_that_has_gone_gives_a_notice():
     class Gone(Told):
-        async def infer(self, _request):
+        async def infer(self, request):
+            if request.outputs == ("class_names",):
+                return await super().infer(request)
             raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
 
-    problem, *_ = answer(TimedClient(Gone(), timeout=1), SCENE, 0.5, [])
+    problem, *_ = answer(TimedClient(Gone(), model="m", timeout=1), SCENE, 0.5, [])
     assert "no gRPC server at grpc://127.0.0.1:1" in problem.value
 
 
@@ -305,6 +313,13 @@ class TestCommand:
         done = self.run(*arguments)
         assert done.exit_code == 2
         assert said in done.output
+
+    @pytest.mark.server
+    def test_a_model_that_is_not_there(self, server):
+        done = self.run("--url", f"grpc://{server.grpc_url}", "--port", "0", "--model", "parts")
+        assert done.exit_code == 1
+        assert "'parts' is not found" in done.output
+        assert "; it has: mask2former" in done.output
 
     @pytest.mark.server
     def test_a_port_that_is_taken(self, server):

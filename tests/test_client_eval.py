@@ -134,7 +134,7 @@ def test_report(m2f, scene, tmp_path):
     assert metrics["parameters"] == {"score_threshold": 0.0, "iou_threshold": 0.9}
     assert f"{metrics['segm']['AP']:.3f}" in ran.stdout
     assert [one["name"] for one in metrics["segm"]["per_class"]] == ["disc", "Square ", "unused"]
-    assert ran.stderr == f"m2f: {m2f.server.url}: classes not in the data set, left out: ghost\n"
+    assert ran.stderr == f"m2f: mask2former at {m2f.server.url}: classes not in the data set, left out: ghost\n"
     saved = json.loads((out / "results.json").read_text())
     assert len(saved) == len(results)
     assert pycocotools_stats(document, saved, "segm", image_ids).stats[0] == pytest.approx(
@@ -189,7 +189,7 @@ def test_an_image_that_does_not_work_is_named_and_left_out(m2f, scene):
     ran = m2f(folder, "--json")
     assert ran.exit_code == 1
     assert f"{folder}/val/4.png: image: not a JPEG, PNG or WebP" in ran.stderr
-    assert f"m2f: {m2f.server.url}: images that failed and are left out of all figures: 2" in ran.stderr
+    assert f"m2f: mask2former at {m2f.server.url}: images that failed and are left out of all figures: 2" in ran.stderr
     metrics = json.loads(ran.stdout)
     rest = [image["id"] for image in document["images"] if image["id"] not in (4, 6)]
     wanted = pycocotools_stats(document, [r for r in results if r["image_id"] in rest], "segm", rest).stats

@@ -185,13 +185,25 @@ def test_a_journal_is_a_file(folder, name, kind):
     assert ran.stderr == f"m2f: {name} is {kind}, and a run is resumed from a file; - prints the lines\n"
 
 
-def test_other_settings_do_not_mix(folder):
+@pytest.mark.parametrize("other", [("--score-threshold", "0.6"), ("--score-threshold", "0.5", "--model", "parts")])
+def test_other_settings_do_not_mix(folder, other):
     assert m2f(folder, EXPECTED[0], "--jsonl", "run.jsonl", "--score-threshold", "0.5").exit_code == 0
     before = (folder / "run.jsonl").read_bytes()
-    ran = m2f(folder, *EXPECTED[:2], "--jsonl", "run.jsonl", "--score-threshold", "0.6")
+    ran = m2f(folder, *EXPECTED[:2], "--jsonl", "run.jsonl", *other)
     assert ran.exit_code == 1
-    assert "run.jsonl comes from a run with other settings (score_threshold=0.5)" in ran.stderr
+    said = "run.jsonl comes from a run with other settings (model mask2former, score_threshold=0.5); repeat these"
+    assert said in ran.stderr
     assert (folder / "run.jsonl").read_bytes() == before
+
+
+def test_a_journal_of_the_time_before_models_had_names_is_resumed(folder):
+    """There was one model then, and it has kept its name."""
+    assert m2f(folder, EXPECTED[0], "--jsonl", "run.jsonl").exit_code == 0
+    line = json.loads((folder / "run.jsonl").read_bytes())
+    assert line.pop("model") == "mask2former"
+    (folder / "run.jsonl").write_text(json.dumps(line) + "\n")
+    assert "1 image done already" in m2f(folder, *EXPECTED[:2], "--jsonl", "run.jsonl").stderr
+    assert "other settings" in m2f(folder, *EXPECTED[:2], "--jsonl", "run.jsonl", "--model", "parts").stderr
 
 
 def test_two_runs_do_not_share_a_journal(folder):

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import cached_property
 
-from m2f.contract import PUBLIC_MODEL, STRUCTURED_OUTPUTS
-from m2f_client.client_errors import ModelNotFound
+from m2f.contract import CLASS_NAMES, PUBLIC_MODEL, STRUCTURED_OUTPUTS
+from m2f_client.client_errors import InvalidRequest
 from m2f_client.images import ImageSource
 from m2f_client.request import (
-    NAMES_MODEL,
     Default,
     build_request,
     checked_timeout,
     class_names_of,
+    class_names_request,
     effective_timeout,
     identified,
     read_answer,
@@ -51,6 +51,11 @@ class _AnyClient:
         """The address of the server."""
         return self._transport.url
 
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._model
+
     async def _predict(
         self,
         images: Sequence[ImageSource],
@@ -66,10 +71,14 @@ class _AnyClient:
             return read_answer(await self._transport.infer(request), request)
 
     async def _read_class_names(self) -> tuple[str, ...] | None:
-        try:
-            return class_names_of(await self._transport.model_config(NAMES_MODEL, self._timeout))
-        except ModelNotFound:
-            return None  # a repository that m2f has not made
+        request = await self._waiting.aside(class_names_request, model=self._model, timeout=self._timeout)
+        with identified(request):
+            try:
+                return class_names_of(await self._transport.infer(request))
+            except InvalidRequest as error:
+                if CLASS_NAMES in str(error):
+                    return None  # the model has no such output: m2f has not made it
+                raise
 
 
 def _open(endpoint: Endpoint, shared_memory: bool, waiting: Waiting) -> Transport:
@@ -95,7 +104,7 @@ class Client(_AnyClient):
             the next when that one is unavailable. Requests are retried, within the timeout, only when a server is
             unavailable or closes the connection.
         timeout: seconds from the call to the answer, everything included; None waits for ever.
-        model: name of the public ensemble.
+        model: name of a public model of the server; `m2f models` lists them.
         headers: sent with every request, e.g. `{"authorization": "Bearer ..."}`; gRPC calls them metadata.
         tls: certificates, if the system's authorities are not the ones to trust.
         shared_memory: large outputs (dense masks, label maps, logits) come through memory that this process shares
@@ -162,10 +171,10 @@ class Client(_AnyClient):
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """The model's class names, read from the server once; None if the model states none.
+        """The model's class names, asked for once, with a tiny picture; None if the model states none.
 
         Raises:
-            ServerUnavailable, Timeout, ServerError: see `m2f_client.client_errors`.
+            ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.client_errors`.
         """
         return run_blocking(self._read_class_names())
 

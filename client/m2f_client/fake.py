@@ -5,13 +5,16 @@ client = Client(transport=FakeTransport(lambda request: stacked([result_of(masks
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from m2f.contract import CLASS_NAMES
 from m2f.rle import encode_mask
+from m2f_client.client_errors import InvalidRequest
 from m2f_client.result import Result
 from m2f_client.transports.protocol import Array, Request
 
@@ -24,38 +27,41 @@ class FakeTransport:
     Args:
         handler: Request -> arrays by output name, batch dimension first. It may raise an M2FError. Outputs that the
             request does not name are dropped.
-        config: the configuration of every model.
+        class_names: the class names of every model. None: the models do not state any.
 
     Attributes:
-        requests: the requests so far.
-        config_calls: how often a configuration was read.
+        requests: the requests so far, except those for class names.
+        class_name_calls: how often class names were asked for; these requests are not among `requests`.
         closed: whether the client was closed.
     """
 
     def __init__(
-        self, handler: Callable[[Request], Mapping[str, Array]], *, config: Mapping[str, Any] | None = None
+        self, handler: Callable[[Request], Mapping[str, Array]], *, class_names: Sequence[str] | None = None
     ) -> None:
         self.url = "fake://server"
         self.requests: list[Request] = []
-        self.config_calls = 0
+        self.class_name_calls = 0
         self.closed = False
         self._handler = handler
-        self._config = dict(config or {})
+        self._class_names = class_names
 
     async def infer(self, request: Request) -> dict[str, Array]:
-        """Return the handler's arrays."""
+        """Return the handler's arrays, or the class names."""
+        if request.outputs == (CLASS_NAMES,):
+            return self._named(request)
         self.requests.append(request)
         answer = self._handler(request)
         return {name: answer[name] for name in request.outputs}
 
-    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:  # noqa: ARG002 (part of the protocol)
-        """Return the configuration."""
-        self.config_calls += 1
-        return self._config
-
     async def close(self) -> None:
         """Set `closed`."""
         self.closed = True
+
+    def _named(self, request: Request) -> dict[str, Array]:
+        self.class_name_calls += 1
+        if self._class_names is None:  # as Triton says it
+            raise InvalidRequest(f"unexpected inference output '{CLASS_NAMES}' for model '{request.model}'")
+        return {CLASS_NAMES: np.array([[json.dumps(list(self._class_names)).encode()]], object)}
 
 
 def result_of(

@@ -6,17 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
 
 import numpy as np
 
+from m2f.contract import CLASS_NAMES
+from m2f.errors import shown
 from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, check_size, readable
 from m2f_client.client_errors import ClientError, InvalidRequest, ServerError
 from m2f_client.images import ImageSource, image_tensor, pixels_of_png
 from m2f_client.result import Result
 from m2f_client.transports.protocol import Array, Parameter, Request
 
-NAMES_MODEL = "mask2former_postprocess"
+_ANY_PICTURE = np.zeros((16, 16, 3), np.uint8)
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -40,6 +41,8 @@ def build_request(
         InvalidRequest, UnreadableImage: as `Client.predict_batch`.
     """
     _check_text("the model's name", model)
+    if not model:
+        raise InvalidRequest("the model's name is empty; m2f models lists the models of a server")
     return Request(
         model=model,
         inputs={"image": image_tensor(images, timeout=timeout)},
@@ -131,22 +134,29 @@ def checked_parameters(parameters: Mapping[str, Parameter | None]) -> dict[str, 
     return checked
 
 
-def class_names_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the parameter `class_names` (a JSON list of strings) of a model configuration, or None.
+def class_names_request(*, model: str, timeout: float | None) -> Request:
+    """Return the request for the class names of a model. They come with the answer to any picture.
 
     Raises:
-        ServerError: the parameter is not a JSON list of strings.
+        InvalidRequest: the model's name is empty, or text that no protocol can carry.
+    """
+    return build_request([_ANY_PICTURE], model=model, outputs=[CLASS_NAMES], timeout=timeout, parameters={})
+
+
+def class_names_of(answer: Mapping[str, Array]) -> tuple[str, ...] | None:
+    """Return the class names in an answer; None if the list is empty.
+
+    Raises:
+        ServerError: the output is not a JSON list of strings.
     """
     with readable():
-        text = config.get("parameters", {}).get("class_names", {}).get("string_value", "")
-        if not text:
-            return None
+        text = answer[CLASS_NAMES].reshape(-1)[0]
         try:
             names = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (RecursionError, ValueError):
             names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ServerError(f"{NAMES_MODEL}: parameter class_names must be a JSON list of strings; got {text[:80]!r}")
+        raise ServerError(f"output {CLASS_NAMES} must be a JSON list of strings; got {shown(text)}")
     return tuple(names) or None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from m2f.errors import M2FError
-from m2f_cli.options import timeout_option, url_option
+from m2f_cli.options import model_option, timeout_option, url_option
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.images import SERVED_SUFFIXES
 from m2f_client.printable import complain
@@ -23,6 +23,7 @@ from m2f_client.transports.connect import connect
 
 @click.command()
 @url_option
+@model_option
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address of the page, or a name; 0.0.0.0 lets in everyone who can reach this machine.")  # fmt: skip
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True,
@@ -31,7 +32,9 @@ from m2f_client.transports.connect import connect
               help="Offer the images in this folder as examples.")  # fmt: skip
 @click.option("--open", "open_browser", is_flag=True, help="Open the page in the browser of this machine.")
 @timeout_option
-def demo(*, url: str, host: str, port: int, examples: Path | None, open_browser: bool, timeout: float) -> None:
+def demo(
+    *, url: str, model: str, host: str, port: int, examples: Path | None, open_browser: bool, timeout: float
+) -> None:
     """Try a server in the browser.
 
     Drop an image, move the minimum score, choose classes. The page shows the instances and the time of each step on
@@ -41,7 +44,8 @@ def demo(*, url: str, host: str, port: int, examples: Path | None, open_browser:
     """
     endpoint, images = _endpoint(url), _images(examples)
     try:
-        with suppress(KeyboardInterrupt), _serving(endpoint, images, host=host, port=port, timeout=timeout) as address:
+        serving = _serving(endpoint, model, images, host=host, port=port, timeout=timeout)
+        with suppress(KeyboardInterrupt), serving as address:
             click.echo(f"m2f: the page is at {address} (Ctrl-C stops it)")
             if open_browser:
                 webbrowser.open(address)
@@ -73,12 +77,14 @@ def _images(folder: Path | None) -> list[Path]:
 
 
 @contextmanager
-def _serving(endpoint: Endpoint, images: list[Path], *, host: str, port: int, timeout: float) -> Iterator[str]:
+def _serving(
+    endpoint: Endpoint, model: str, images: list[Path], *, host: str, port: int, timeout: float
+) -> Iterator[str]:
     """Serve the page until the block ends, and give its address; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from m2f_client.page.timed_client import TimedClient  # noqa: PLC0415
 
-    with closing(TimedClient(connect(endpoint), timeout=timeout)) as client:
+    with closing(TimedClient(connect(endpoint), model=model, timeout=timeout)) as client:
         os.environ.update(no_proxy="*", NO_PROXY="*")  # from here on for Gradio, which asks its own page if it is there
         from m2f_client.page.page import served  # noqa: PLC0415 (gradio takes seconds to import)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from m2f.errors import M2FError
-from m2f_cli.options import concurrency_option, parameter_option, timeout_option, url_option
+from m2f_cli.options import concurrency_option, model_option, parameter_option, timeout_option, url_option
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.evaluation import report
@@ -26,11 +26,13 @@ from m2f_client.transports.protocol import Parameter
 @click.option("--images", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="Folder of the images. Default: searched for beside the annotations.")  # fmt: skip
 @url_option
+@model_option
 @click.option(
     "--against",
     metavar="URL|FILE",
     help="Also compare with another server, or with the results.json of another run (not with --panoptic).",
 )
+@click.option("--against-model", metavar="NAME", help="Model of --against URL. Default: that of --model.")
 @click.option(
     "--panoptic", is_flag=True, help="Compute panoptic quality, not AP; DATASET has COCO panoptic annotations."
 )
@@ -49,7 +51,9 @@ def evaluate(
     dataset: Path,
     images: Path | None,
     url: str,
+    model: str,
     against: str | None,
+    against_model: str | None,
     panoptic: bool,
     by_index: bool,
     score_threshold: float | None,
@@ -70,6 +74,8 @@ def evaluate(
     """
     if panoptic and against and not is_address(against):
         raise click.UsageError("--panoptic compares with a server only: --against URL")
+    if against_model and not is_address(against or ""):
+        raise click.UsageError("--against-model is the model of another server: --against URL")
     threshold = 0.0 if score_threshold is None else score_threshold
     parameters = dict(extra) if panoptic else {"score_threshold": threshold, **dict(extra)}
     try:
@@ -77,10 +83,10 @@ def evaluate(
             Endpoint.parse(address)  # before hours of work
         truth = (read_panoptic if panoptic else read_instances)(dataset, images)
         evaluation = Evaluation(truth, parameters, by_index, concurrency)
-        with Client(url, timeout=timeout) as client:
+        with Client(url, timeout=timeout, model=model) as client:
             evaluated = (evaluate_panoptic if panoptic else evaluate_instances)(client, evaluation)
         if against:
-            evaluated.document["against"] = _compare(evaluated, against, timeout)
+            evaluated.document["against"] = _compare(evaluated, against, against_model or model, timeout)
         if out is not None:
             report.write(out, evaluated)
     except InvalidAddress as error:
@@ -91,8 +97,8 @@ def evaluate(
     sys.exit(0 if report.show(evaluated.document, as_json=as_json) else 1)
 
 
-def _compare(evaluated: Evaluated | EvaluatedPanoptic, against: str, timeout: float) -> Document:
+def _compare(evaluated: Evaluated | EvaluatedPanoptic, against: str, model: str, timeout: float) -> Document:
     if isinstance(evaluated, Evaluated) and not is_address(against):
         return evaluated.against_file(Path(against))
-    with Client(against, timeout=timeout) as other:
+    with Client(against, timeout=timeout, model=model) as other:
         return evaluated.against_server(other)

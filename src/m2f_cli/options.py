@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from m2f.contract import PUBLIC_MODEL
 from m2f.settings import Settings
 from m2f_client.client import Client
 from m2f_client.transports.address import DEFAULT_URL
@@ -43,6 +44,10 @@ url_option = click.option(
     "--url", default=DEFAULT_URL, show_default=True,
     help="The server: grpc://HOST:PORT or http://HOST:PORT. HOST:PORT is gRPC. The line that m2f serve --json prints "
     "will do, too.",
+)  # fmt: skip
+model_option = click.option(
+    "--model", default=PUBLIC_MODEL, metavar="NAME", show_default=True,
+    help="Name of a public model of the server. m2f models lists them.",
 )  # fmt: skip
 parameter_option = click.option(
     "--parameter", "extra", type=KeyValue(), multiple=True, metavar="KEY=VALUE",

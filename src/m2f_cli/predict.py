@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from m2f_cli.options import concurrency_option, parameter_option, timeout_option, url_option
+from m2f_cli.options import concurrency_option, model_option, parameter_option, timeout_option, url_option
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress, InvalidRequest
 from m2f_client.predict.run import STDOUT, PredictOptions, run
@@ -19,6 +19,7 @@ from m2f_client.transports.protocol import Parameter
 @click.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @url_option
+@model_option
 @click.option("--score-threshold", type=float, help="Minimum score (0 to 1). Default: the server's.")
 @click.option("--classes", help="Only these classes, by index or name, comma-separated or a JSON list.")
 @parameter_option
@@ -45,6 +46,7 @@ def predict(
     *,
     images: tuple[str, ...],
     url: str,
+    model: str,
     score_threshold: float | None,
     classes: str | None,
     extra: tuple[tuple[str, Parameter], ...],
@@ -67,7 +69,7 @@ def predict(
     parameters = dict(extra) | {name: value for name, value in named.items() if value is not None}
     try:
         sources = expand(images, out=options["out"])
-        client = Client(url, timeout=timeout)
+        client = Client(url, timeout=timeout, model=model)
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from None
     except InvalidAddress as error:

@@ -61,10 +61,11 @@ class Evaluation:
         return (by_index if self.by_index else by_name)(client.class_names, self.dataset)
 
     def document(self, client: Client, collected: Collected[Any], categories: Categories) -> Document:
-        """Return what every report has: data set, server, parameters, number of images, failures."""
+        """Return what every report has: data set, server, model, parameters, number of images, failures."""
         return {
             "dataset": str(self.dataset.path),
             "server": client.url,
+            "model": client.model,
             "parameters": dict(self.parameters),
             "images": len(collected.answers),
             "objects": sum(self.dataset.objects(collected.answers).values()),

@@ -42,6 +42,7 @@ class Evaluated:
         collected = instances(client, self.evaluation, categories)
         return {
             **self._against(client.url, collected.answers),
+            "model": client.model,
             **self.evaluation.troubles(collected, categories),
         }
 

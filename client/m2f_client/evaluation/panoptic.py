@@ -47,6 +47,7 @@ class EvaluatedPanoptic:
         names = {image.id: str(image.path) for image in evaluation.dataset.images}
         return {
             "name": client.url,
+            "model": client.model,
             "images": len(both),
             "differ": [names[i] for i in names if i in mine and _numbers(mine[i]) != _numbers(theirs[i])],
             "before": before,

@@ -68,21 +68,26 @@ def _as_json(document: Document) -> str:
 
 def _complain(part: Document) -> bool:
     """Print a server's warnings and failures to standard error; return whether an image failed."""
-    server, failures = part.get("server") or part["name"], part["failures"]
+    origin, failures = _origin(part), part["failures"]
     for message in part["warnings"]:
-        complain(f"{server}: {message}")
+        complain(f"{origin}: {message}")
     for failure in failures:
         complain(f"{failure['file_name']}: {failure['reason']}")
     if failures:
-        complain(f"{server}: images that failed and are left out of all figures: {len(failures)}")
+        complain(f"{origin}: images that failed and are left out of all figures: {len(failures)}")
     return bool(failures)
+
+
+def _origin(part: Mapping[str, Any]) -> str:
+    """Return where the figures of a report, or of its comparison, come from: a server's model, or a file."""
+    name: str = part.get("server") or part["name"]
+    return f"{part['model']} at {name}" if "model" in part else name
 
 
 def summary(document: Document) -> list[str | Table]:
     """Return the lines and tables of a report, from top to bottom."""
-    about = (
-        f"{document['dataset']}: {document['images']} images, {document['objects']} objects, by {document['server']}"
-    )
+    found_in = f"{document['images']} images, {document['objects']} objects"
+    about = f"{document['dataset']}: {found_in}, by {_origin(document)}"
     if sent := ", ".join(f"{name}={value}" for name, value in document["parameters"].items()):
         about += f" with {sent}"
     if "panoptic" in document:
@@ -98,7 +103,7 @@ def summary(document: Document) -> list[str | Table]:
 
 def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
     lines = [
-        f"against {other['name']}, {other['images']} images: {other['matched']} of {other['instances']} instances "
+        f"against {_origin(other)}, {other['images']} images: {other['matched']} of {other['instances']} instances "
         f"have a partner; {other['extra']} instances of the other answer have none"
     ]
     if other["iou"] is not None:
@@ -112,7 +117,7 @@ def _comparison(other: Mapping[str, Any]) -> list[str | Table]:
 
 
 def _panoptic_comparison(other: Mapping[str, Any]) -> list[str | Table]:
-    lines = [f"against {other['name']}, {other['images']} images"]
+    lines = [f"against {_origin(other)}, {other['images']} images"]
     if other["differ"]:
         lines.append(f"images with other numbers of found, false or missed segments: {listed(other['differ'])}")
     return [*lines, _differences_table("this server", other, list(other["before"]))]

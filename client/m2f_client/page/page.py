@@ -42,7 +42,7 @@ def build(client: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
         return answer(client, Path(path), threshold, classes)
 
     with gr.Blocks(title="m2f demo", analytics_enabled=False, delete_cache=(_KEEP_S, _KEEP_S)) as page:
-        gr.Markdown(f"### Mask2Former at `{client.url}`")
+        gr.Markdown(f"### `{client.model}` at `{client.url}`")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = gr.File(
@@ -102,7 +102,7 @@ def answer(client: TimedClient, path: Path, threshold: float, classes: Sequence[
     except M2FError as error:
         return _refused(str(error))
     table = instances_table(found.result, client.class_names)
-    return gr.HTML(visible=False), picture, table, latency_table(found)
+    return gr.HTML(visible=False), picture, table, latency_table(found, client.model)
 
 
 def _refused(message: str) -> Shown:

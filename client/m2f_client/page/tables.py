@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from m2f.contract import PUBLIC_MODEL
 from m2f_client.converters.draw import colour
 from m2f_client.page.timed_client import TimedAnswer
 from m2f_client.result import Result
@@ -57,9 +56,14 @@ def instances_table(result: Result, class_names: Sequence[str] | None) -> str:
     return _table(f"<b>{count}</b> <span>in {width} x {height} pixels</span>", head, rows)
 
 
-def latency_table(answer: TimedAnswer) -> str:
-    """Return a table with a row and a bar for each step of the server, and for the rest of the client's total time."""
-    spent = {step.name.removeprefix(f"{PUBLIC_MODEL}_"): step.work_ms for step in answer.steps}
+def latency_table(answer: TimedAnswer, model: str) -> str:
+    """Return a table with a row and a bar for each step of the server, and for the rest of the client's total time.
+
+    Args:
+        answer: the answer and its times.
+        model: name of the model; the names of its steps are shown without it.
+    """
+    spent = {step.name.removeprefix(f"{model}_"): step.work_ms for step in answer.steps}
     if spent:
         spent["waiting for a step"] = sum(step.wait_ms for step in answer.steps)
         # a step may begin before the previous one has cleaned up, so the sum can slightly exceed the total

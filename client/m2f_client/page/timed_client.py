@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2f.contract import PUBLIC_MODEL
+from m2f.ensembles import read_ensemble
 from m2f.errors import M2FError
 from m2f.settings import Settings
+from m2f_client.answer import readable
 from m2f_client.client import Client
-from m2f_client.client_errors import ModelNotFound
-from m2f_client.request import NAMES_MODEL, class_names_of
 from m2f_client.result import Result
 from m2f_client.transports.protocol import Connection, Deadline
 from m2f_client.transports.waiting import run_blocking
@@ -60,10 +59,12 @@ class TimedClient:
 
     Args:
         transport: the connection; `close` closes it.
+        model: name of a public model.
         timeout: seconds for a whole request.
 
     Attributes:
         url: address of the server.
+        model: name of the model.
         class_names: the model's class names; None if the model states none.
         score_threshold: the threshold that the server uses for requests without one.
 
@@ -71,20 +72,14 @@ class TimedClient:
         ServerUnavailable, ModelNotFound, Timeout, ServerError: see `m2f_client.client_errors`.
     """
 
-    def __init__(self, transport: Connection, *, timeout: float) -> None:
+    def __init__(self, transport: Connection, *, model: str, timeout: float) -> None:
         self._transport = transport
         self._timeout = timeout
-        self._client = Client(transport=transport, timeout=timeout)
-        self.url = transport.url
-        ensemble = run_blocking(transport.model_config(PUBLIC_MODEL, timeout)).get("ensemble_scheduling", {})
-        self._steps = tuple(step["model_name"] for step in ensemble.get("step", ()))
-        try:
-            config = run_blocking(transport.model_config(NAMES_MODEL, timeout))
-        except ModelNotFound:
-            config = {}  # not a repository of m2f
-        self.class_names = class_names_of(config)
-        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
-        self.score_threshold = Settings.from_repository(parameters).score_threshold
+        self._client = Client(transport=transport, model=model, timeout=timeout)
+        self.url, self.model = transport.url, model
+        self.class_names = self._client.class_names
+        self._steps, postprocess = self._read_steps()
+        self.score_threshold = self._read_settings(postprocess).score_threshold
 
     def ask(self, image: Path, *, score_threshold: float, classes: Sequence[int]) -> TimedAnswer:
         """Find the instances of an image file.
@@ -109,11 +104,26 @@ class TimedClient:
         """Close the connection."""
         self._client.close()
 
+    def _read_steps(self) -> tuple[tuple[str, ...], str | None]:
+        """Return the model's steps, and the step whose settings are the model's; no steps if it is no ensemble."""
+        config = run_blocking(self._transport.model_config(self.model, self._timeout))
+        with readable():
+            ensemble = read_ensemble(config)
+        return (ensemble.steps, ensemble.postprocess) if ensemble is not None else ((), None)
+
+    def _read_settings(self, step: str | None) -> Settings:
+        if step is None:
+            return Settings()
+        config = run_blocking(self._transport.model_config(step, self._timeout))
+        with readable():
+            parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        return Settings.from_repository(parameters)
+
     def _counted(self, before: Spent) -> Spent:
         """Return the statistics once they count the request. Triton answers before it counts, the ensemble last."""
         deadline = Deadline(_COUNTED_S)
         after = self._spent()
-        while before and requests_of(after) <= requests_of(before) and deadline.left():
+        while before and self._requests(after) <= self._requests(before) and deadline.left():
             time.sleep(0.002)
             after = self._spent()
         return after
@@ -124,10 +134,9 @@ class TimedClient:
         except M2FError:
             return {}  # a proxy may block statistics; the instances are shown all the same
 
-
-def requests_of(spent: Spent) -> int:
-    """Return the number of requests that the ensemble has answered."""
-    return spent.get(PUBLIC_MODEL, (0, 0, 0))[0]
+    def _requests(self, spent: Spent) -> int:
+        """Return the number of requests that the model has answered."""
+        return spent.get(self.model, (0, 0, 0))[0]
 
 
 def spent(statistics: Sequence[Mapping[str, Any]]) -> Spent:

@@ -2,7 +2,7 @@
 
 The instances are a COCO data set whose annotations are detections:
 
-    {"info":        {"description": ..., "server": ...},
+    {"info":        {"description": ..., "server": ..., "model": ...},
      "images":      [{"id": 1, "file_name": "as given", "width": w, "height": h}],
      "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
                       "iscrowd": 0, "segmentation": {"size": [h, w], "counts": "..."}}],
@@ -24,12 +24,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TextIO
 
+from m2f_client.client import Client
 from m2f_client.converters.coco import CocoDict, class_name
 from m2f_client.predict.journal import Journal, Line
 
 
-def write_instances(stream: TextIO, journal: Journal, class_names: Sequence[str] | None, *, server: str) -> None:
-    """Write the instances of all images as one COCO document."""
+def write_instances(stream: TextIO, journal: Journal, class_names: Sequence[str] | None, client: Client) -> None:
+    """Write the instances of all images as one COCO document. `client` names server and model."""
     labels = range(len(class_names or ()))  # grows with the labels found
 
     def annotations() -> Iterator[CocoDict]:
@@ -42,7 +43,7 @@ def write_instances(stream: TextIO, journal: Journal, class_names: Sequence[str]
                 rest = {key: value for key, value in row.items() if key != "name"}
                 yield {"id": number, "image_id": image_id, **rest, "iscrowd": 0}
 
-    _write_head(stream, "instances found by m2f", server)
+    _write_head(stream, "instances found by m2f", client)
     _write_list(stream, "images", _images(journal))
     _write_list(stream, "annotations", annotations())
     _write_list(stream, "categories", ({"id": i + 1, "name": class_name(i, class_names)} for i in labels))
@@ -51,8 +52,8 @@ def write_instances(stream: TextIO, journal: Journal, class_names: Sequence[str]
     stream.write("\n}\n")
 
 
-def write_panoptic(stream: TextIO, journal: Journal, class_names: Sequence[str] | None, *, server: str) -> None:
-    """Write the segments of all images as one COCO panoptic document."""
+def write_panoptic(stream: TextIO, journal: Journal, class_names: Sequence[str] | None, client: Client) -> None:
+    """Write the segments of all images as one COCO panoptic document. `client` names server and model."""
     things: dict[int, int] = {}  # class index -> isthing, of the classes found
 
     def annotations() -> Iterator[CocoDict]:
@@ -60,7 +61,7 @@ def write_panoptic(stream: TextIO, journal: Journal, class_names: Sequence[str] 
             things.update({segment["category_id"]: segment.get("isthing", 1) for segment in line["segments_info"]})
             yield {"image_id": image_id, "file_name": line["panoptic"], "segments_info": line["segments_info"]}
 
-    _write_head(stream, "segments found by m2f", server)
+    _write_head(stream, "segments found by m2f", client)
     _write_list(stream, "images", _images(journal))
     _write_list(stream, "annotations", annotations())
     categories = [{"id": i, "name": class_name(i, class_names), "isthing": things[i]} for i in sorted(things)]
@@ -78,8 +79,9 @@ def _images(journal: Journal) -> Iterator[CocoDict]:
         yield {"id": image_id, **{key: line[key] for key in ("file_name", "width", "height")}}
 
 
-def _write_head(stream: TextIO, description: str, server: str) -> None:
-    stream.write('{\n"info": ' + json.dumps({"description": description, "server": server}))
+def _write_head(stream: TextIO, description: str, client: Client) -> None:
+    info = {"description": description, "server": client.url, "model": client.model}
+    stream.write('{\n"info": ' + json.dumps(info))
 
 
 def _write_list(stream: TextIO, name: str, rows: Iterable[CocoDict]) -> None:

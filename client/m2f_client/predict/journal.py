@@ -1,10 +1,11 @@
 r"""The journal of a run: a file with a JSON line for each image, from which a stopped run resumes.
 
-    {"file_name": "a.jpg", "parameters": {...}, "width": 640, "height": 480,
+    {"file_name": "a.jpg", "model": "mask2former", "parameters": {...},
+     "width": 640, "height": 480,
      "instances": [{"category_id": 1, "name": "cat", "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
                     "segmentation": {"size": [h, w], "counts": "..."}}],
      "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...]}
-    {"file_name": "b.jpg", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
+    {"file_name": "b.jpg", "model": "mask2former", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
 
 The files that a line names (`overlay` and so on, if the run writes them) are written before the line. The line is
 handed to the operating system before its image is reported: a killed run loses no reported image, and leaves at most
@@ -19,9 +20,11 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from m2f.contract import PUBLIC_MODEL
 from m2f.errors import M2FError
 from m2f_client.files import not_a_file
 
@@ -31,6 +34,31 @@ _START = b'{"file_name": '
 _SYNC_S = 1.0  # seconds between two fsync: the work that a power cut may cost
 
 
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides the contents of a run's lines. A run with other settings does not resume from them.
+
+    Attributes:
+        model: name of the model.
+        parameters: request parameters.
+        artefacts: which of ARTEFACTS the run writes.
+    """
+
+    model: str
+    parameters: Mapping[str, Any]
+    artefacts: tuple[str, ...]
+
+    @classmethod
+    def of_line(cls, line: Line) -> RunSettings:
+        """Return the settings of the run that wrote a line. Before models had names there was one model."""
+        made = tuple(name for name in ARTEFACTS if name in line)
+        return cls(line.get("model", PUBLIC_MODEL), line["parameters"], made)
+
+    def __str__(self) -> str:
+        parameters = (f"{key}={value}" for key, value in self.parameters.items())
+        return ", ".join([f"model {self.model}", *parameters, *self.artefacts])
+
+
 class Journal:
     """The journal of this run and of the run that it resumes.
 
@@ -38,18 +66,16 @@ class Journal:
 
     Args:
         path: the file; None: a temporary file, from which no run resumes.
-        parameters: request parameters of this run.
-        artefacts: which of ARTEFACTS this run writes.
+        settings: the settings of this run.
 
     Raises:
         M2FError: the file cannot be written, is used by another run, is not a journal, or comes from a run with other
             settings.
     """
 
-    def __init__(self, path: Path | None, *, parameters: Mapping[str, Any], artefacts: tuple[str, ...]) -> None:
+    def __init__(self, path: Path | None, settings: RunSettings) -> None:
         self.path = path
-        self._parameters = dict(parameters)
-        self._artefacts = artefacts
+        self._settings = settings
         self._places: dict[str, int] = {}  # image -> where its line starts
         self._synced = time.monotonic()
         try:
@@ -81,13 +107,13 @@ class Journal:
         return len(self._places)
 
     def add(self, line: Line) -> str:
-        """Append the line of an image, with this run's parameters; return the text written.
+        """Append the line of an image, with this run's model and parameters; return the text written.
 
         Raises:
             M2FError: the file cannot be written.
         """
         name = line["file_name"]
-        line = {"file_name": name, "parameters": self._parameters, **line}
+        line = {"file_name": name, "model": self._settings.model, "parameters": self._settings.parameters, **line}
         text = json.dumps(line)
         try:
             place = self._file.seek(0, os.SEEK_END)
@@ -135,14 +161,12 @@ class Journal:
             place += length
 
     def _check_settings(self, line: Line) -> None:
-        made = tuple(name for name in ARTEFACTS if name in line)
-        if line["parameters"] == self._parameters and made == self._artefacts:
-            return
-        settings = [f"{key}={value}" for key, value in line["parameters"].items()] + list(made)
-        raise M2FError(
-            f"{self.path} comes from a run with other settings ({', '.join(settings) or 'none'}); "
-            "repeat these settings to resume that run, or remove the file to start again"
-        )
+        settings = RunSettings.of_line(line)
+        if settings != self._settings:
+            raise M2FError(
+                f"{self.path} comes from a run with other settings ({settings}); "
+                "repeat these settings to resume that run, or remove the file to start again"
+            )
 
     def _rewrite(self) -> None:
         assert self.path is not None  # a temporary file starts empty
@@ -186,6 +210,7 @@ def _parsed(text: bytes) -> Line | None:
     except (ValueError, RecursionError):
         return None
     whole = isinstance(line, dict) and {"file_name", "parameters"} <= line.keys()
+    whole = whole and isinstance(line["parameters"], dict)
     whole = whole and all(_is_name(line[kind]) for kind in ARTEFACTS if kind in line)
     return line if whole and ("error" in line or "instances" in line) else None
 

@@ -19,7 +19,7 @@ from m2f_client.client_errors import ModelNotFound, ServerUnavailable, Unreadabl
 from m2f_client.predict.annotated import OverlayVideos
 from m2f_client.predict.documents import write_instances, write_panoptic
 from m2f_client.predict.job import Item, Job, Outcome, save
-from m2f_client.predict.journal import Journal
+from m2f_client.predict.journal import Journal, RunSettings
 from m2f_client.predict.screen import Screen
 from m2f_client.predict.sources import read, unique_stems
 from m2f_client.predict.video import count_frames, frames, is_video, source_of
@@ -83,7 +83,8 @@ def run(client: Client, options: PredictOptions) -> int:
         if options.out is not None:
             save(options.out, lambda out: out.mkdir(parents=True, exist_ok=True))
         job = Job(client, options.parameters, names, options.out, options.raw, options.panoptic)
-        journal = Journal(options.journal, parameters=options.parameters, artefacts=job.artefacts)
+        settings = RunSettings(client.model, options.parameters, job.artefacts)
+        journal = Journal(options.journal, settings)
         try:
             running = _PredictRun(job, journal, options)
             running.work()
@@ -228,7 +229,7 @@ class _PredictRun:
         self._screen.note(f"wrote {target}")
 
     def _write(self, write: Callable[..., None], stream: TextIO) -> None:
-        write(stream, self._journal, self._job.names, server=self._job.client.url)
+        write(stream, self._journal, self._job.names, self._job.client)
 
     def _say_what_is_left(self) -> None:
         done, path = _images(self._journal.done), self._journal.path

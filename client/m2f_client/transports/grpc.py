@@ -13,7 +13,8 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import readable
-from m2f_client.client_errors import ServerUnavailable
+from m2f_client.client_errors import ModelNotFound, ServerUnavailable
+from m2f_client.served_models import Hint
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
 from m2f_client.transports.of_process import OfProcess
@@ -53,6 +54,7 @@ class GrpcTransport:
         self.url = endpoint.url
         self._headers = endpoint.headers
         self._waiting = waiting
+        self._hint = Hint(self)
         self._channels = _channels(endpoint)
         self._clients = OfProcess(self._open)
         if not waiting.asynchronous:
@@ -65,10 +67,15 @@ class GrpcTransport:
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
         arguments = infer_arguments(triton, request)
-        return arrays(await self._call("infer", request.timeout, model_name=request.model, **arguments), request)
+        deadline = Deadline(request.timeout)
+        try:
+            answer = await self._call("infer", request.timeout, model_name=request.model, **arguments)
+        except ModelNotFound as error:
+            raise await self._hint.added_to(error, deadline.left()) from error.__cause__
+        return arrays(answer, request)
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration of `model`; see `Transport.model_config`."""
+        """Return the configuration of `model`; see `Connection.model_config`."""
         answer = await self._call("get_model_config", timeout, model_name=model, as_json=True)
         with readable():
             config: dict[str, Any] = answer["config"]

@@ -17,7 +17,8 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import PLAIN, readable, refuse_encoded
-from m2f_client.client_errors import ServerError, ServerUnavailable, Timeout
+from m2f_client.client_errors import ModelNotFound, ServerError, ServerUnavailable, Timeout
+from m2f_client.served_models import Hint
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
 from m2f_client.transports.of_process import OfProcess
@@ -68,6 +69,7 @@ class HttpTransport:
         self.url = endpoint.url
         self._endpoint = endpoint
         self._waiting = waiting
+        self._hint = Hint(self)
         self._targets = Targets(endpoint.targets)
         self._proxies = {target: proxy_for(endpoint.scheme, target) for target in endpoint.targets}
         self._pools = OfProcess(self._open)
@@ -87,11 +89,15 @@ class HttpTransport:
                 raise ServerError(f"the server's answer cannot be read ({error})") from error
             return arrays(answer, request)
 
-        return await self._call(read, request.timeout, f"models/{quote(request.model)}/infer", body, headers)
+        deadline = Deadline(request.timeout)
+        try:
+            return await self._call(read, request.timeout, f"models/{_quoted(request.model)}/infer", body, headers)
+        except ModelNotFound as error:
+            raise await self._hint.added_to(error, deadline.left()) from error.__cause__
 
     async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration of `model`; see `Transport.model_config`."""
-        config: dict[str, Any] = await self._call(_as_json, timeout, f"models/{quote(model)}/config")
+        """Return the configuration of `model`; see `Connection.model_config`."""
+        config: dict[str, Any] = await self._call(_as_json, timeout, f"models/{_quoted(model)}/config")
         return config
 
     async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
@@ -182,6 +188,10 @@ class HttpTransport:
             return (httpcore.AsyncConnectionPool if asynchronous else httpcore.ConnectionPool)(**options)
         kind = httpcore.AsyncHTTPProxy if asynchronous else httpcore.HTTPProxy
         return kind(f"http://{proxy.address}", proxy.login, **options)
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")  # a slash, too: the name is one part of the path
 
 
 def _as_is(_: Mapping[str, str], content: bytes) -> bytes:

@@ -81,15 +81,18 @@ class Transport(Protocol):
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model and return the wanted outputs, batch dimension first."""
 
-    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration of `model` as Triton's JSON has it."""
-
     async def close(self) -> None:
         """Close the connection."""
 
 
 class Connection(Transport, Protocol):
     """A `Transport` to a real server, with the rest of what m2f asks a server for."""
+
+    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
+        """Return the configuration of `model`, as Triton's JSON has it.
+
+        Over gRPC 64-bit numbers are text, and default values are left out.
+        """
 
     async def register_memory(self, name: str, byte_size: int, timeout: float | None) -> None:
         """Let the server map the file /dev/shm/`name`.

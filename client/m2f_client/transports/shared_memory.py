@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from m2f.errors import M2FError
 from m2f_client.client_errors import InvalidAddress, ModelNotFound, NoSharedMemory, ServerUnavailable, Timeout
@@ -122,10 +121,6 @@ class SharedMemoryTransport:
             raise timed_out(self.url, request.timeout) from error
         self._learn(answer)
         return answer
-
-    async def model_config(self, model: str, timeout: float | None) -> dict[str, Any]:
-        """Return the configuration of `model`; see `Transport.model_config`."""
-        return await self._connection.model_config(model, timeout)
 
     async def close(self) -> None:
         """Close the connection and release all regions."""
