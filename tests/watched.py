@@ -58,6 +58,12 @@ ensemble_scheduling { step [{
 """
 
 
+def write_ensemble(repository, name, worker, model=MODEL):
+    """An ensemble of one step."""
+    write(repository, worker, CONFIG, model)
+    write(repository, name, ENSEMBLE.replace('"worker"', f'"{worker}"'))
+
+
 def write(repository, name, config, model=None):
     (repository / name / "1").mkdir(parents=True)
     (repository / name / "config.pbtxt").write_text(config)
@@ -91,12 +97,18 @@ class Asked(threading.Thread):
 
 
 @contextmanager
-def watched(repository, **timing):
+def watched(repository, *, strict=True, **timing):
     """A server under a `Watch` with little patience; yields it, the watch, its events and what ended it."""
-    patience = {"timeout_s": 2.0, "longest_work_s": 4.0, "canary_period_s": 0.2, "canary_rest": 0.0}
+    patience = {
+        "timeout_s": 2.0,
+        "longest_work_s": 4.0,
+        "canary_period_s": 0.2,
+        "canary_rest": 0.0,
+        "models_period_s": 0.2,
+    }
     impatient = Timing(**{**patience, **timing})
     events, stop, ended = [], threading.Event(), []
-    with serve(model_repository=repository, **FREE_PORTS) as server:
+    with serve(model_repository=repository, strict=strict, **FREE_PORTS) as server:
         own = Watch(server, lambda event, **fields: events.append((event, fields)), impatient)
 
         def run():
@@ -108,7 +120,7 @@ def watched(repository, **timing):
         thread = threading.Thread(target=run)
         thread.start()
         try:
-            until(lambda: not own.trouble or ended)
+            until(lambda: "" in own.troubles.values() or ended)
             yield server, own, events, ended
         finally:
             stop.set()
