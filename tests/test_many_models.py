@@ -58,6 +58,7 @@ def test_one_is_mended_unloaded_and_loaded_and_the_other_answers(repository):
 
 
 @pytest.mark.server
+@pytest.mark.more
 def test_one_beyond_help_leaves_the_server_to_the_other(repository):
     """First a step that cannot be reloaded, then one that answers wrong; each until its cause is gone."""
     flag, file = repository / "wrong", repository / "second_worker/1/model.py"
@@ -104,7 +105,7 @@ def test_an_export_that_does_not_load_ends_the_first_start_and_no_other(reposito
     file.write_text(BROKEN)
     (repository / "second/export.json").write_text("{}")
     with (
-        pytest.raises(ModelLoadError, match="second_worker.*no weights"),
+        pytest.raises(ModelLoadError, match=r"second_worker.*no weights"),
         serve(model_repository=repository, **FREE_PORTS),
     ):
         pass
