@@ -86,11 +86,27 @@ def test_a_look_is_good_for_as_many_requests_as_it_found_room_for(metrics, clock
     assert (metrics.looks, clock.naps) == (2, 0)
 
 
-@pytest.mark.parametrize("others", [{MODEL: 99}, {"mask2former": 99}, {"resnet": 99}, {"my_mask2former_engine": 99}])
+OTHERS = [{MODEL: 99}] + [
+    {name: 99} for name in ("mask2former", "resnet", "my_mask2former_engine", "mask2former_left_engine", "parts_engine")
+]
+
+
+@pytest.mark.parametrize("others", OTHERS)
 def test_only_the_queues_behind_count(metrics, clock, others):
     metrics.show(mask2former_engine=0, **others)
     gate(metrics, clock).wait()
     assert clock.naps == 0
+
+
+def test_an_export_of_another_name_counts_its_own_queues(metrics, clock):
+    metrics.show(parts_left_engine=0, mask2former_engine=LONGEST, parts_engine=0)
+    waits = Backpressure("parts_preprocess", metrics.warnings.append, now=lambda: clock.now, sleep=clock.sleep)
+    waits.wait()
+    assert clock.naps == 0
+    metrics.after = {2: {"parts_raw": LONGEST}, 5: {"parts_raw": 0}}
+    for _ in range(LONGEST):
+        waits.wait()
+    assert (metrics.looks, clock.naps) == (5, 3)
 
 
 @pytest.mark.parametrize("waiting", [LONGEST, LONGEST + 7])

@@ -1,15 +1,14 @@
-"""The repository that an export makes: what is written into it, and how it takes its place."""
+"""The models that an export writes: their names, and what is written into them."""
 
 import json
-import os
-import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
+from m2f.contract import STEPS, models_of
+from m2f.ensembles import read_ensemble
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
@@ -46,9 +45,9 @@ VARIANTS = {
 def written(request, tmp_path):
     """A stage for one variant: its folder and the source."""
     source = replace(OWN, preprocessing=request.param)
-    repository.copy_template(tmp_path)
-    repository.copy_head(tmp_path, masks="full")
-    repository.configure(tmp_path, source)
+    repository.copy_template(tmp_path, "parts")
+    repository.copy_head(tmp_path, "parts", masks="full")
+    repository.configure(tmp_path, "parts", source)
     return tmp_path, source
 
 
@@ -62,8 +61,8 @@ def parameters(folder, model):
 
 def test_what_is_written_is_what_the_server_reads(written):
     folder, source = written
-    assert Preprocessing.from_repository(parameters(folder, "mask2former_preprocess")) == source.preprocessing
-    post, panoptic, semantic = (parameters(folder, f"mask2former_{s}") for s in ("postprocess", "panoptic", "semantic"))
+    assert Preprocessing.from_repository(parameters(folder, "parts_preprocess")) == source.preprocessing
+    post, panoptic, semantic = (parameters(folder, f"parts_{s}") for s in ("postprocess", "panoptic", "semantic"))
     assert Settings.from_repository(panoptic | post) == source.settings
     assert not [key for key in post if key.startswith("panoptic_")]
     assert Settings.from_repository(semantic) == Settings(background_label_id=0)
@@ -76,8 +75,8 @@ def test_what_is_written_is_what_the_server_reads(written):
 
 
 def test_where_nothing_says_what_is_stuff_all_are_things(tmp_path):
-    repository.copy_template(tmp_path)
-    repository.configure(tmp_path, replace(OWN, facts=ModelFacts(class_names=NAMES)))
+    repository.copy_template(tmp_path, "mask2former")
+    repository.configure(tmp_path, "mask2former", replace(OWN, facts=ModelFacts(class_names=NAMES)))
     for step in ("mask2former_postprocess", "mask2former_panoptic"):
         assert ModelFacts.from_repository(parameters(tmp_path, step)).thing_classes is None
 
@@ -107,12 +106,54 @@ def test_every_statement_of_the_input_agrees(written):
 def test_the_template_is_copied_without_its_model(written):
     folder, _ = written
     assert not list(folder.rglob("*.onnx"))
-    assert {path.name for path in repository.template().iterdir()} <= {path.name for path in folder.iterdir()}
+    assert {path.name for path in folder.iterdir()} == set(models_of("parts", head=True))
     assert all(any(model.glob("[0-9]*")) for model in folder.iterdir())  # Triton wants a version of each
 
 
+def test_no_word_of_the_default_name_stays(written):
+    folder, _ = written
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            assert "mask2former" not in path.read_text(), path
+    for model in folder.glob("*/config.pbtxt"):
+        assert read(model).name == model.parent.name
+
+
+def test_an_ensembles_steps_are_those_of_its_name(written):
+    folder, _ = written
+    found = read_ensemble(
+        json_format.MessageToDict(read(folder / "parts/config.pbtxt"), preserving_proto_field_name=True)
+    )
+    assert found.public
+    assert found.steps == tuple(f"parts_{step}" for step in STEPS)
+
+
+def test_class_names_stand_one_a_line_beside_the_ensemble(written):
+    folder, _ = written
+    assert (folder / "parts/labels.txt").read_text(encoding="utf-8").splitlines() == list(NAMES)
+
+
+def test_a_name_with_a_line_break_takes_one_line_and_no_names_make_no_file(tmp_path):
+    for name, names in {"a": ("red\ncar ", "\tblue"), "b": ()}.items():
+        repository.copy_template(tmp_path, name)
+        repository.configure(tmp_path, name, replace(OWN, facts=ModelFacts(class_names=names)))
+    assert (tmp_path / "a/labels.txt").read_text() == "red car\nblue\n"
+    assert not (tmp_path / "b/labels.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["parts", "P", "parts-v1.2_b", "a" * 100])
+def test_names(name):
+    repository.check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "1", "_a", ".a", "a b", "a/b", "../a", "ä", "a\n", "a$", "a" * 101])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(ExportError, match=r"is no name for an export: a letter, then letters, digits"):
+        repository.check_name(name)
+
+
 def test_a_head_that_gives_logits_says_so(tmp_path):
-    repository.copy_head(tmp_path, masks="stride4")
+    repository.copy_head(tmp_path, "mask2former", masks="stride4")
     configs = [read(path) for path in tmp_path.rglob("*.pbtxt")]
     kinds = [tensor.data_type for config in configs for tensor in config.output if tensor.name == "masks"]
     assert kinds == [model_config_pb2.TYPE_FP32] * 4
@@ -132,109 +173,3 @@ def test_comments_stay_and_go_with_their_parameters():
     assert repository.set_parameter(config, "c", None) == config
     close = config.replace("\n\n", "\n")  # without an empty line between two parameters
     assert repository.set_parameter(close, "b", None) == close[: close.index("# why b")]
-
-
-def test_a_link_stays_a_link(tmp_path):
-    for content in ("1", "2"):
-        (tmp_path / "link").unlink(missing_ok=True)
-        (tmp_path / "link").symlink_to("real")
-        with repository.staged(tmp_path / "link") as stage:
-            (stage / repository.REPORT).write_text(content)
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "real" / repository.REPORT).read_text() == "2"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
-
-
-def test_it_appears_when_all_is_well_and_nothing_else_stays(tmp_path):
-    target = tmp_path / "deep" / "mine"
-    with repository.staged(target) as stage:
-        (stage / repository.REPORT).write_text("{}")
-        assert not target.exists()
-    assert [path.name for path in target.parent.iterdir()] == ["mine"]
-
-
-def test_an_export_is_replaced(tmp_path, monkeypatch):
-    there, rmtree = [], shutil.rmtree
-
-    def look_and_remove(folder, **options):
-        there.append((tmp_path / "mine" / repository.REPORT).read_text())
-        rmtree(folder, **options)
-
-    monkeypatch.setattr(shutil, "rmtree", look_and_remove)
-    for text in ("1", "2"):
-        with repository.staged(tmp_path / "mine") as stage:
-            (stage / repository.REPORT).write_text(text)
-            (stage / text).touch()
-    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["2", repository.REPORT]
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-    assert there[-2:] == ["2", "2"]  # the new one is in place before the old one is deleted
-
-
-def test_a_failure_leaves_the_old_one(tmp_path):
-    with repository.staged(tmp_path / "mine") as stage:
-        (stage / repository.REPORT).write_text("1")
-
-    def fail():
-        with repository.staged(tmp_path / "mine") as stage:
-            (stage / repository.REPORT).write_text("2")
-            raise ExportError("drifts")
-
-    with pytest.raises(ExportError, match="drifts"):
-        fail()
-    assert (tmp_path / "mine" / repository.REPORT).read_text() == "1"
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_a_stage_that_cannot_be_moved_leaves_the_old_one(tmp_path):
-    with repository.staged(tmp_path / "mine") as stage:
-        (stage / repository.REPORT).write_text("1")
-    with pytest.raises(FileNotFoundError), repository.staged(tmp_path / "mine") as stage:
-        stage.rmdir()
-    assert (tmp_path / "mine" / repository.REPORT).read_text() == "1"
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
-
-
-@pytest.mark.parametrize("name", ["folder", "file"])
-def test_what_is_not_an_export_is_never_replaced(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "precious").touch()
-    (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=rf"{name} exists and was not made by m2f export"):
-        repository.staged(tmp_path / name).__enter__()
-    assert (tmp_path / "folder" / "precious").exists()
-
-
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"file cannot be written to"):
-        repository.staged(tmp_path / "file" / "mine").__enter__()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = shutil.which("mount")
-    if (
-        os.geteuid()
-        or not mount
-        or subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "m2f", place], check=False).returncode
-    ):
-        pytest.skip("a tmpfs can be mounted by root only")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
-def test_a_full_disk_leaves_the_old_one(small_disk):
-    with repository.staged(small_disk / "mine") as stage:
-        (stage / repository.REPORT).write_text("1")
-
-    def fill():
-        with repository.staged(small_disk / "mine") as stage:
-            (stage / "model.onnx").write_bytes(bytes(2 << 20))
-
-    with pytest.raises(ExportError, match=r"no space left in .*disk; .*mine is as it was"):
-        fill()
-    assert (small_disk / "mine" / repository.REPORT).read_text() == "1"
-    assert [path.name for path in small_disk.iterdir()] == ["mine"]

@@ -86,7 +86,9 @@ def test_every_subset_of_outputs(grpc, image_files):
 
 @pytest.mark.server
 def test_request_parameters_are_refused_not_ignored(grpc, image_files):
-    with pytest.raises(InferenceServerException, match="'score_threshold': the thresholds of mask2former_head are in"):
+    with pytest.raises(
+        InferenceServerException, match="'score_threshold': the thresholds of a graph with its head are in it"
+    ):
         grpc.infer("mask2former_head", image_input(image_files[0]), score_threshold=0.9)
 
 

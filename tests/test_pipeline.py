@@ -57,7 +57,7 @@ def test_every_step_is_compared_and_reported(exported):
         assert (exact["matched"], exact["extra"]) == (exact["instances"], 0)
         assert exact["iou"] >= 0.9999
         assert exact["score_max"] <= 1e-4
-    assert json.loads((target / "export.json").read_text()) == report
+    assert json.loads((target / "mask2former/export.json").read_text()) == report
     assert {"read", "ONNX", "fp16", "Triton"} <= {step["step"] for step in report["steps"]}
     assert all(step["seconds"] >= 0 and step["peak_memory_mib"] > 0 for step in report["steps"])
 
@@ -208,7 +208,7 @@ def test_bfloat16_is_compared_as_a_device_rounds_it(tmp_path):
         CONFIG, CHECKPOINT, "--repository", tmp_path / "mine", *size, "--precision", "bf16", *compare_on(IMAGES)
     )
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "mine" / "export.json").read_text())
+    report = json.loads((tmp_path / "mine" / "mask2former/export.json").read_text())
     assert [step["name"] for step in report["comparison"]["steps"]] == ["ONNX Runtime", "bf16"]
     assert "not compared through Triton" in result.stderr
 

@@ -14,12 +14,12 @@ from typing import Any
 import onnx
 
 from m2f.agreement import CONFIDENT, Found
-from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
+from m2f.contract import PUBLIC_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS, models_of
 from m2f.errors import M2FError
 from m2f.limits import MAX_BATCH_SIZE
 from m2f.preprocess import Preprocessing
 from m2f.settings import INSTANCE_KEYS, Settings
-from m2f_export import repository_writer
+from m2f_export import repository_place, repository_writer
 from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.export_errors import ExportError
@@ -55,6 +55,7 @@ class ExportRequest:
         timing_cache: file of TensorRT's measured kernel times, read if it exists and written afterwards.
         images: pictures to compare the steps on; empty: random pictures.
         tolerance: largest mean difference of a logit between two float32 steps; None: `ladder.EXACT.mean`.
+        name: name of the public ensemble in the repository; the other models begin with it.
     """
 
     model: Path
@@ -70,6 +71,7 @@ class ExportRequest:
     timing_cache: Path | None = None
     images: tuple[Path, ...] = ()
     tolerance: float | None = None
+    name: str = PUBLIC_MODEL
 
     @property
     def given_graph(self) -> Path | None:
@@ -80,15 +82,16 @@ class ExportRequest:
 
 
 def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[str, Any]:
-    """Export a model and put a repository that serves it at `target`.
+    """Export a model and add it to the repository at `target`.
 
     Args:
         request: what to export.
-        target: the folder to make; an earlier export there is replaced after the new one has passed every check.
+        target: the repository, which is made if it does not exist. After all checks have passed, the models replace
+            those of an earlier export of the same name; all else in the repository stays as it is.
         say: receives a line for each step.
 
     Returns:
-        The report, as it is saved in the repository's `export.json`.
+        The report, as it is saved in `NAME/export.json`.
 
     Raises:
         ExportError: the request is not valid, or a step drifts from the step before; nothing is replaced.
@@ -97,16 +100,17 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
         raise ExportError(f"a graph with its head in {NOT_ON_CPU} cannot be compared here: give fp32 or fp16")
     if (request.target or request.timing_cache) and not request.engine:
         raise ExportError("a target and a timing cache are for an engine: add --engine")
+    repository_writer.check_name(request.name)
     export = _Export(request, say)
-    with repository_writer.staged(target) as stage:
-        folder = repository_writer.copy_template(stage)
+    name, models = request.name, models_of(request.name, head=request.head is not None)
+    with repository_place.staged(target, models) as stage:
+        folder = repository_writer.copy_template(stage, name)
         export.make_onnx(folder / "model.onnx")
-        if request.head:
-            repository_writer.copy_head(stage, masks=request.head)
-        repository_writer.configure(stage, export.ladder.source)
-        if request.head:
+        head_folder = repository_writer.copy_head(stage, name, masks=request.head) if request.head else None
+        repository_writer.configure(stage, name, export.ladder.source)
+        if request.head and head_folder:
             with export.step(f"head kept ({request.head})"):
-                export.add_head(stage, request.head)
+                export.add_head(folder, head_folder, request.head)
         built = None
         if request.engine:
             with export.step("TensorRT"):
@@ -116,8 +120,8 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
         else:
             with export.step("Triton"):
                 export.compare_served(stage)
-        report = {**export.report(), "engine": built}
-        (stage / repository_writer.REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        report = {"name": name, "models": sorted(models), **export.report(), "engine": built}
+        (stage / name / repository_place.REPORT).write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -136,8 +140,8 @@ def export_graph(request: ExportRequest, target: Path, say: Say) -> dict[str, An
         ExportError: the request is not valid or asks for more than a graph, or a step drifts from the step before;
             nothing is written.
     """
-    if request.head or request.engine:
-        raise ExportError("a head or an engine goes into a repository: give --repository in place of --onnx")
+    if request.head or request.engine or request.name != PUBLIC_MODEL:
+        raise ExportError("a head, an engine and a name are for a repository: give --repository in place of --onnx")
     if not target.parent.is_dir():
         raise ExportError(f"{target.parent}: no such folder")
     export = _Export(request, say)
@@ -287,8 +291,8 @@ class _Export:
         if precision != NOT_ON_CPU:
             self.ladder.climb(f"{precision}, CPU", run_onnx(output), HALF)
 
-    def add_head(self, stage: Path, masks: str) -> None:
-        """Add a graph with its head, compared with the Python postprocess."""
+    def add_head(self, folder: Path, head_folder: Path, masks: str) -> None:
+        """Add the graph with its head to the graph without it, compared with the Python postprocess."""
         source = self.ladder.source
         settings = source.settings
         limits = [limit for limit in (settings.pre_top_k, settings.keep_top_k) if limit > 0]
@@ -297,12 +301,12 @@ class _Export:
         ignored = [key for key in INSTANCE_KEYS if getattr(settings, key) != getattr(known, key)]
         if ignored:
             self.say(f"the head in the graph knows score_threshold and one top_k; not: {', '.join(ignored)}")
-        engine = load_onnx(stage / repository_writer.ENGINE / "1" / "model.onnx")
+        engine = load_onnx(folder / "model.onnx")
         head = InstanceHead(
             top_k=known.pre_top_k, score_threshold=known.score_threshold, masks=masks,
             mask_stride=source.facts.mask_stride, thing_classes=source.facts.thing_classes,
         )  # fmt: skip
-        path = stage / repository_writer.HEAD_ENGINE / "1" / "model.onnx"
+        path = head_folder / "model.onnx"
         onnx.save(attach_head(engine, head), path)
         self.ladder.check_head(path, known)
 
@@ -343,7 +347,7 @@ class _Export:
         try:
             with (
                 serve(model_repository=stage, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
-                Client(f"grpc://{server.grpc_url}") as client,
+                Client(f"grpc://{server.grpc_url}", model=self.request.name) as client,
             ):
                 self.ladder.finish("Triton", ask)
         except ServerNotFoundError as error:

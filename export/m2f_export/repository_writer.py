@@ -1,22 +1,16 @@
-"""Write a model repository: a copy of `model_repository/` with the parameters of the exported model.
-
-The copy is built beside its place and moved there when everything has been checked.
-"""
+"""Write the models of an export: a copy of `model_repository/` with its name and its parameters."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2f.contract import HEAD_ENGINE, PUBLIC_MODEL, model_name
 from m2f.preprocess import Preprocessing
 from m2f.settings import PANOPTIC_KEYS, SEMANTIC_KEYS, Settings
 from m2f_export.export_errors import ExportError
@@ -25,9 +19,9 @@ if TYPE_CHECKING:  # it needs torch, which a server without the exporter does no
     from m2f_export.sources.base import Source
 
 HERE = Path(__file__).parent
-REPORT = "export.json"  # Triton looks at folders only
-ENGINE = "mask2former_engine"
-HEAD_ENGINE = "mask2former_head_engine"
+LABELS = "labels.txt"  # in the public ensemble's folder: a class name a line
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_LONGEST_NAME = 100
 
 _FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
 _NO_LIMIT = 4  # longer edge / shorter edge
@@ -41,91 +35,75 @@ def template() -> Path:
     return checkout if checkout.is_dir() else HERE / "model_repository"
 
 
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; it replaces `target` if the block ends without an exception.
+def check_name(name: str) -> None:
+    """Check the name of an export: it becomes part of folders, addresses and labels of metrics.
 
     Raises:
-        ExportError: `target` exists and is not an export, its folder cannot be written to, or the disk is full.
+        ExportError: the name has other characters, or is too long.
     """
-    target = Path(os.path.realpath(target))  # a link stays, and what it points to is replaced
-    if target.exists() and not (target / REPORT).is_file():
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST_NAME:
         raise ExportError(
-            f"{target} exists and was not made by m2f export: it is not replaced; give another --repository"
+            f"{name!r} is no name for an export: a letter, then letters, digits, '_', '-' and '.'; at most "
+            f"{_LONGEST_NAME} characters"
         )
-    stage = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        stage.mkdir(parents=True)
-        yield stage
-        _put_in_place(stage, target)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise ExportError(f"no space left in {target.parent}; {_kept(target)}") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise ExportError(f"{target.parent} cannot be written to: {error.strerror}") from error
-        raise
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
-def _kept(target: Path) -> str:
-    return f"{target} is as it was" if target.exists() else "nothing was written"
-
-
-def _put_in_place(stage: Path, target: Path) -> None:
-    for cache in list(stage.rglob("__pycache__")):  # of the server that tried it
-        shutil.rmtree(cache)
-    if not target.exists():
-        stage.rename(target)
-        return
-    old = stage.with_name(stage.name + ".old")
-    target.rename(old)
-    try:
-        stage.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
-
-
-def copy_template(stage: Path) -> Path:
-    """Copy the template's configurations and code, without its model.
+def copy_template(stage: Path, name: str) -> Path:
+    """Copy the template's configurations and code under a name, without its model.
 
     Returns:
         The folder that the engine's files go to.
     """
-    ignore = shutil.ignore_patterns("*.onnx", "*.plan", "__pycache__")
-    shutil.copytree(template(), stage, ignore=ignore, dirs_exist_ok=True)
-    return stage / ENGINE / "1"
+    _copy(template(), stage, name)
+    return stage / model_name(name, "engine") / "1"
 
 
-def copy_head(stage: Path, *, masks: str) -> None:
+def copy_head(stage: Path, name: str, *, masks: str) -> Path:
     """Add the models that serve a graph with its head.
 
     Args:
         stage: the repository.
+        name: name of the export.
         masks: the graph's masks, `full` or `stride4`.
+
+    Returns:
+        The folder that the graph with its head goes to.
     """
-    models = HERE / "head_repository"
-    shutil.copytree(models, stage, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    copies = _copy(HERE / "head_repository", stage, name)
     if masks == "stride4":
-        for path in models.rglob("*.pbtxt"):
-            copy = stage / path.relative_to(models)
-            copy.write_text(copy.read_text().replace(_FULL_MASKS, _MASK_LOGITS))
+        for config in (path for copy in copies for path in copy.rglob("*.pbtxt")):
+            config.write_text(config.read_text().replace(_FULL_MASKS, _MASK_LOGITS))
+    return stage / model_name(name, HEAD_ENGINE) / "1"
 
 
-def configure(stage: Path, source: Source) -> None:
-    """Write the parameters of a model into the configurations that use them."""
+def _copy(models: Path, stage: Path, name: str) -> list[Path]:
+    """Copy models of the default name under another name, and return the copies."""
+    ignore = shutil.ignore_patterns("*.onnx", "*.plan", "__pycache__", LABELS)
+    copies = []
+    for model in sorted(path for path in models.iterdir() if path.is_dir()):
+        copy = stage / model.name.replace(PUBLIC_MODEL, name, 1)
+        shutil.copytree(model, copy, ignore=ignore)
+        for config in copy.rglob("*.pbtxt"):
+            config.write_text(config.read_text().replace(PUBLIC_MODEL, name))
+        copies.append(copy)
+    return copies
+
+
+def configure(stage: Path, name: str, source: Source) -> None:
+    """Write what is specific to a model: the parameters of its steps, the size of its input, its class names."""
     preprocessing = source.preprocessing
-    _edit(stage / "mask2former_preprocess" / "config.pbtxt", preprocessing_parameters(preprocessing))
-    for model, parameters in step_parameters(source).items():
-        _edit(stage / model / "config.pbtxt", parameters)
+    parameters_of = {"preprocess": preprocessing_parameters(preprocessing), **step_parameters(source)}
+    for step, parameters in parameters_of.items():
+        _edit(stage / model_name(name, step) / "config.pbtxt", parameters)
+    if names := source.facts.class_names:
+        lines = (" ".join(str(one).split()) for one in names)  # a name with a line break would take two lines
+        (stage / name / LABELS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for path in (*stage.glob("*/config.pbtxt"), *stage.glob("*/configs/*.pbtxt")):
         path.write_text(_set_input(path.read_text(), preprocessing))
 
 
 def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
-    """Return the parameters of each step that reads the logits; None for parameters to remove."""
+    """Return the parameters of each step of `contract.STEPS` that reads the logits; None for parameters to remove."""
     settings = {field.name: _value(getattr(source.settings, field.name)) or None for field in fields(Settings)}
     background = {"background_label_id": settings["background_label_id"]}
     facts, things = source.facts, source.facts.thing_classes
@@ -136,14 +114,14 @@ def step_parameters(source: Source) -> dict[str, dict[str, str | None]]:
     }
     panoptic, semantic = ({key: settings.pop(key) for key in keys} for keys in (PANOPTIC_KEYS, SEMANTIC_KEYS))
     return {
-        "mask2former_postprocess": {**settings, **classes, **stride},
-        "mask2former_panoptic": {**panoptic, **background, **classes, **stride},
-        "mask2former_semantic": {**semantic, **background, **stride},
+        "postprocess": {**settings, **classes, **stride},
+        "panoptic": {**panoptic, **background, **classes, **stride},
+        "semantic": {**semantic, **background, **stride},
     }
 
 
 def preprocessing_parameters(preprocessing: Preprocessing) -> dict[str, str | None]:
-    """Return the parameters of `mask2former_preprocess`; None for parameters at their default, which are removed."""
+    """Return the parameters of the step `preprocess`; None for parameters at their default, which are removed."""
     defaults = {field.name: field.default for field in fields(Preprocessing)}
     values = {name: getattr(preprocessing, name) for name in defaults}
     return {

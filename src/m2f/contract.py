@@ -31,6 +31,17 @@ def model_name(name: str, step: str) -> str:
     return f"{name}_{step}"
 
 
+def models_of(name: str, *, head: bool) -> tuple[str, ...]:
+    """Return the names of all models of an export; its public ensemble is the first.
+
+    Args:
+        name: name of the export.
+        head: whether the export has a graph that includes its head.
+    """
+    steps = (TENSOR, *STEPS, *((HEAD, HEAD_ENGINE) if head else ()))
+    return (name, *(model_name(name, step) for step in steps))
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One tensor of the contract.

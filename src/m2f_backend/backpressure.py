@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from m2f.contract import PUBLIC_MODEL
+from m2f.contract import HEAD_ENGINE, STEPS, model_name
 from m2f.limits import MAX_BATCH_SIZE
 from m2f_backend.calls import CallError, queues
 
 METRICS = "M2F_METRICS"  # environment variable: `host:port` of the server's metrics
 LONGEST = 2 * MAX_BATCH_SIZE  # the next batch, and one more on its way
 
+_OWN = "preprocess"  # of STEPS
 _TRITON_METRICS = "127.0.0.1:8002"  # Triton's default
 _METRICS_TIMEOUT_S = 1.0
 _PERIOD_S = 0.05  # reading the metrics takes 1 ms
@@ -30,7 +31,7 @@ class Backpressure:
     model, and new requests go to the model that was loaded in its place.
 
     Args:
-        model: name of the preprocessing model; its own queue does not count.
+        model: name of the preprocessing model. Only the queues of the other steps of its export count.
         warn: called with the reason when the queues cannot be read. They then count as empty.
         now: returns the time in seconds.
         sleep: waits for some seconds.
@@ -44,7 +45,8 @@ class Backpressure:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._model = model
+        name = model.removesuffix(f"_{_OWN}")
+        self._behind = {model_name(name, step) for step in (*STEPS, HEAD_ENGINE) if step != _OWN}
         self._warn = warn
         self._now = now
         self._sleep = sleep
@@ -77,7 +79,7 @@ class Backpressure:
         except CallError as error:
             self._warn_of(str(error), now)
             return 0
-        behind = [name for name in seen.pending if name.startswith(f"{PUBLIC_MODEL}_") and name != self._model]
+        behind = [name for name in seen.pending if name in self._behind]
         if not behind:
             self._warn_of("a server without this repository", now)
         self._lost_at |= {name: now for name, count in seen.lost.items() if count > self._lost.get(name, count)}

@@ -21,6 +21,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 
 @click.command(epilog="Exit codes: 0 no error (warnings are allowed); 1 at least one error; 2 wrong usage.")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--model", metavar="NAME", help="Check only the export of this name in a repository.  [default: all]")
 @click.option(
     "--deploy-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
     help="Compare the ONNX or the repository with this deploy config.",
@@ -33,7 +34,13 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "blue"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(
-    *, path: Path, deploy_config: Path | None, tensorrt_version: str | None, server_version: str | None, as_json: bool
+    *,
+    path: Path,
+    model: str | None,
+    deploy_config: Path | None,
+    tensorrt_version: str | None,
+    server_version: str | None,
+    as_json: bool,
 ) -> None:
     """Report what is wrong with PATH before a server does.
 
@@ -43,7 +50,11 @@ def doctor(
     """
     try:
         diagnosis = diagnose(
-            path, deploy_config=deploy_config, tensorrt_version=tensorrt_version, server_version=server_version
+            path,
+            model=model,
+            deploy_config=deploy_config,
+            tensorrt_version=tensorrt_version,
+            server_version=server_version,
         )
     except ExportError as error:
         raise click.UsageError(printable(str(error))) from error

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from m2f.contract import PUBLIC_MODEL
 from m2f.errors import M2FError
 from m2f.preprocess import LAYOUTS
 from m2f_client.printable import printable
@@ -27,7 +28,9 @@ PATH = click.Path(path_type=Path)
 @click.argument("model", type=PATH)
 @click.argument("weights", type=PATH, required=False)
 @click.option("--repository", type=PATH,
-              help="Write a model repository to this folder. An earlier export there is replaced.")
+              help="Add the model to the repository in this folder. An earlier export of the same name is replaced.")
+@click.option("--name", default=PUBLIC_MODEL, show_default=True,
+              help="Name of the model in the repository, which may hold several.")
 @click.option("--describe", type=PATH, metavar="FILE",
               help="MODEL is an ONNX file of any origin; this JSON file describes it.")
 @click.option("--onnx", type=PATH, help="Write only the ONNX graph, to this file.")

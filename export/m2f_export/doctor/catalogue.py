@@ -38,7 +38,7 @@ BATCH_DIFFERS = error("batch-differs", "dynamic_axes leaves the batch free; in {
     *_OTHER_CONFIG)
 SETTINGS_DIFFER = warning("settings-differ", "{config} asks for {pairs}",
     "the server's thresholds are not those of the deploy config",
-    "write the values into the parameters of {step}/config.pbtxt, or send them with each request")
+    "write the values into the parameters of {step}, or send them with each request")
 KEY_NOT_READ = warning("key-not-read", "post_processing.{key} means nothing for Mask2Former",
     "neither MMDeploy nor m2f reads the key", "remove the key; keys that act here: {keys}")
 KEY_MISSPELT = warning("key-not-read", "post_processing.{key} means nothing for Mask2Former: did you mean {close}?",
@@ -46,7 +46,7 @@ KEY_MISSPELT = warning("key-not-read", "post_processing.{key} means nothing for 
 KEYS_OF_MMDEPLOY = note("key-not-read", "not read: {keys}", "m2f export decides these by itself", "nothing to do")
 MMDEPLOY_IGNORES = note("mmdeploy-ignores", "MMDeploy ignores post_processing for Mask2Former; m2f serves with {keys}",
     "open-mmlab/mmdeploy#2775: MMDeploy's engine returns raw cls_logits and mask_logits whatever these keys say",
-    "m2f export --deploy-config writes them into mask2former_postprocess, where they act")
+    "m2f export --deploy-config writes them into the postprocess step, where they act")
 MASKS_OFF = warning("masks-off", "export_postprocess_mask is false",
     "m2f obeys the key: `rle` and `masks` stay empty. (MMDeploy's base config has it too, but MMDeploy ignores it.)",
     "post_processing.export_postprocess_mask = true, if you want masks")
@@ -127,7 +127,7 @@ ONNX_BATCH_FIXED = warning("batch-fixed", "the batch is fixed to {batch}",
 SERVED_BATCH_FIXED = error("batch-fixed", ONNX_BATCH_FIXED.what, ONNX_BATCH_FIXED.why,
     f"{ONNX_BATCH_FIXED.fix}, or max_batch_size: 0")
 HEAD_KEPT = note("head-kept", "the graph holds the head: {names}",
-    "its outputs are instances, so mask2former_postprocess does not fit behind it",
+    "its outputs are instances, so the postprocess step does not fit behind it",
     "serve it in a repository made by m2f export --head")
 _OUTPUT_FIX = "export again with output_names={outputs}, in this order"
 ONNX_OUTPUT_NAMES = error("output-names", "no output {missing}; its outputs are: {names}",
@@ -145,7 +145,7 @@ BATCH_BAKED = error("batch-baked", "the batch is baked in: axis 0 is free, but a
 FULL_SIZE_MASKS = warning("full-size-masks",
     "full-size masks: {example}{queries} x {height} x {width} in mask_logits, {full} a response; at stride 4: {small}",
     "sixteen times the memory and traffic, for pixels that the post-processing can interpolate itself",
-    "m2f export leaves the upsampling out; to serve it unchanged, set mask_stride to 1 in mask2former_postprocess")
+    "m2f export leaves the upsampling out; to serve it unchanged, set mask_stride to 1 in the postprocess step")
 
 # TensorRT plans
 
@@ -190,6 +190,9 @@ STRAY_FOLDER = error("stray-folder", "{name} is a folder without a config.pbtxt"
 LINK_DANGLING = error("link-dangling", "{name} is a link to {target}, which cannot be followed",
     _NOT_STARTED + "Triton follows every link in the folders of a repository and of a model",
     "remove {name}, or bring back what it points to")
+OLD_LAYOUT = warning("old-layout", "export.json beside the models: an export of before exports had names",
+    "it serves as before, but knows no output `class_names`, and the next export does not record what belongs to it",
+    "m2f export with the same arguments and --repository {folder}: it replaces these models and this file only")
 MODEL_NAME = error("model-name", "the name {name!r} has characters that a shell or ASCII does not have",
     "Triton starts Python models with a shell, so the model never becomes ready",
     "rename folder and model: letters, digits and _ - . only")
@@ -214,7 +217,7 @@ _QUEUE = (
     "{name} has a queue that refuses requests",
     "Triton loses wake-ups of such a queue: requests wait for the next request, or half a second")
 QUEUE_POLICY = warning("queue-policy", *_QUEUE,
-    "remove default_queue_policy: mask2former_preprocess refuses for all steps")
+    "remove default_queue_policy: the preprocess step refuses for all steps")
 QUEUE_OF_ONE = warning("queue-policy", _QUEUE[0] + ", and one instance", _QUEUE[1],
     "count: 2 in instance_group: each instance wakes the queue for the other")
 PARAMETER_INVALID = error("parameter-invalid", "{reason}", _REFUSES, _IN_PARAMETERS)

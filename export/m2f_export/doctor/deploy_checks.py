@@ -56,7 +56,7 @@ def compare_with_settings(path: Path, config: DeployConfig, settings: Settings, 
     different = {key: value for key, value in asked.items() if value != getattr(settings, key)}
     if different:
         pairs = listed(f"{key} {value} (served: {getattr(settings, key)})" for key, value in different.items())
-        step = "mask2former_panoptic" if set(different) <= set(PANOPTIC_KEYS) else "mask2former_postprocess"
+        step = "the panoptic step" if set(different) <= set(PANOPTIC_KEYS) else "the postprocess step"
         yield catalogue.SETTINGS_DIFFER(where, config=path.name, pairs=pairs, step=step)
 
 

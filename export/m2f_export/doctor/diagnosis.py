@@ -60,6 +60,7 @@ def kind_of(path: Path) -> str:
 def diagnose(
     path: Path,
     *,
+    model: str | None = None,
     deploy_config: Path | None = None,
     tensorrt_version: str | None = None,
     server_version: str | None = None,
@@ -68,14 +69,17 @@ def diagnose(
 
     Args:
         path: the file, or the repository's folder.
+        model: ensemble of the only export to check, for a repository; None: every export.
         deploy_config: a deploy config to compare an ONNX or a repository with.
         tensorrt_version: the server's TensorRT, for a plan: `X.Y` or longer; None: the installed version.
         server_version: Triton's version or its container's, for a repository; None: of the server found here.
 
     Raises:
-        ExportError: there is no such path, doctor does not read its kind, or an option does not fit the kind.
+        ExportError: there is no such path, doctor does not read its kind, or an option does not fit it.
     """
     kind = kind_of(path)
+    if model is not None and kind != "repository":
+        raise ExportError(f"{path}: a model is chosen in a repository, not in a {kind}")
     if deploy_config is not None and kind not in ("ONNX", "repository"):
         raise ExportError(f"{path}: only an ONNX or a repository is compared with a deploy config, not a {kind}")
     if tensorrt_version is not None and not re.fullmatch(r"\d+(\.\d+){1,3}", tensorrt_version):
@@ -95,7 +99,7 @@ def diagnose(
         findings += compare_with_onnx(*deploy, graph) if deploy is not None and graph is not None else []
     else:
         findings += check_repository(
-            path, tensorrt_version=tensorrt_version, server_version=server_version, deploy=deploy
+            path, model=model, tensorrt_version=tensorrt_version, server_version=server_version, deploy=deploy
         )
     return Diagnosis(path=path, kind=kind, findings=tuple(sorted(findings, key=lambda f: LEVELS.index(f.level))))
 

@@ -45,11 +45,6 @@ class Model:
         """The default configuration; None if it is missing or does not parse."""
         return self.configs.get(DEFAULT)
 
-    @property
-    def is_engine(self) -> bool:
-        """Whether this model runs the network: `mask2former_engine`, `mask2former_head_engine`."""
-        return self.name.endswith("_engine")
-
     def parameters(self, config: str = DEFAULT) -> dict[str, str]:
         """Return the `parameters` block of a configuration."""
         return {key: value.string_value for key, value in self.configs[config].parameters.items()}
@@ -119,8 +114,6 @@ def _read_model(path: Path, folders: list[Path]) -> tuple[list[Finding], Model]:
             findings += found
             if config is not None:
                 configs[str(file.relative_to(path))] = config
-    if not _exists(path / DEFAULT):
-        findings.append(catalogue.CONFIG_MISSING(path, name=path.name))
     if shlex.quote(path.name) != path.name and any(config.backend == "python" for config in configs.values()):
         findings.append(catalogue.MODEL_NAME(path, name=path.name))
     found, version = _newest_version(path, folders)

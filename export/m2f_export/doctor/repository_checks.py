@@ -18,59 +18,90 @@ from m2f_export.doctor import catalogue
 from m2f_export.doctor.deploy_checks import compare_with_onnx, compare_with_settings
 from m2f_export.doctor.engine_checks import ONNX, check_engine
 from m2f_export.doctor.ensemble_checks import check_ensembles, is_ensemble
+from m2f_export.doctor.exports import Export, read_exports
 from m2f_export.doctor.file_checks import check_content
 from m2f_export.doctor.findings import Finding, listed
 from m2f_export.doctor.model_configs import DEFAULT, Model, read_repository
 from m2f_export.doctor.onnx_checks import Graph, check_onnx
 from m2f_export.doctor.server_version import check_server
+from m2f_export.export_errors import ExportError
 from m2f_export.onnx_files import MAX_INPUT_SIDE
+from m2f_export.repository_place import REPORT
 
-PREPROCESS, POSTPROCESS = "mask2former_preprocess", "mask2former_postprocess"
-PANOPTIC, SEMANTIC = "mask2former_panoptic", "mask2former_semantic"
 _FACTS, _LIMITS = tuple(ModelFacts.__dataclass_fields__), ("max_pixels", "max_output_bytes")
-# The parameters that each step reads.
+# The parameters that each step reads, by what it does
 _KEYS = {
-    POSTPROCESS: (*INSTANCE_KEYS, *_FACTS, "threads", "max_pixels", "max_instances"),
-    PANOPTIC: (*PANOPTIC_KEYS, "background_label_id", *_FACTS, *_LIMITS),
-    SEMANTIC: (*SEMANTIC_KEYS, "background_label_id", "mask_stride", *_LIMITS),
+    "postprocess": (*INSTANCE_KEYS, *_FACTS, "threads", "max_pixels", "max_instances"),
+    "panoptic": (*PANOPTIC_KEYS, "background_label_id", *_FACTS, *_LIMITS),
+    "semantic": (*SEMANTIC_KEYS, "background_label_id", "mask_stride", *_LIMITS),
 }
 
 
 def check_repository(
     folder: Path,
     *,
+    model: str | None = None,
     tensorrt_version: str | None = None,
     server_version: str | None = None,
     deploy: tuple[Path, DeployConfig] | None = None,
 ) -> list[Finding]:
-    """Check a model repository.
+    """Check a model repository: each export by itself, and what keeps a server from starting.
 
     Args:
         folder: the repository.
+        model: ensemble of the only export to check; None: every export.
         tensorrt_version: the server's TensorRT, to compare with the plan's.
         server_version: Triton's version or its container's; None: of the server found here.
         deploy: a deploy config and its path, to compare with the ONNX and the thresholds.
+
+    Raises:
+        ExportError: no export has that ensemble, or it is not clear which export the deploy config is of.
     """
     findings, models = read_repository(folder)
     findings += check_server(server_version) if models else []
-    for model in models.values():
-        findings += [*_files(model), *_response_cache(model), *_queue(model)]
-    findings += check_ensembles(models)
-    preprocessing, found = _preprocessing(models.get(PREPROCESS))
-    findings += found
-    steps = [models[name] for name in _KEYS if name in models and models[name].config is not None]
-    findings += [finding for step in steps for finding in _step(step)]
-    findings += _disagreements(steps)
-    for engine in (model for model in models.values() if model.is_engine):
-        found, graph = _onnx(engine)
-        findings += [*found, *check_engine(engine, graph, tensorrt_version=tensorrt_version)]
+    findings += [catalogue.OLD_LAYOUT(folder, folder=folder)] if (folder / REPORT).is_file() else []
+    exports = read_exports(models)
+    if model is not None:
+        exports = _only(folder, model, exports)
+        models = {name: found for export in exports for name, found in export.models.items()}
+    thresholds = [export for export in exports if export.readers]
+    if deploy is not None and len(thresholds) > 1:
+        names = listed(export.names[0] for export in thresholds)
+        raise ExportError(f"{folder} has several exports: {names}; --model says which one the deploy config is of")
+    findings += [finding for found in models.values() for finding in _files(found, exports)]
+    for export in exports:
+        findings += _export(export, tensorrt_version=tensorrt_version, deploy=deploy)
+    return list(dict.fromkeys(findings))  # exports may share a step
+
+
+def _only(folder: Path, model: str, exports: list[Export]) -> list[Export]:
+    if chosen := [export for export in exports if model in export.names]:
+        return chosen
+    names = listed(sorted(name for export in exports for name in export.names))
+    raise ExportError(f"{folder} has no export named {model}; there are: {names or 'none'}")
+
+
+def _export(
+    export: Export, *, tensorrt_version: str | None, deploy: tuple[Path, DeployConfig] | None
+) -> Iterator[Finding]:
+    for model in export.models.values():
+        yield from (*_response_cache(model), *_queue(model, first=model is export.preprocess))
+    yield from check_ensembles(export.models)
+    preprocessing, found = _preprocessing(export.preprocess)
+    yield from found
+    readers = {role: model for role, model in export.readers.items() if model.config is not None}
+    for role, model in readers.items():
+        yield from _step(model, keys=_KEYS[role])
+    yield from _disagreements(list(readers.values()))
+    if export.engine is not None:
+        found, graph = _onnx(export.engine)
+        yield from (*found, *check_engine(export.engine, graph, tensorrt_version=tensorrt_version))
         if graph is not None:
-            findings += _fit(models, graph, preprocessing)
-            findings += compare_with_onnx(*deploy, graph) if deploy is not None else []
-    settings = _served_settings(steps)
-    if deploy is not None and settings is not None and POSTPROCESS in models:
-        findings += compare_with_settings(*deploy, settings, models[POSTPROCESS].folder / DEFAULT)
-    return findings
+            yield from _fit(export, graph, preprocessing)
+            yield from compare_with_onnx(*deploy, graph) if deploy is not None else ()
+    settings = _served_settings(list(readers.values()))
+    if deploy is not None and settings is not None and "postprocess" in readers:
+        yield from compare_with_settings(*deploy, settings, readers["postprocess"].folder / DEFAULT)
 
 
 def _onnx(engine: Model) -> tuple[list[Finding], Graph | None]:
@@ -85,12 +116,16 @@ def _onnx(engine: Model) -> tuple[list[Finding], Graph | None]:
     return findings, graph
 
 
-def _files(model: Model) -> Iterator[Finding]:
+def _files(model: Model, exports: list[Export]) -> Iterator[Finding]:
     """Check the files that every model needs; the engine's own files have their own checks."""
+    is_engine = any(model is export.engine for export in exports)
+    is_step = any(model.name in export.models for export in exports)
+    if not (model.folder / DEFAULT).exists() and (is_step or not _describes_itself(model)):
+        yield catalogue.CONFIG_MISSING(model.folder, name=model.name)
     if model.version is None:
         yield catalogue.VERSION_MISSING(model.folder, name=model.name, folder=model.folder / "1")
         return
-    if model.is_engine or model.config is None or is_ensemble(model.config):
+    if is_engine or model.config is None or is_ensemble(model.config):
         return
     file = model.version / (model.config.default_model_filename or "model.py")
     if file.is_file():
@@ -99,15 +134,19 @@ def _files(model: Model) -> Iterator[Finding]:
         yield catalogue.MODEL_FILE_MISSING(file, name=file.name)
 
 
+def _describes_itself(model: Model) -> bool:
+    """Return whether Triton may read the tensors of a model from its file, as it does from an ONNX."""
+    return model.version is not None and any(not path.name.startswith(".") for path in model.version.iterdir())
+
+
 def _response_cache(model: Model) -> Iterator[Finding]:
     for name, config in model.configs.items():
         if config.response_cache.enable:
             yield catalogue.RESPONSE_CACHE(model.folder / name)
 
 
-def _queue(model: Model) -> Iterator[Finding]:
+def _queue(model: Model, *, first: bool) -> Iterator[Finding]:
     """Check for a queue policy that costs more than it gives: docs/limits.md, "Queues and time"."""
-    first = model.name == PREPROCESS
     for name, config in model.configs.items():
         policy = config.dynamic_batching.default_queue_policy
         refuses = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
@@ -152,7 +191,7 @@ def _disagreements(steps: list[Model]) -> Iterator[Finding]:
             yield catalogue.STEPS_DIFFER(steps[0].folder.parent, key=key, stated=listed(stated))
 
 
-def _step(model: Model) -> Iterator[Finding]:
+def _step(model: Model, *, keys: tuple[str, ...]) -> Iterator[Finding]:
     where, parameters = model.folder / DEFAULT, model.parameters()
     facts = NO_FACTS
     try:
@@ -162,18 +201,18 @@ def _step(model: Model) -> Iterator[Finding]:
     except InputError as failure:
         yield catalogue.PARAMETER_INVALID(where, reason=failure)
     for key in parameters:
-        if key not in _KEYS[model.name] and not key.isupper():  # Triton's own are in capitals
-            yield catalogue.PARAMETER_UNKNOWN(where, key=key, keys=listed(_KEYS[model.name]))
+        if key not in keys and not key.isupper():  # Triton's own are in capitals
+            yield catalogue.PARAMETER_UNKNOWN(where, key=key, keys=listed(keys))
     names = facts.class_names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         yield catalogue.CLASS_NAMES_TWICE(where, names=listed(twice))
 
 
-def _fit(models: dict[str, Model], graph: Graph, preprocessing: Preprocessing | None) -> Iterator[Finding]:
+def _fit(export: Export, graph: Graph, preprocessing: Preprocessing | None) -> Iterator[Finding]:
     """Compare the steps around the engine with its graph."""
-    if preprocessing is not None:
-        yield from _preprocessing_fits(models[PREPROCESS].folder / DEFAULT, preprocessing, graph)
-    post = models.get(POSTPROCESS)
+    if export.preprocess is not None and preprocessing is not None:
+        yield from _preprocessing_fits(export.preprocess.folder / DEFAULT, preprocessing, graph)
+    post = export.readers.get("postprocess")
     if post is None or post.config is None:
         return
     where, parameters = post.folder / DEFAULT, post.parameters()

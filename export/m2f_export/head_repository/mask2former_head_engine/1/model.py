@@ -26,7 +26,7 @@ class TritonPythonModel(StepModel):
         """Run the graph."""
         if parameters:
             raise InputError(
-                f"request parameter '{min(parameters)}': the thresholds of mask2former_head are in its graph",
+                f"request parameter '{min(parameters)}': the thresholds of a graph with its head are in it",
                 kind="parameter",
             )
         self.check_size(arrays["ori_shape"])
@@ -38,6 +38,6 @@ class TritonPythonModel(StepModel):
         if (num_bytes := len(ori_shape) * self.rows * height * width) > MAX_BYTES:
             raise InputError(
                 f"the masks would take {num_bytes} bytes ({len(ori_shape)} x {self.rows} x {height} x {width}); "
-                f"allowed are {MAX_BYTES}: ask mask2former instead",
+                f"allowed are {MAX_BYTES}: ask for 'rle' of the model without a head",
                 kind="output_too_large",
             )
