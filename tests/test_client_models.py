@@ -9,7 +9,7 @@ from fake_triton import KINDS, SCHEMES, ask
 
 from m2f_cli.main import main
 from m2f_client import InvalidRequest, ModelNotFound, ServerError, Timeout
-from m2f_client.served_models import Hint, ServedModel, served_models
+from m2f_client.transports.served_models import Hint, ServedModel, served_models
 
 
 def step(name, takes, gives):

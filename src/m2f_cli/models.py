@@ -18,9 +18,9 @@ from m2f_cli.options import timeout_option, url_option
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.printable import complain, printable
-from m2f_client.served_models import ServedModel, served_models
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.connect import connect
+from m2f_client.transports.served_models import ServedModel, served_models
 from m2f_client.transports.waiting import run_blocking
 
 _SHOWN = 3  # class names in a row of the table

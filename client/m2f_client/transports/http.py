@@ -18,12 +18,12 @@ from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import PLAIN, readable, refuse_encoded
 from m2f_client.client_errors import ModelNotFound, ServerError, ServerUnavailable, Timeout
-from m2f_client.served_models import Hint
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
 from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
 from m2f_client.transports.proxies import Proxy, proxy_for
+from m2f_client.transports.served_models import Hint
 from m2f_client.transports.waiting import BLOCKING, Waiting, in_thread
 
 T = TypeVar("T")
