@@ -107,6 +107,6 @@ def served_input(preprocessing, takes_bgr, data):
 
     batch, img_shape, _ = preprocessing([data])
     if preprocessing.layout == "uint8_hwc":  # as m2f_export.graph.EngineGraph normalises
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         batch = ((torch.from_numpy(batch).float().permute(0, 3, 1, 2) - mean) / std).numpy()
     return np.flip(batch, 1) if takes_bgr else batch, tuple(img_shape[0].tolist())

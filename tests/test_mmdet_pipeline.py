@@ -26,6 +26,9 @@ def resized(options):
     return steps(f"dict(type='Resize', {options})")
 
 
+GREY_LOAD = "dict(type='LoadImageFromFile', color_type='grayscale')"
+GREY = {"pipeline": steps(RESIZE, load=GREY_LOAD), "bgr_to_rgb": None, "mean": "[118.5]", "std": "[57.5]"}
+
 # Every option that changes an input, and types in every spelling
 REPRODUCED = {
     "as usual": {},
@@ -44,6 +47,60 @@ REPRODUCED = {
     "stretched, no padding": {"pipeline": resized("scale=(96, 64)"), "pad_size_divisor": None},
     "pillow": {"pipeline": resized("scale=(96, 64), keep_ratio=True, backend='pillow'")},
     "pillow, bicubic": {"pipeline": resized("scale=60, keep_ratio=True, backend='pillow', interpolation='bicubic'")},
+    "no resize": {"pipeline": steps()},
+    "no resize, floats": {"pipeline": steps(load="dict(type='LoadImageFromFile', to_float32=True)")},
+    "two resizes": {"pipeline": steps(RESIZE, "dict(type='Resize', scale=(150, 40), keep_ratio=True)")},
+    "two resizes, the second stretches": {"pipeline": steps(RESIZE, "dict(type='Resize', scale=(90, 50))")},
+    "two resizes of floats": {
+        "pipeline": steps(RESIZE, "dict(type='Resize', scale=(90, 50))",
+                          load="dict(type='LoadImageFromFile', to_float32=True)"),
+    },
+    "two resizes, pillow and OpenCV": {
+        "pipeline": steps("dict(type='Resize', scale=(96, 64), keep_ratio=True, backend='pillow')",
+                          "dict(type='Resize', scale=(64, 32))"),
+    },
+    "a factor": {"pipeline": resized("scale_factor=0.5")},
+    "a factor, ratio kept": {"pipeline": resized("scale_factor=0.7, keep_ratio=True")},
+    "factors of width and height": {"pipeline": resized("scale_factor=(0.4, 0.8)")},
+    "factors of width and height, ratio kept": {"pipeline": resized("scale_factor=(0.4, 0.8), keep_ratio=True")},
+    "scale before factor": {"pipeline": resized("scale=(96, 64), scale_factor=3.0")},
+    "FixScaleResize": {"pipeline": steps("dict(type='FixScaleResize', scale=(99, 65), keep_ratio=True)")},
+    "FixScaleResize, pillow": {
+        "pipeline": steps("dict(type='mmdet.FixScaleResize', scale=(99, 65), keep_ratio=True, backend='pillow')"),
+    },
+    "FixScaleResize, stretched": {"pipeline": steps("dict(type='FixScaleResize', scale=(99, 65))")},
+    "ResizeShortestEdge": {"pipeline": steps("dict(type='ResizeShortestEdge', scale=64, max_size=100)")},
+    "ResizeShortestEdge, no longest": {"pipeline": steps("dict(type='ResizeShortestEdge', scale=(64, 99))")},
+    "ResizeShortestEdge, longest below": {"pipeline": steps("dict(type='ResizeShortestEdge', scale=64, max_size=50)")},
+    "padded to a size": {"pipeline": steps(RESIZE, "dict(type='Pad', size=(96, 128))"), "pad_size_divisor": None},
+    "padded less than the image": {"pipeline": steps(RESIZE, "dict(type='Pad', size=(70, 64))")},
+    "padded to multiples": {"pipeline": steps(RESIZE, "dict(type='Pad', size_divisor=32)"), "pad_size_divisor": None},
+    "padded to multiples of ten": {"pipeline": steps(RESIZE, "dict(type='Pad', size_divisor=10, pad_val=255)")},
+    "padded to a square": {"pipeline": steps(RESIZE, "dict(type='mmcv.Pad', pad_to_square=True, pad_val=114)")},
+    "padded to a square of multiples": {
+        "pipeline": steps(RESIZE, "dict(type='Pad', pad_to_square=True, size_divisor=64)"), "pad_size_divisor": "1",
+    },
+    "padded with a colour": {
+        "pipeline": steps(RESIZE, "dict(type='Pad', size=(100, 100), pad_val=dict(img=(3, 100, 250), masks=0, seg=9))"),
+    },
+    "padded floats": {
+        "pipeline": steps(RESIZE, "dict(type='Pad', size=(100, 100), pad_val=dict(img=(3, 100, 250)))",
+                          load="dict(type='LoadImageFromFile', to_float32=True)"),
+    },
+    "padded, then resized": {"pipeline": steps("dict(type='Pad', pad_to_square=True, pad_val=dict(img=114))", RESIZE)},
+    "padded alone": {"pipeline": steps("dict(type='Pad', size_divisor=32)"), "pad_size_divisor": None},
+    "padded BGR": {
+        "pipeline": steps(RESIZE, "dict(type='Pad', size=(100, 100), pad_val=dict(img=(3, 100, 250)))"),
+        "bgr_to_rgb": None, "mean": "[1, 2, 3]", "std": "[4, 5, 6]",
+    },
+    "grey": GREY,
+    "grey as stored": {**GREY, "pipeline": loaded("color_type='grayscale_ignore_orientation'")},
+    "grey floats": {**GREY, "pipeline": loaded("color_type='grayscale', to_float32=True")},
+    "grey, not normalised": {**GREY, "mean": None, "std": None},
+    "grey, pillow": {**GREY, "pipeline": steps("dict(type='Resize', scale=64, keep_ratio=True, backend='pillow')",
+                                               load=GREY_LOAD)},
+    "grey, padded": {**GREY, "pipeline": steps(RESIZE, "dict(type='Pad', size=(99, 99), pad_val=7)", load=GREY_LOAD)},
+    "grey padding that is no pixel": {**GREY, "pad_value": "114"},
     "annotations": {"pipeline": steps("dict(type='LoadAnnotations', with_bbox=True)", RESIZE)},
     "meta keys": {"pipeline": steps(RESIZE, pack="dict(type='PackDetInputs', meta_keys=('img_id', 'img_shape'))")},
     "no effect": {
@@ -102,7 +159,7 @@ def tolerance(preprocessing):
     """What an input may differ by: in the image, and in the padding."""
     if preprocessing.layout == "float32_chw":
         return 1e-6, 1e-6
-    level = 1 / np.abs(preprocessing.std).min()
+    level = (1 + len(preprocessing.then)) / np.abs(preprocessing.std).min()
     rounded_mean = any(mean % 1 for mean in preprocessing.mean)
     return level if preprocessing.float_resize else 0, level / 2 if rounded_mean else 0
 
@@ -119,33 +176,62 @@ def test_only_padding_that_is_no_pixel_needs_floats(name, layout, tmp_path):
 
 REFUSED = [
     # steps
-    ({"pipeline": steps("dict(type='Pad', size_divisor=32)", RESIZE)}, r"pipeline\[1\] is a step 'Pad'; allowed: Load"),
+    ({"pipeline": steps("dict(type='Rotate')", RESIZE)}, r"pipeline\[1\] is a step 'Rotate'; allowed: Load"),
+    *(({"pipeline": steps(f"dict(type={name!r}, scales=[(8, 8)])")},
+       rf"pipeline\[1\] is a step '{name}', which changes images at random: no result could be repeated; allowed: Load")
+      for name in ("RandomChoiceResize", "RandomResize", "RandomFlip", "mmdet.RandomCrop")),
     ({"pipeline": steps(RESIZE, "dict(type='TestTimeAug', transforms=[])")}, r"pipeline\[2\] is a step 'TestTimeAug'"),
-    ({"pipeline": steps("dict(type='mmdet.FixScaleResize', scale=8)")}, r"a step 'mmdet\.FixScaleResize'"),
     ({"pipeline": steps(RESIZE, "dict(type='nobody.Resize', scale=8)")}, r"a step 'nobody\.Resize'"),
     ({"pipeline": steps(RESIZE, "dict(type='os.system')")}, r"a step 'os\.system'"),
     ({"pipeline": steps(RESIZE, "dict(scale=8)")}, r"pipeline\[2\] is a step None"),
-    ({"pipeline": steps(RESIZE, "'Pad'")}, r"pipeline\[2\] is a step 'Pad'"),
+    ({"pipeline": steps(RESIZE, "'Pad'")}, r"pipeline\[2\] is a step 'Pad'; allowed: Load"),
     ({"pipeline": steps(RESIZE, "dict(type=3)")}, r"pipeline\[2\] is a step 3"),
     ({"pipeline": "'Resize'"}, r"test_dataloader\.dataset\.pipeline is 'Resize'; allowed: a list of steps"),
-    ({"pipeline": steps(RESIZE, RESIZE)}, "needs one Resize with a scale; found"),
     ({"pipeline": steps(RESIZE, LOAD)}, "LoadImageFromFile is not the first step; allowed: there, once"),
     ({"pipeline": f"[{LOAD}, {PACK}, {RESIZE}]"}, "PackDetInputs is not the last step"),
-    ({"before": "from mmdet.datasets.transforms import Pad, Resize", "pipeline": steps("dict(type=Pad, size=(9, 9))")},
-     r"pipeline\[1\] is a step 'Pad'"),
+    ({"before": "from mmdet.datasets.transforms import RandomFlip", "pipeline": steps("dict(type=RandomFlip, prob=0)")},
+     r"pipeline\[1\] is a step 'RandomFlip', which changes images at random"),
+    ({"pipeline": steps("dict(type='Resize')")}, r"pipeline\[1\] has neither scale nor scale_factor; allowed: one of"),
+    *(({"pipeline": steps(RESIZE, f"dict(type='Pad', {options})")}, rf"pipeline\[2\]{message}")
+      for options, message in (
+          ("", ": size None, size_divisor None, pad_to_square False; allowed: a size, or the others"),
+          ("size=(64, 64), size_divisor=32", r": size \(64, 64\), size_divisor 32"),
+          ("size=(64, 64), pad_to_square=True", ": size .* pad_to_square True"),
+          ("size=64", r"\.size is 64; allowed: None, or width and height"), ("size=(0, 64)", r"\.size is"),
+          ("size=(10**5, 10**5)", r"\.size is .* at most 16777216 pixels"), ("size=(64.0, 64)", r"\.size is"),
+          ("size_divisor=0", r"\.size_divisor is 0; allowed: None, or a whole number from 1 to 4096"),
+          ("size_divisor=32.0", r"\.size_divisor is"), ("pad_to_square=1", r"\.pad_to_square is 1"),
+          ("size_divisor=32, pad_val=-1", r"\.pad_val is -1; allowed: a whole number from 0 to 255"),
+          ("size_divisor=32, pad_val=256", r"\.pad_val is"), ("size_divisor=32, pad_val=0.5", r"\.pad_val is"),
+          ("size_divisor=32, pad_val=(1, 2, 3)", r"\.pad_val is"),
+          ("size_divisor=32, pad_val=dict(img=(1, 2))", r"\.pad_val is"),
+          ("size_divisor=32, padding_mode='edge'", r"\.padding_mode is 'edge'; allowed: 'constant'"),
+          ("size_divisor=32, center_pad=True", r"\.center_pad is not an option"))),
+    *(({"pipeline": steps(f"dict(type='ResizeShortestEdge', {options})")}, rf"pipeline\[1\]\.{message}")
+      for options, message in (
+          ("scale=None", "scale is None; allowed: a whole number"), ("scale=64, max_size=0", "max_size is 0"),
+          ("scale=64, keep_ratio=True", "keep_ratio is True; allowed: False"),
+          ("scale=64, resize_type='FixScaleResize'", "resize_type is 'FixScaleResize'; allowed: 'Resize'"))),
+    ({**GREY, "bgr_to_rgb": "True"}, r"bgr_to_rgb is True; allowed: False, for the pipeline loads grey images"),
+    ({**GREY, "rgb_to_bgr": "True"}, r"rgb_to_bgr is True; allowed: False"),
+    ({**GREY, "mean": "[1, 2, 3]"}, r"mean is .* allowed: one number in a list, for the pipeline loads grey images"),
+    ({**GREY, "std": "[1, 2, 3]"}, r"std is .* allowed: one number in a list"),
+    ({**GREY, "pipeline": steps("dict(type='Pad', size_divisor=32, pad_val=dict(img=(1, 2, 3)))", load=GREY_LOAD)},
+     r"pad_val is .* allowed: one number, for the images are grey"),
     # their options
     *(({"pipeline": loaded(f"{option}={value!r}")},
        rf"pipeline\[0\]\.{option} is {value!r}; allowed: {allowed}")
       for option, value, allowed in (
-          ("color_type", "grayscale", "'color' or 'color_ignore_orientation'"), ("color_type", "unchanged", "'color'"),
+          ("color_type", "unchanged", "'color' or 'color_ignore_orientation' or 'grayscale'"),
           ("color_type", None, "'color'"), ("color_type", 1, "'color'"), ("imdecode_backend", "pillow", "'cv2'"),
           ("imdecode_backend", "turbojpeg", "'cv2'"), ("to_float32", 1, "true or false"))),
     ({"pipeline": loaded("colour='x'")},
      r"pipeline\[0\]\.colour is not an option that m2f export knows; allowed: color_type"),
     *(({"pipeline": resized(options)}, rf"pipeline\[1\]\.{message}") for options, message in (
-        ("scale=None, scale_factor=2.0", r"scale_factor is 2\.0; allowed: None"),
-        ("scale=64, scale_factor=2.0", r"scale_factor is 2\.0"),
-        ("scale=True", "scale is True; allowed: a whole number >= 1, or two"),
+        ("scale_factor=0", "scale_factor is 0; allowed: None, or a number from 0.001 to 1000, or two"),
+        ("scale_factor=(1, 2, 3)", "scale_factor is"), ("scale_factor=float('nan')", "scale_factor is"),
+        ("scale_factor=(1.0, float('inf'))", "scale_factor is"), ("scale_factor='2'", "scale_factor is"),
+        ("scale=True", "scale is True; allowed: None, or a whole number >= 1, or two"),
         ("scale=0.5, keep_ratio=True", r"scale is 0\.5"), ("scale=0", "scale is 0"), ("scale=-5", "scale is -5"),
         ("scale='64'", "scale is '64'"), ("scale=(64,)", "scale is"), ("scale=(1, 2, 3)", "scale is"),
         ("scale=(64, 0)", "scale is"), ("scale=(64, -1)", "scale is"), ("scale=(64.5, 64)", "scale is"),
@@ -204,6 +290,21 @@ def test_what_cannot_be_reproduced_is_refused_by_file_and_key(options, message, 
 
     with pytest.raises(ExportError, match=rf"c\.py: .*{message}"):
         describe_mmdet(write_config(tmp_path, **options))
+
+
+@pytest.mark.parametrize(("middle", "size"), [
+    (["dict(type='Resize', scale=(96, 64))"], (64, 96)),
+    ([RESIZE, "dict(type='Pad', size=(96, 128))"], (128, 96)),
+    ([RESIZE, "dict(type='Pad', size=(96, 64))"], None),  # a portrait is higher
+    ([RESIZE, "dict(type='Pad', size=(100, 100))", "dict(type='Pad', size_divisor=64)"], (128, 128)),
+    (["dict(type='Resize', scale=(96, 64))", "dict(type='Pad', pad_to_square=True)"], (96, 96)),
+    (["dict(type='Resize', scale=(96, 64))", RESIZE], None),
+    (["dict(type='Pad', size=(96, 96))"], None),
+    (["dict(type='Resize', scale_factor=(0.5, 0.25))"], None),
+    ([], None),
+])  # fmt: skip
+def test_the_input_is_fixed_where_every_image_becomes_as_large(middle, size, tmp_path):
+    assert served(write_config(tmp_path, pipeline=steps(*middle)), "uint8_hwc")[0].input_size == size
 
 
 def test_an_input_without_a_longest_edge_is_bounded(tmp_path):

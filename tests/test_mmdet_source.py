@@ -187,8 +187,7 @@ def test_a_configuration_that_cannot_be_used_is_named(source, tmp_path, text, me
     ("steps", "message"),
     [
         ("[dict(type='Rotate')]", r"a step 'Rotate'; allowed: .*Resize"),
-        ("[dict(type='PackDetInputs')]", r"needs one Resize with a scale; found none"),
-        ("[dict(type='Resize', scale_factor=2)]", r"pipeline\[0\]\.scale_factor is 2; allowed: None, and a scale"),
+        ("[dict(type='Resize', scale_factor=0)]", r"pipeline\[0\]\.scale_factor is 0; allowed: None, or a number"),
         ("[dict(type='Resize', scale=(8, 8), interpolation='area')]", r"interpolation is 'area'; allowed: 'bilinear'"),
     ],
 )

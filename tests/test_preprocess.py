@@ -189,6 +189,53 @@ def test_huggingface_sizes_are_stretched_to_multiples_and_fit_a_fixed_input():
     assert fixed.target_size(640, 480) == (800, 608)  # 1088 x 800 would not fit
 
 
+def test_steps_after_the_resize_are_a_part_of_the_image():
+    square = [{"step": "pad", "square": True, "value": [9, 8, 7]}, {"step": "resize", "scale": [64, 64]}]
+    preprocessing = Preprocessing(scale=(100, 50), then=tuple(square))
+    batch, img_shape, ori_shape = preprocessing([encode(photo(100, 200))])
+    assert (batch.shape, img_shape.tolist(), ori_shape.tolist()) == ((1, 64, 64, 3), [[64, 64]], [[100, 200]])
+    assert (batch[0, 40:] == (9, 8, 7)).all()  # beside the border, where pixels mix
+    fixed = replace(preprocessing, input_size=(32, 64))
+    assert fixed.target_size(100, 200) == (32, 32)
+    padded = replace(fixed, then=tuple(square[:1]))
+    assert padded.target_size(100, 200) == (32, 32)
+    assert padded([encode(photo(100, 200))])[0].shape == (1, 32, 64, 3)
+
+
+def test_images_that_are_not_resized_may_be_as_large_as_an_input():
+    as_they_are = Preprocessing(scale=None)
+    assert as_they_are.target_size(70, 50) == (70, 50)
+    assert as_they_are([encode(photo(70, 50))])[0].shape == (1, 96, 64, 3)
+    assert as_they_are.target_size(4096, 4096) == (4096, 4096)
+    for preprocessing, size, made in (
+        (as_they_are, (4096, 4097), "4097 x 4096"),
+        (replace(as_they_are, scale_factor=(4.0, 4.0)), (1000, 1500), "6000 x 4000"),
+        (replace(as_they_are, then=({"step": "pad", "square": True},)), (1, 60_000), "60000 x 60000"),
+    ):
+        message = f"{size[1]} x {size[0]} becomes {made} for the network; allowed are 16777216 pixels"
+        with pytest.raises(InputError, match=message):
+            preprocessing.target_size(*size)
+    assert replace(as_they_are, input_size=(64, 64)).target_size(100, 200) == (32, 64)
+
+
+@pytest.mark.parametrize("layout", ["uint8_hwc", "float32_chw"])
+@pytest.mark.parametrize("color", ["opencv_grey", "pillow_grey"])
+def test_grey_has_one_channel(layout, color):
+    grey = Preprocessing(
+        scale=(64, 64), color=color, layout=layout, mean=(100.0,), std=(50.0,), pad_value=(7,), float_pad_value=0.5
+    )
+    picture = photo(30, 64)
+    wanted = cv2.imdecode(np.frombuffer(encode(picture), np.uint8), cv2.IMREAD_GRAYSCALE)
+    if color == "pillow_grey":
+        wanted = np.asarray(Image.fromarray(picture).convert("L"))
+    batch, img_shape, _ = grey([encode(picture), encode(photo(64, 64))])
+    batch = batch if layout == "uint8_hwc" else batch.transpose(0, 2, 3, 1)
+    assert (batch.shape, img_shape[0].tolist()) == ((2, 64, 64, 1), [30, 64])
+    levels, padding = (wanted, 7) if layout == "uint8_hwc" else ((wanted - np.float32(100)) / np.float32(50), 0.5)
+    np.testing.assert_array_equal(batch[0, :30, :, 0], levels)
+    assert (batch[0, 30:] == padding).all()
+
+
 def test_a_bad_image_among_several_is_named():
     with pytest.raises(InputError, match="image 1 of 3: not an image"):
         SHAPES([encode(photo()), b"nonsense", encode(photo())])
@@ -216,16 +263,16 @@ def test_repository_parameters_are_json():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({}, "parameter 'scale' is missing; allowed: scale, keep_ratio"),
+        ({}, "parameter 'scale' is missing; allowed: scale, scale_factor, keep_ratio"),
         ({"scale": "[1, 1]", "scal": "3"}, "unknown parameter 'scal'; allowed: scale"),
         (
             {"scale": "256 256"},
-            r"parameter 'scale' must be two whole numbers >= 1, such as \[256, 256\]; got '256 256'",
+            r"parameter 'scale' must be two whole numbers >= 1, such as \[256, 256\], or null; got '256 256'",
         ),
         ({"scale": "[1333]"}, r"'scale' must be two whole numbers >= 1, .*; got \(1333,\)"),
         ({"scale": "[1, 1]", "input_size": "[0, 64]"}, "'input_size' must be two whole numbers >= 1, .*, or null"),
         ({"scale": "[1, 1]", "pad_value": "[0, 0, 256]"}, "'pad_value' must be three whole numbers from 0 to 255"),
-        ({"scale": "[1, 1]", "std": "[1, 1]"}, "'std' must be three numbers"),
+        ({"scale": "[1, 1]", "std": "[1, 1]"}, "'std' must be three numbers, .*, or one for grey"),
         ({"scale": "[1, 1]", "float_pad_value": "[0]"}, "'float_pad_value' must be a finite number"),
         ({"scale": "[1, 1]", "float_pad_value": "NaN"}, "'float_pad_value' must be a finite number"),
         (
@@ -242,8 +289,37 @@ def test_repository_parameters_are_json():
             {"scale": "[1, 1]", "resample": "area"},
             "'resample' must be one of: opencv_bilinear, pillow_bilinear, pillow_bi",
         ),
-        ({"scale": "[1, 1]", "size_rule": "hf"}, "'size_rule' must be one of: mmdetection, huggingface; got 'hf'"),
-        ({"scale": "[1, 1]", "keep_ratio": "false"}, "needs 'input_size'"),
+        (
+            {"scale": "[1, 1]", "size_rule": "hf"},
+            "'size_rule' must be one of: mmdetection, mmdetection_floor, detectron2, huggingface; got 'hf'",
+        ),
+        ({"scale": "[1, 1]", "scale_factor": "[1, 1]"}, "'scale' and 'scale_factor' are both set; allowed: one"),
+        ({"scale": "null", "scale_factor": "[1, 0]"}, "'scale_factor' must be two numbers above 0, .*, or null"),
+        ({"scale": "[1, 1]", "color": "grey"}, "'color' must be one of: rgb, opencv_grey, pillow_grey; got 'grey'"),
+        (
+            {"scale": "[1, 1]", "color": "opencv_grey", "mean": "[1, 2, 3]"},
+            "'mean' must have 1 numbers, for 'color' is opencv_grey; got",
+        ),
+        ({"scale": "[1, 1]", "pad_value": "[7]"}, "'pad_value' must have 3 numbers, for 'color' is rgb"),
+        ({"scale": "[1, 1]", "then": "{}"}, "'then' must be a list of steps, such as .*; steps: resize, pad; got"),
+        ({"scale": "[1, 1]", "then": '[{"step": "crop"}]'}, "'then' must be a list of steps"),
+        ({"scale": "[1, 1]", "then": '["pad"]'}, "'then' must be a list of steps"),
+        (
+            {"scale": "[1, 1]", "then": '[{"step": "pad", "divisor": 8}, {"step": "pad", "to": 8}]'},
+            "'then', step 1: unknown parameter 'to'; allowed: size, divisor, square, value",
+        ),
+        (
+            {"scale": "[1, 1]", "then": '[{"step": "pad", "divisor": 0}]'},
+            "'then', step 0: parameter 'divisor' must be a whole number >= 1, or null; got 0",
+        ),
+        (
+            {"scale": "[1, 1]", "then": '[{"step": "pad", "value": [7]}]'},
+            r"'then', step 0: parameter 'value' must have 3 numbers; got \(7,\)",
+        ),
+        (
+            {"scale": "[1, 1]", "then": '[{"step": "resize", "resample": "pillow_bilinear"}]', "float_resize": "true"},
+            "needs 'resample' opencv_bilinear",
+        ),
         ({"scale": "[1, 1]", "max_pixels": "0"}, "'max_pixels' must be a whole number >= 1; got 0"),
         ({"scale": "[1, 1]", "max_bytes": "1e9"}, "'max_bytes' must be a whole number >= 1; got 1000000000.0"),
     ],

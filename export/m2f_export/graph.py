@@ -40,7 +40,7 @@ class EngineGraph(torch.nn.Module):
         """Return the logits of a batch.
 
         Args:
-            image: uint8 RGB [N, H, W, 3], or normalised float32 [N, 3, H, W].
+            image: uint8 [N, H, W, channels], or normalised float32 [N, channels, H, W]; RGB, or one channel of grey.
 
         Returns:
             cls_logits float32 [N, Q, C+1] and mask_logits float32 [N, Q, H/4, W/4].
@@ -80,7 +80,7 @@ def _as_floats(preprocessing: Preprocessing, kind: str) -> Preprocessing:
     channels = zip(preprocessing.mean, preprocessing.std, strict=True)
     if preprocessing.pad_value != tuple(round(preprocessing.float_pad_value * std + mean) for mean, std in channels):
         raise ExportError(f"{kind} pads with {preprocessing.pad_value} before it normalises: give --layout uint8_hwc")
-    return replace(preprocessing, layout="float32_chw", pad_value=(0, 0, 0))
+    return replace(preprocessing, layout="float32_chw", pad_value=(0,) * preprocessing.channels)
 
 
 def export_onnx(source: Source, output: Path) -> EngineGraph:
@@ -129,13 +129,13 @@ def _state_shapes(model: onnx.ModelProto, outputs: tuple[torch.Tensor, ...], *, 
             dim.dim_value = size
 
 
-def _channels(values: tuple[float, float, float]) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1), requires_grad=False)
+def _channels(values: tuple[float, ...]) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), requires_grad=False)
 
 
 def _example(preprocessing: Preprocessing) -> torch.Tensor:
     # Two images: with one, every axis of size 1 would look like a constant.
     size = preprocessing.input_size or TRACED_SIZE
     if preprocessing.layout == "uint8_hwc":
-        return torch.zeros(2, *size, 3, dtype=torch.uint8)
-    return torch.zeros(2, 3, *size)
+        return torch.zeros(2, *size, preprocessing.channels, dtype=torch.uint8)
+    return torch.zeros(2, preprocessing.channels, *size)

@@ -333,7 +333,9 @@ def check_batches(path: Path, preprocessing: Preprocessing, *, pixels_at_once: i
     """
     divisor = preprocessing.pad_divisor
     height, width = size = preprocessing.input_size or (-(-256 // divisor) * divisor, -(-320 // divisor) * divisor)
-    stretched = replace(preprocessing, scale=(width, height), input_size=size, keep_ratio=False)
+    stretched = replace(
+        preprocessing, scale=(width, height), scale_factor=None, keep_ratio=False, then=(), input_size=size
+    )
     pixels = stretched([encoded for _, encoded in _random_pictures()])[0]
     session = open_session(path)
 

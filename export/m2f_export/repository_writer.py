@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from m2f.contract import HEAD_ENGINE, PUBLIC_MODEL, model_name
 from m2f.preprocess import Preprocessing
 from m2f.settings import PANOPTIC_KEYS, SEMANTIC_KEYS, Settings
+from m2f.size_steps import round_up
 from m2f_export.export_errors import ExportError
 
 if TYPE_CHECKING:  # it needs torch, which a server without the exporter does not have
@@ -25,6 +26,7 @@ _LONGEST_NAME = 100
 
 _FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
 _NO_LIMIT = 4  # longer edge / shorter edge
+_USUAL = 1333, 800  # edges of an image that is not resized
 _INPUT = re.compile(r'(\{ name: "input" data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 _WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 
@@ -142,7 +144,8 @@ def _set_input(text: str, preprocessing: Preprocessing) -> str:
     """
 
     def stated(size: tuple[int, int]) -> str:
-        sides = (*size, 3) if preprocessing.layout == "uint8_hwc" else (3, *size)
+        channels = preprocessing.channels
+        sides = (*size, channels) if preprocessing.layout == "uint8_hwc" else (channels, *size)
         kind = "TYPE_UINT8" if preprocessing.layout == "uint8_hwc" else "TYPE_FP32"
         return rf"\g<1>{kind} dims: [ {', '.join(map(str, sides))} ]"
 
@@ -154,11 +157,10 @@ def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:
     """Return the engine's fixed height and width, else those of a usual landscape image at full size."""
     if preprocessing.input_size:
         return preprocessing.input_size
-    longer, shorter = max(preprocessing.scale), min(preprocessing.scale)
+    longer, shorter = max(preprocessing.scale or _USUAL), min(preprocessing.scale or _USUAL)
     if longer > _NO_LIMIT * shorter:  # the longer edge is not meant to limit anything
         longer = 2 * shorter
-    divisor = preprocessing.pad_divisor
-    return -(-shorter // divisor) * divisor, -(-longer // divisor) * divisor
+    return round_up(*preprocessing.target_size(shorter, longer), preprocessing.pad_divisor)
 
 
 def _edit(path: Path, parameters: Mapping[str, str | None]) -> None:

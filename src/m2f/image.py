@@ -30,6 +30,7 @@ from PIL.ImageFile import ImageFile
 
 from m2f.errors import InputError
 from m2f.exif import EXIF, orientation
+from m2f.grey import to_grey
 from m2f.limits import MAX_SIDE
 from m2f.record import image_decoded
 from m2f.slow import MAX_PARTS, too_many_parts, too_slow
@@ -86,8 +87,9 @@ def decode_image(
     formats: tuple[str, ...] = FORMATS,
     jpeg_decoder: Callable[..., Pixels] | None = decode_jpeg,
     exif_orientation: bool = True,
+    grey: bool = False,
 ) -> Pixels:
-    """Decode one image to RGB uint8 [H, W, 3].
+    """Decode one image to RGB uint8 [H, W, 3], or to grey uint8 [H, W].
 
     Peak memory, in bytes a pixel: 3 for a JPEG (6 if EXIF turns it, up to 9 if it is progressive, 12 of CMYK), 6 for a
     WebP, 7 for a PNG.
@@ -98,6 +100,7 @@ def decode_image(
         formats: the formats that are read, in Pillow's words.
         jpeg_decoder: simplejpeg's `decode_jpeg`; None: Pillow decodes JPEG.
         exif_orientation: whether to turn the image as its EXIF says.
+        grey: whether to return one channel, as `cv2.imread` does in grey mode.
 
     Raises:
         InputError: the file is not an image, has another format, is damaged or truncated, too large, or built to take
@@ -106,7 +109,7 @@ def decode_image(
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
     with _reported(data, max_pixels, formats):
-        pixels, turned = _decode(data, _open(data, max_pixels, formats), jpeg_decoder)
+        pixels, turned = _decode(data, _open(data, max_pixels, formats), jpeg_decoder, grey)
         turn = _TURNS.get(turned) if exif_orientation else None
         return turn(pixels) if turn else pixels
 
@@ -140,51 +143,60 @@ def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image
     return image
 
 
-def _decode(data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None) -> tuple[Pixels, object]:
+def _decode(
+    data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None, grey: bool
+) -> tuple[Pixels, object]:
     """Return the pixels as they are stored, and the orientation; Pillow's own memory is freed on return."""
-    pixels = _decode_fast(data, image, jpeg_decoder)
+    pixels = _decode_fast(data, image, jpeg_decoder, grey)
     if pixels is None:
-        pixels = _decode_with_pillow(image)
+        pixels = _decode_with_pillow(image, grey)
     image_decoded(image.format or "")
     return pixels, orientation(image)  # in a PNG, it may stand behind the pixels
 
 
-def _decode_fast(data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None) -> Pixels | None:
+def _decode_fast(
+    data: bytes, image: Image.Image, jpeg_decoder: Callable[..., Pixels] | None, grey: bool
+) -> Pixels | None:
     """Return the pixels if another decoder is faster than Pillow; None if Pillow must decode."""
     pixels = None
     if image.format == "JPEG" and jpeg_decoder is not None:
-        pixels = _decode_jpeg(data, image, jpeg_decoder)
+        pixels = _decode_jpeg(data, image, jpeg_decoder, grey)
     elif image.format == "WEBP":
-        pixels = _decode_webp(data, image)
-    return pixels if pixels is not None and pixels.shape == (image.height, image.width, 3) else None
+        pixels = _decode_webp(data, image, grey)
+    shape = (image.height, image.width) if grey else (image.height, image.width, 3)
+    return pixels if pixels is not None and pixels.shape == shape else None
 
 
-def _decode_jpeg(data: bytes, image: Image.Image, decoder: Callable[..., Pixels]) -> Pixels | None:
+def _decode_jpeg(data: bytes, image: Image.Image, decoder: Callable[..., Pixels], grey: bool) -> Pixels | None:
+    space, channels = ("Gray", 1) if grey else ("RGB", 3)
     try:  # the buffer has the size that was checked in the header; what is an error here may be a warning to Pillow
-        return decoder(data, "RGB", buffer=np.empty((image.height, image.width, 3), np.uint8))
+        pixels = decoder(data, space, buffer=np.empty((image.height, image.width, channels), np.uint8))
     except ValueError as error:
         if "premature end of data segment" in str(error):  # Pillow would fill up the picture with grey
             raise InputError("the image is damaged: truncated, it has too few pixels", kind="image_damaged") from None
         return None
+    return pixels[:, :, 0] if grey else pixels
 
 
-def _decode_webp(data: bytes, image: Image.Image) -> Pixels | None:
+def _decode_webp(data: bytes, image: Image.Image, grey: bool) -> Pixels | None:
     if getattr(image, "is_animated", False):
         return None
     try:
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = (cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_IGNORE_ORIENTATION
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)  # type: ignore[return-value]
     except cv2.error:
         return None
 
 
-def _decode_with_pillow(image: Image.Image) -> Pixels:
+def _decode_with_pillow(image: Image.Image, grey: bool) -> Pixels:
     """Decode in strips: Pillow holds 4 bytes a pixel, and would take 6 more to hand out the whole image."""
+    if grey and image.format == "JPEG":
+        image.draft("L", image.size)  # libjpeg hands out the luma
     image.load()
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    pixels = np.empty((image.height, image.width) if grey else (image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):
-        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
-        pixels[top : top + _STRIP_ROWS] = np.asarray(_to_rgb(strip))
+        strip = np.asarray(_to_rgb(image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))))
+        pixels[top : top + _STRIP_ROWS] = to_grey(strip, image) if grey else strip
     return pixels
 
 

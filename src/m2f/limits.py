@@ -15,6 +15,7 @@ MAX_MAP_BYTES = 1 << 28  # all label maps of one kind in a response: one image o
 # fixed limits
 MAX_QUERIES = 1000  # queries of the logits
 MAX_CLASSES = 10_000  # classes of the logits, without no-object
+MAX_INPUT_PIXELS = 1 << 24  # width x height of an image inside the network input: 16 times those of COCO's models
 MAX_WORK = 1 << 34  # queries x pixels of all original images of a request
 MAX_RLE_BYTES = 1 << 26  # RLE of all instances of a response
 MAX_PARAMETERS = 1 << 16  # characters of a request's parameters as JSON: thresholds of 1,203 classes are 30,000

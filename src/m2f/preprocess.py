@@ -1,14 +1,16 @@
-"""Turn RGB pixels into the engine's input: mmdetection's keep-ratio resize, padded to the engine's size.
+"""Turn encoded images into the engine's input: decode, resize by the model's own steps, pad to the engine's size.
 
-Reference: `Resize` of mmdetection 3.3 (`mmcv.imrescale`, bilinear) and `DetDataPreprocessor`. For models of Hugging
-Face transformers 5.23: its image processors, `get_size_with_aspect_ratio` and `PilBackend.resize`.
+Reference: the test pipelines and `DetDataPreprocessor` of mmdetection 3.3, and the image processors of Hugging Face
+transformers 5.23.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -16,61 +18,57 @@ import numpy.typing as npt
 from PIL import Image
 
 from m2f.data_url import decode_data_url, is_data_url
-from m2f.errors import InputError, of_image
+from m2f.errors import InputError, of_image, shown
 from m2f.geometry import SizeHW
 from m2f.image import Pixels, decode_image
-from m2f.limits import MAX_IMAGE_BYTES, MAX_PIXELS
-from m2f.parameters import BOOLEAN, COUNT, REQUIRED, Allowed, Parameters, is_int, is_number, one_of, parameter
+from m2f.limits import MAX_IMAGE_BYTES, MAX_INPUT_PIXELS, MAX_PIXELS
+from m2f.parameters import BOOLEAN, COUNT, REQUIRED, Allowed, is_number, one_of, parameter
 from m2f.record import phase
+from m2f.size_steps import LEVELS, RESAMPLES, SCALE, SIDES, Pad, Resize, are, fill_padding, or_none, round_up
 
 LAYOUTS = ("uint8_hwc", "float32_chw")
-SIZE_RULES = ("mmdetection", "huggingface")
-_PILLOW_FILTERS = {"pillow_bilinear": Image.Resampling.BILINEAR, "pillow_bicubic": Image.Resampling.BICUBIC}
-RESAMPLES = ("opencv_bilinear", *_PILLOW_FILTERS)
-
-
-def _are(accepts: Callable[[Any], bool], count: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple | list) and len(value) == count and all(map(accepts, value))
-
-
-_SIDES = Allowed("two whole numbers >= 1, such as [256, 256]", _are(COUNT.accepts, 2))
-_SIDES_OR_NONE = Allowed(f"{_SIDES.text}, or null", lambda value: value is None or _SIDES.accepts(value))
-_RGB = Allowed(
-    "three whole numbers from 0 to 255, such as [124, 116, 104]",
-    _are(lambda value: is_int(value) and 0 <= value <= 255, 3),
-)
+COLORS = ("rgb", "opencv_grey", "pillow_grey")
 _NUMBER = Allowed("a finite number", lambda value: is_number(value) and abs(value) < float("inf"))
-_VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5]", _are(is_number, 3))
+_VECTOR = Allowed("three numbers, such as [123.7, 116.3, 103.5], or one for grey", are(is_number, 1, 3))
+_STEPS: dict[str, type[Resize] | type[Pad]] = {"resize": Resize, "pad": Pad}
+_LIST = Allowed(
+    f'a list of steps, such as [{{"step": "pad", "size": [640, 640]}}]; steps: {", ".join(_STEPS)}',
+    lambda value: isinstance(value, tuple | list) and all(_is_step(step) for step in value),
+)
+
+
+def channels_of(color: object) -> int:
+    """Return the number of channels of a `color`: 1 of grey, else 3."""
+    return 1 if color in COLORS[1:] else 3
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, Mapping) and value.get("step") in _STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocessing(Parameters):
+class Preprocessing(Resize):
     """How an image becomes the input that the model was trained on.
 
-    With `keep_ratio`, `scale` becomes a size by one of two rules. `mmdetection` rounds. `huggingface` is
-    `longest_edge` and `shortest_edge` of Hugging Face's processors: fractions are cut off, and both edges are stretched
-    up to multiples of `pad_divisor` instead of being padded. The two filters of Pillow average over all pixels that a
-    pixel of a smaller image covers, as Hugging Face's processors do. `float_resize` is mmdetection's `to_float32`.
+    The image is resized by the parameters of `Resize`, and changed by the steps of `then`. The result is the image's
+    place in the input, `img_shape`; what is beyond it is padding. `float_resize` is mmdetection's `to_float32`.
     """
 
-    scale: tuple[int, int] = parameter(
-        REQUIRED, _SIDES, "longer and shorter edge that the image must fit in; without `keep_ratio`: width and height"
-    )
-    keep_ratio: bool = parameter(True, BOOLEAN, "scale both edges alike; false: stretch to `scale`; needs `input_size`")
+    scale: tuple[int, int] | None = parameter(REQUIRED, *SCALE)
+    then: tuple[Mapping[str, Any], ...] = parameter((), _LIST, "more steps after the resize: `resize` and `pad`")
     exif_orientation: bool = parameter(True, BOOLEAN, "turn the image as its EXIF says; false: pixels as stored")
-    size_rule: str = parameter("mmdetection", one_of(SIZE_RULES), "rule for the size: `mmdetection` or `huggingface`")
-    resample: str = parameter(
-        "opencv_bilinear", one_of(RESAMPLES), "filter: `opencv_bilinear`, `pillow_bilinear` or `pillow_bicubic`"
+    color: str = parameter(
+        "rgb", one_of(COLORS), "channels of the input: `rgb`, or one of grey, made as OpenCV's `imread` or Pillow does"
     )
     float_resize: bool = parameter(
         False, BOOLEAN, "a `float32_chw` input is not rounded to whole levels after resizing; needs `opencv_bilinear`"
     )
     input_size: tuple[int, int] | None = parameter(
-        None, _SIDES_OR_NONE, "the engine's fixed height and width; null: the next multiples of `pad_divisor`"
+        None, or_none(SIDES), "the engine's fixed height and width; null: the next multiples of `pad_divisor`"
     )
     pad_divisor: int = parameter(32, COUNT, "divides both edges of the input, if `input_size` is null")
-    pad_value: tuple[int, int, int] = parameter(
-        (0, 0, 0), _RGB, "RGB of the padding of a `uint8_hwc` input: the value that normalises to 0"
+    pad_value: tuple[int, ...] = parameter(
+        (0, 0, 0), LEVELS, "RGB of the padding of a `uint8_hwc` input: the value that normalises to 0"
     )
     float_pad_value: float = parameter(
         0.0, _NUMBER, "all channels of the padding of a `float32_chw` input, after normalisation"
@@ -78,19 +76,37 @@ class Preprocessing(Parameters):
     layout: str = parameter(
         "uint8_hwc", one_of(LAYOUTS), "`uint8_hwc`: the graph normalises; `float32_chw`: normalised here"
     )
-    mean: tuple[float, float, float] = parameter((0.0, 0.0, 0.0), _VECTOR, "RGB mean of a `float32_chw` input")
-    std: tuple[float, float, float] = parameter(
-        (1.0, 1.0, 1.0), _VECTOR, "RGB standard deviation of a `float32_chw` input"
-    )
+    mean: tuple[float, ...] = parameter((0.0, 0.0, 0.0), _VECTOR, "RGB mean of a `float32_chw` input")
+    std: tuple[float, ...] = parameter((1.0, 1.0, 1.0), _VECTOR, "RGB standard deviation of a `float32_chw` input")
     max_pixels: int = parameter(MAX_PIXELS, COUNT, "largest width x height of an original image")
     max_bytes: int = parameter(MAX_IMAGE_BYTES, COUNT, "largest encoded image, in bytes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.keep_ratio and self.input_size is None:
-            raise InputError("parameter 'keep_ratio' false needs 'input_size'", kind="parameter")
-        if self.float_resize and self.resample != RESAMPLES[0]:
+        for name in ("mean", "std", "pad_value"):
+            value = getattr(self, name)
+            if value == self.__dataclass_fields__[name].default:
+                object.__setattr__(self, name, value[: self.channels])
+            elif len(value) != self.channels:
+                message = f"parameter '{name}' must have {self.channels} numbers, for 'color' is {self.color}"
+                raise InputError(f"{message}; got {shown(value)}", kind="parameter")
+        resizes = [step for step in (self, *self.steps) if isinstance(step, Resize)]
+        if self.float_resize and any(step.resample != RESAMPLES[0] for step in resizes):
             raise InputError(f"parameter 'float_resize' needs 'resample' {RESAMPLES[0]}", kind="parameter")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the input: 3 of RGB, 1 of grey."""
+        return channels_of(self.color)
+
+    @cached_property
+    def steps(self) -> tuple[Resize | Pad, ...]:
+        """The steps of `then`.
+
+        Raises:
+            InputError: a step has an unknown parameter, or a value that is not allowed.
+        """
+        return tuple(_step(index, stated, self.channels) for index, stated in enumerate(self.then))
 
     @classmethod
     def from_repository(cls, block: Mapping[str, str]) -> Preprocessing:
@@ -114,7 +130,7 @@ class Preprocessing(Parameters):
             encoded: N encoded files, or data URLs of them.
 
         Returns:
-            input: uint8 [N, H, W, 3] or float32 [N, 3, H, W], padded to a common size;
+            input: uint8 [N, H, W, channels] or float32 [N, channels, H, W], padded to a common size;
             img_shape: int32 [N, 2], (height, width) of each image inside the input;
             ori_shape: int32 [N, 2], (height, width) of each original image.
 
@@ -136,23 +152,51 @@ class Preprocessing(Parameters):
         """
         with phase("decode"), of_image(index, count):
             image = self._decode(data)
-        height, width = self.target_size(*image.shape[:2])
-        row = self._empty(1, *(self.input_size or self._round_up(height, width)))[0]
+            plan = self._plan(*image.shape[:2])
+        height, width = plan[-1][1]
+        row = self._empty(1, *(self.input_size or round_up(height, width, self.pad_divisor)))[0]
         with phase("resize"):
-            self._fill(row, image, height, width)
+            self._fill(row[:height, :width], image, plan)
+            self._pad(row, height, width)
         return row, (height, width), (image.shape[0], image.shape[1])
 
-    def _fill(self, row: npt.NDArray[Any], image: Pixels, height: int, width: int) -> None:
-        """Write an image into a row of the input, resized to height x width, and pad the rest."""
+    def _plan(self, height: int, width: int) -> _Plan:
+        """Return the steps of an image, each with the (height, width) that it makes.
+
+        Raises:
+            InputError: a step makes an image that is too large.
+        """
+        size = self.result_size(height, width, divisor=self.pad_divisor)
+        plan: _Plan = [(self, size)]
+        for step in self.steps:
+            plan.append((step, step.result_size(*plan[-1][1])))
+        if self.input_size and not _fits(plan[-1][1], self.input_size):
+            last = plan[-1][0]
+            resize = last if isinstance(last, Resize) else _AS_IT_IS
+            if last is resize:  # one interpolation in place of two
+                plan.pop()
+            before = plan[-1][1] if plan else (height, width)
+            plan.append((resize, resize.result_size(*before, divisor=self.pad_divisor, within=self.input_size)))
+        if self.scale is None or self.then:  # else `scale` limits the size
+            largest = max((size for _, size in plan), key=math.prod)
+            if math.prod(largest) > MAX_INPUT_PIXELS:
+                raise InputError(
+                    f"the image is too large: {width} x {height} becomes {largest[1]} x {largest[0]} for the network; "
+                    f"allowed are {MAX_INPUT_PIXELS} pixels",
+                    kind="image_too_large",
+                )
+        return plan
+
+    def _fill(self, out: npt.NDArray[Any], image: Pixels, plan: _Plan) -> None:
+        """Write an image into its place in a row of the input: out is [height, width, channels]."""
         if self.layout == "uint8_hwc":
-            self._resize(image, out=row[:height, :width])
+            _run(plan, image, out=out if self.channels == 3 else out[:, :, 0])
         elif self.float_resize:
-            self._resize_floats(image, out=row[:height, :width])
+            for channel in range(self.channels):  # memory holds one channel as floats at a time
+                plane = _run(plan, _channel(image, channel).astype(np.float32), channel=channel)
+                out[:, :, channel] = (plane - np.float32(self.mean[channel])) / np.float32(self.std[channel])
         else:
-            resized = np.empty((height, width, 3), np.uint8)
-            self._resize(image, out=resized)
-            self._normalise(resized, out=row[:height, :width])
-        self._pad(row, height, width)
+            self._normalise(_run(plan, image), out=out)
 
     def _decode(self, data: bytes) -> Pixels:
         if is_data_url(data):
@@ -160,10 +204,16 @@ class Preprocessing(Parameters):
         if len(data) > self.max_bytes:
             message = f"the image is too large: {len(data)} bytes encoded; allowed are {self.max_bytes}"
             raise InputError(message, kind="image_too_large")
-        return decode_image(data, max_pixels=self.max_pixels, exif_orientation=self.exif_orientation)
+        image = decode_image(
+            data,
+            max_pixels=self.max_pixels,
+            exif_orientation=self.exif_orientation,
+            grey=self.color == "opencv_grey",
+        )
+        return np.asarray(Image.fromarray(image).convert("L")) if self.color == "pillow_grey" else image
 
     def _stack(self, rows: Sequence[npt.NDArray[Any]], img_shapes: Sequence[SizeHW]) -> npt.NDArray[Any]:
-        """Stack rows [H, W, 3] of several sizes to [N, H, W, 3], the largest H and W."""
+        """Stack rows [H, W, channels] of several sizes to [N, H, W, channels], the largest H and W."""
         height, width, _ = np.max([row.shape for row in rows], axis=0).tolist()
         batch = self._empty(len(rows), height, width)
         for target, row, (valid_height, valid_width) in zip(batch, rows, img_shapes, strict=True):
@@ -172,71 +222,66 @@ class Preprocessing(Parameters):
         return batch
 
     def _empty(self, count: int, height: int, width: int) -> npt.NDArray[Any]:
-        """Return memory for an input in its layout; the array is indexed [N, H, W, 3] in both layouts."""
+        """Return memory for an input in its layout; the array is indexed [N, H, W, channels] in both layouts."""
         if self.layout == "uint8_hwc":
-            return np.empty((count, height, width, 3), np.uint8)
-        return np.empty((count, 3, height, width), np.float32).transpose(0, 2, 3, 1)
+            return np.empty((count, height, width, self.channels), np.uint8)
+        return np.empty((count, self.channels, height, width), np.float32).transpose(0, 2, 3, 1)
 
-    def _resize(self, image: Pixels, *, out: Pixels) -> None:
-        height, width = out.shape[:2]
-        if image.shape == out.shape:
-            out[:] = image
-        elif self.resample in _PILLOW_FILTERS:
-            out[:] = np.asarray(Image.fromarray(image).resize((width, height), _PILLOW_FILTERS[self.resample]))
-        else:
-            cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
-
-    def _resize_floats(self, image: Pixels, *, out: npt.NDArray[np.float32]) -> None:
-        """Write a resized image, normalised; memory holds one channel as floats at a time."""
-        height, width = out.shape[:2]
-        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            plane = cv2.resize(cv2.extractChannel(image, channel).astype(np.float32), (width, height))
-            out[:, :, channel] = (plane.reshape(height, width) - np.float32(mean)) / np.float32(std)
-
-    def _normalise(self, image: Pixels, *, out: npt.NDArray[np.float32]) -> None:
+    def _normalise(self, image: Pixels, *, out: npt.NDArray[Any]) -> None:
         """Write (image - mean) / std, by look-up: a channel of uint8 has only 256 values."""
         levels = np.arange(256, dtype=np.uint8)
         for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
             normalised = (levels - np.float32(mean)) / np.float32(std)
-            cv2.LUT(cv2.extractChannel(image, channel), normalised, dst=out[:, :, channel])
+            cv2.LUT(_channel(image, channel), normalised, dst=out[:, :, channel])
 
     def _pad(self, row: npt.NDArray[Any], height: int, width: int) -> None:
-        """Fill the padding: below the image and to its right."""
-        value = self.pad_value if self.layout == "uint8_hwc" else self.float_pad_value
-        line = np.full((row.shape[1], 3), value, row.dtype)  # numpy copies lines much faster than pixels
-        row[height:] = line
-        row[:height, width:] = line[width:]
+        fill_padding(row, height, width, self.pad_value if self.layout == "uint8_hwc" else self.float_pad_value)
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) that an image is resized to; rounds as `mmcv.rescale_size` by default."""
-        if not self.keep_ratio and self.input_size:
-            return min(self.scale[1], self.input_size[0]), min(self.scale[0], self.input_size[1])
-        if self.size_rule == "huggingface":
-            return self._huggingface_size(height, width)
-        factor = min(max(self.scale) / max(height, width), min(self.scale) / min(height, width))
-        if self.input_size:
-            factor = min(factor, self.input_size[0] / height, self.input_size[1] / width)
-        return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+        """Return the (height, width) that an image has in the input, without the padding.
 
-    def _huggingface_size(self, height: int, width: int) -> tuple[int, int]:
-        target = self._round_up(*_aspect_ratio_size(height, width, max(self.scale), min(self.scale)))
-        if self.input_size and (target[0] > self.input_size[0] or target[1] > self.input_size[1]):
-            # processors have no fixed input, and so no rule for it: take the largest size that fits
-            factor = min(self.input_size[0] / height, self.input_size[1] / width)
-            target = self._round_up(int(height * factor + 0.5), int(width * factor + 0.5))
-        return target
-
-    def _round_up(self, height: int, width: int) -> tuple[int, int]:
-        """Round both edges up to multiples of `pad_divisor`; 0 becomes 1 x `pad_divisor`."""
-        rows, columns = (max(1, -(-side // self.pad_divisor)) for side in (height, width))
-        return rows * self.pad_divisor, columns * self.pad_divisor
+        Raises:
+            InputError: a step makes an image that is too large.
+        """
+        return self._plan(height, width)[-1][1]
 
 
-def _aspect_ratio_size(height: int, width: int, longest: int, shortest: int) -> tuple[int, int]:
-    """Return the size that transformers gives an image, including its float rounding: 640 may become 639."""
-    short, long = min(height, width), max(height, width)
-    edge = longest * short / long if long / short * shortest > longest else shortest
-    if round(edge) == short:
-        return height, width
-    other = int(edge * long / short)
-    return (other, round(edge)) if width < height else (round(edge), other)
+def _step(index: int, stated: Mapping[str, Any], channels: int) -> Resize | Pad:
+    """Return a step of `then`, which JSON states."""
+    kind = _STEPS[stated["step"]]
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()
+    }
+    del values["step"]
+    try:
+        if unknown := values.keys() - kind.__dataclass_fields__.keys():
+            raise InputError(f"unknown parameter '{min(unknown)}'; allowed: {', '.join(kind.__dataclass_fields__)}")
+        step = kind(**values)
+        if isinstance(step, Pad) and len(step.value) != channels:
+            raise InputError(f"parameter 'value' must have {channels} numbers; got {shown(step.value)}")
+    except InputError as error:
+        raise InputError(f"parameter 'then', step {index}: {error}", kind="parameter") from error
+    return step
+
+
+def _fits(size: SizeHW, within: SizeHW) -> bool:
+    return size[0] <= within[0] and size[1] <= within[1]
+
+
+def _run(plan: _Plan, image: npt.NDArray[Any], *, out: Any = None, channel: int | None = None) -> npt.NDArray[Any]:
+    """Apply the steps of a plan to an image, or to one channel of it; the last step writes into `out`."""
+    for index, (step, size) in enumerate(plan):
+        last = out if index == len(plan) - 1 else None
+        if isinstance(step, Pad):
+            image = step.apply(image, size, out=last, channel=channel)
+        else:
+            image = step.apply(image, size, out=last)
+    return image
+
+
+def _channel(image: npt.NDArray[Any], channel: int) -> npt.NDArray[Any]:
+    return image if image.ndim == 2 else cv2.extractChannel(image, channel)
+
+
+_Plan: TypeAlias = list[tuple[Resize | Pad, SizeHW]]
+_AS_IT_IS = Resize()

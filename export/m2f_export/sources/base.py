@@ -21,7 +21,7 @@ class Source:
 
     Attributes:
         kind: the kind of checkpoint, for people: `mmdet Mask2Former`, `Hugging Face EomtForUniversalSegmentation`.
-        network: evaluation mode, on the CPU; normalised RGB float32 [N, 3, H, W] ->
+        network: evaluation mode, on the CPU; normalised float32 [N, channels, H, W], RGB or grey ->
             cls_logits float32 [N, Q, C+1] (no-object last) and mask_logits float32 [N, Q, H/4, W/4].
             None if the graph itself is given, as ONNX.
         preprocessing: how an image becomes the input that the network was trained on, as pixels (`uint8_hwc`), or as

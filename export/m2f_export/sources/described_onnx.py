@@ -15,7 +15,7 @@ from m2f.class_lists import ClassNames
 from m2f.errors import InputError, shown
 from m2f.model_facts import ModelFacts
 from m2f.parameters import COUNT, check_value, is_number
-from m2f.preprocess import Preprocessing
+from m2f.preprocess import Preprocessing, channels_of
 from m2f.settings import KEYS, Settings
 from m2f_export.export_errors import ExportError
 from m2f_export.files import read_object
@@ -45,8 +45,8 @@ def describe_onnx(graph: Path, description: Path) -> Source:
         ExportError: the description has an unknown key, lacks a key, or has a value that is not allowed or that the
             graph contradicts; the message names the file, the key and what is allowed.
     """
-    layout, size = graph_input(graph)
     stated = read_object(description)
+    layout, size = graph_input(graph, channels_of(stated.get("color")))
     _check_keys(stated, layout, description)
     names = _class_names(stated["class_names"], description)
     try:

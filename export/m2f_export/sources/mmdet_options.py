@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from m2f.errors import shown
+from m2f.limits import MAX_INPUT_PIXELS
 from m2f.parameters import BOOLEAN, COUNT, FRACTION, Allowed, is_int, is_number
 from m2f_export.export_errors import ExportError
 from m2f_export.quiet import quiet
@@ -20,7 +21,6 @@ from m2f_export.quiet import quiet
 if TYPE_CHECKING:
     from mmengine.registry import Registry
 
-MAX_INPUT_PIXELS = 1 << 24  # width x height that a configuration may ask for: 16 times those of COCO's models
 _SCOPES = ("mmdet", "mmcv", "mmengine")
 _LARGEST, _SMALLEST = 1e9, 1e-6  # of a number that normalises
 
@@ -151,14 +151,44 @@ def _is_edge(value: Any) -> bool:
     return is_number(value) and value >= 1 and (value == math.inf or value == int(value))
 
 
+def _or_none(allowed: Allowed) -> Allowed:
+    return Allowed(f"None, or {allowed.text}", lambda value: value is None or allowed.accepts(value))
+
+
+def _is_factor(value: Any) -> bool:
+    factors = value if isinstance(value, tuple | list) and len(value) == 2 else (value,)
+    return value is None or all(is_number(factor) and 1e-3 <= factor <= 1e3 for factor in factors)
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(map(COUNT.accepts, value))
+        and math.prod(value) <= MAX_INPUT_PIXELS
+    )
+
+
+def _is_pad_value(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = value.get("img", 0)
+        levels = value if isinstance(value, tuple | list) and len(value) == 3 else (value,)
+    else:
+        levels = (value,)
+    return all(is_int(level) and 0 <= level <= 255 for level in levels)
+
+
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 _SCOPE = Option(None, only(None, *_SCOPES))  # mmengine adds this key to what a base states
 NO_EFFECT = Option(None, Allowed("anything", lambda _: True))
 _FLAG = Option(False, BOOLEAN)
+_DIVISOR = whole_number(1, int(MAX_INPUT_PIXELS**0.5))
 
 LOAD_IMAGE: Table = {
-    "color_type": Option("color", only("color", "color_ignore_orientation")),
+    "color_type": Option(
+        "color", only("color", "color_ignore_orientation", "grayscale", "grayscale_ignore_orientation")
+    ),
     "to_float32": _FLAG,
     "imdecode_backend": Option("cv2", only("cv2")),
     "ignore_empty": NO_EFFECT,
@@ -172,13 +202,34 @@ LOAD_ANNOTATIONS: Table = dict.fromkeys(
     NO_EFFECT,
 )  # fmt: skip
 
-RESIZE: Table = {
-    "scale_factor": Option(None, Allowed("None, and a scale", lambda value: value is None)),
-    "scale": Option(None, Allowed("a whole number >= 1, or two; the longer edge may be inf", _is_scale)),
-    "keep_ratio": _FLAG,
+_SCALE = Option(None, Allowed("a whole number >= 1, or two; the longer edge may be inf", _is_scale))
+_RESIZE: Table = {
     "backend": Option("cv2", only("cv2", "pillow")),
     "interpolation": Option("bilinear", Allowed("a word", lambda value: isinstance(value, str))),
     "clip_object_border": NO_EFFECT,
+}
+
+RESIZE: Table = {
+    **_RESIZE,
+    "scale": Option(None, _or_none(_SCALE.allowed)),
+    "scale_factor": Option(None, Allowed("None, or a number from 0.001 to 1000, or two of width, height", _is_factor)),
+    "keep_ratio": _FLAG,
+}
+
+SHORTEST_EDGE: Table = {
+    **_RESIZE,
+    "scale": _SCALE,
+    "max_size": Option(None, _or_none(COUNT)),
+    "resize_type": Option("Resize", only("Resize", "mmdet.Resize")),
+    "keep_ratio": Option(False, only(False)),
+}
+
+PAD: Table = {
+    "size": Option(None, Allowed(f"None, or width and height, of at most {MAX_INPUT_PIXELS} pixels", _is_size)),
+    "size_divisor": Option(None, _or_none(_DIVISOR)),
+    "pad_to_square": _FLAG,
+    "pad_val": Option(0, Allowed("a whole number from 0 to 255, or dict(img=...) of it or of three", _is_pad_value)),
+    "padding_mode": Option("constant", only("constant")),
 }
 
 PACK: Table = {"meta_keys": NO_EFFECT}
@@ -206,7 +257,7 @@ DATA_PREPROCESSOR: Table = {
     "std": Option(None, _vector("number other than 0", lambda value: is_finite(value) and abs(value) >= _SMALLEST)),
     "bgr_to_rgb": _FLAG,
     "rgb_to_bgr": _FLAG,
-    "pad_size_divisor": Option(1, whole_number(1, int(MAX_INPUT_PIXELS**0.5))),
+    "pad_size_divisor": Option(1, _DIVISOR),
     "pad_value": Option(0, Allowed("a number", is_finite)),
     # for labels, devices and training
     **dict.fromkeys(

@@ -51,7 +51,8 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
     """
     model = load_onnx(path)
     _check_names(model, path)
-    layout, size = _input(model, path)
+    channels = source.preprocessing.channels
+    layout, size = _input(model, channels, path)
     if layout != source.preprocessing.layout == "float32_chw":
         padding = f"{source.kind} pads with {source.preprocessing.float_pad_value}, which is no pixel"
         raise ExportError(f"{path} takes uint8, and {padding}; allowed: a graph that takes floats")
@@ -62,21 +63,21 @@ def adopt_onnx(path: Path, source: Source, output: Path) -> Source:
         raise ExportError(f"{path}: its operators cannot be replaced by those of ONNX: {reason(error)}") from error
     check_graph(model)
     onnx.save(model, output)
-    pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0, 0, 0)
+    pad_value = source.preprocessing.pad_value if layout == "uint8_hwc" else (0,) * channels
     preprocessing = replace(source.preprocessing, layout=layout, input_size=size, pad_value=pad_value)
     source = replace(source, preprocessing=preprocessing)
     return replace(source, facts=replace(source.facts, mask_stride=_measured_stride(output, path, source)))
 
 
-def graph_input(path: Path) -> tuple[str, tuple[int, int] | None]:
-    """Return the layout of a graph's input, and its height and width if they are fixed.
+def graph_input(path: Path, channels: int) -> tuple[str, tuple[int, int] | None]:
+    """Return the layout of a graph's input of 3 or 1 channels, and its height and width if they are fixed.
 
     Raises:
         ExportError: the file is not ONNX, or its inputs or outputs are not those of the contract.
     """
     model = load_onnx(path, weights=False)
     _check_names(model, path)
-    return _input(model, path)
+    return _input(model, channels, path)
 
 
 def _check_names(model: onnx.ModelProto, path: Path) -> None:
@@ -126,15 +127,16 @@ def _instance_normalization(node: onnx.NodeProto) -> onnx.NodeProto:
 _STANDARD = {"grid_sampler": _grid_sample, "TRTInstanceNormalization": _instance_normalization}
 
 
-def _input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int] | None]:
+def _input(model: onnx.ModelProto, channels: int, path: Path) -> tuple[str, tuple[int, int] | None]:
     """Return the layout, and the height and width if they are fixed."""
     kind = model.graph.input[0].type.tensor_type.elem_type
     shape = tensor_shapes(model)[INPUT]
     layout = _LAYOUTS.get(kind, "")
-    channels = {"uint8_hwc": 3, "float32_chw": 1}.get(layout)
-    if channels is None or len(shape) != 4 or shape[channels] not in (3, None):
+    axis = {"uint8_hwc": 3, "float32_chw": 1}.get(layout)
+    if axis is None or len(shape) != 4 or shape[axis] not in (channels, None):
         said = f"{TensorProto.DataType.Name(kind)} {list(shape)}"
-        raise ExportError(f"{path}: {INPUT} is {said}; allowed: UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]")
+        allowed = f"UINT8 [N, H, W, {channels}] or FLOAT [N, {channels}, H, W]"
+        raise ExportError(f"{path}: {INPUT} is {said}; allowed: {allowed}")
     if shape[0] is not None:
         raise ExportError(f"{path}: {INPUT} has a fixed batch of {shape[0]}; allowed: a free first axis (dynamic_axes)")
     height, width = shape[1:3] if layout == "uint8_hwc" else shape[2:4]
@@ -148,8 +150,8 @@ def _measured_stride(output: Path, path: Path, source: Source) -> int:
     """Run the graph once; return the stride of its masks, after checking both outputs against the source."""
     preprocessing, divisor = source.preprocessing, source.preprocessing.pad_divisor
     height, width = preprocessing.input_size or tuple(-(-side // divisor) * divisor for side in _TRIED_SIZE)
-    takes_pixels = preprocessing.layout == "uint8_hwc"
-    zeros = np.zeros((1, height, width, 3) if takes_pixels else (1, 3, height, width))
+    takes_pixels, channels = preprocessing.layout == "uint8_hwc", preprocessing.channels
+    zeros = np.zeros((1, height, width, channels) if takes_pixels else (1, channels, height, width))
     session = open_session(output)
     try:
         classes, masks = session.run(list(OUTPUTS), {INPUT: zeros.astype(np.uint8 if takes_pixels else np.float32)})
