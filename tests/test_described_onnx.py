@@ -101,14 +101,14 @@ def test_it_is_served_through_triton(write, tmp_path, layout, description):
 
 REFUSED = {
     "not an object": ([], r"net\.json is not a JSON object, but list"),
-    "unknown key": ({**FLOATS, "sclae": 1}, r"net\.json: unknown key 'sclae'; allowed: scale, keep_ratio"),
+    "unknown key": ({**FLOATS, "sclae": 1}, r"net\.json: unknown key 'sclae'; allowed: scale, scale_factor"),
     "no scale": ({"class_names": NAMES}, r"net\.json: scale is missing; a graph that takes floats needs: scale, "),
     "no mean": ({"scale": [1, 1], "class_names": NAMES}, "mean is missing; a graph that takes floats needs: scale,"),
     "scale": ({**FLOATS, "scale": 800}, r"parameter 'scale' must be two whole numbers >= 1, .*; got 800"),
-    "mean": ({**FLOATS, "mean": [0.5]}, r"parameter 'mean' must be three numbers, .*; got \(0\.5,\)"),
+    "mean": ({**FLOATS, "mean": [0.5]}, r"parameter 'mean' must have 3 numbers, for 'color' is rgb; got \(0\.5,\)"),
     "std": ({**FLOATS, "std": [0.2, 0.2, 0.2]}, r"'std' is \[0\.2, .*; allowed: three numbers >= 1.* by 255"),
     "resample": ({**FLOATS, "resample": "area"}, "parameter 'resample' must be one of: opencv_bilinear, "),
-    "stretched": ({**FLOATS, "keep_ratio": False}, "parameter 'keep_ratio' false needs 'input_size'"),
+    "colour": ({**FLOATS, "color": "grey"}, "parameter 'color' must be one of: rgb, opencv_grey, pillow_grey"),
     "pad_value": ({**FLOATS, "pad_value": [0, 0, 0]}, "pad_value has no effect: the graph takes floats; allowed: flo"),
     "layout": ({**FLOATS, "layout": "float32_chw"}, "unknown key 'layout'; allowed: "),
     "names": ({**FLOATS, "class_names": "cat"}, "class_names is 'cat'; allowed: a list of names"),
