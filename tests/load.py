@@ -45,14 +45,16 @@ class Case:
         return all(a is not None and a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
 
-def learn(server, images: Sequence[bytes], *outputs: Sequence[str], **parameters) -> list[Case]:
+def learn(
+    server, images: Sequence[bytes], *outputs: Sequence[str], model: str = PUBLIC_MODEL, **parameters
+) -> list[Case]:
     """Make a case of each image and each group of outputs; what an unharmed server answers is right."""
     protocol = connect(server, "grpc")
     cases = []
     for (i, data), names in itertools.product(enumerate(images), outputs):
         inputs = image_input(data)
-        expected = protocol.infer(PUBLIC_MODEL, inputs, names, **parameters)
-        cases.append(Case(f"{i}: {' '.join(names)}", PUBLIC_MODEL, inputs, tuple(names), expected, parameters))
+        expected = protocol.infer(model, inputs, names, **parameters)
+        cases.append(Case(f"{i}: {' '.join(names)}", model, inputs, tuple(names), expected, parameters))
     protocol.client.close()
     return cases
 
