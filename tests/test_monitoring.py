@@ -13,7 +13,7 @@ from pictures import encode, photo
 from supervised import supervised
 from tritonclient.utils import InferenceServerException
 
-from m2f.contract import OUTPUTS, PUBLIC_MODEL
+from m2f.contract import HEAD, HEAD_ENGINE, OUTPUTS, PUBLIC_MODEL, STEPS, TENSOR, model_name
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,9 @@ def selectors(expression):
             found.append(node)
         return True
 
-    promql_parser.walk(promql_parser.parse(expression.replace("$__rate_interval", "5m")), visit)
+    for variable, value in {"$__rate_interval": "5m", "${model:regex}": PUBLIC_MODEL}.items():
+        expression = expression.replace(variable, value)
+    promql_parser.walk(promql_parser.parse(expression), visit)
     assert found
     return found
 
@@ -108,6 +110,22 @@ def test_every_alert_is_explained(exported):  # noqa: ARG001
         assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
 
 
+def test_what_is_counted_for_a_model_is_of_that_model():
+    """PromQL cannot read an ensemble's configuration, so rules and dashboard know the names that the exporter makes."""
+    steps = (*STEPS, TENSOR, HEAD, HEAD_ENGINE)
+    models = {public: [public, *(model_name(public, step) for step in steps)] for public in ("parts", "parts_left")}
+    expressions = [expression for _, expression in EXPRESSIONS]
+    for pattern in {found for text in expressions for found in re.findall(r'"model", "([^"]+)"', text)}:
+        for public, names in models.items():
+            counted = {name: found[1] for name in names if (found := re.fullmatch(pattern, name))}
+            assert public in counted.values()
+            assert all(counted[name] in (public, name) for name in counted)
+    for pattern in {found for text in expressions for found in re.findall(r'\$\{model:regex\}([^"]*)"', text)}:
+        chosen = {name for names in models.values() for name in names if re.fullmatch("parts" + pattern, name)}
+        assert chosen
+        assert chosen <= set(models["parts"])
+
+
 def test_prometheus_scrapes_what_the_rules_are_about():
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     assert config["rule_files"] == ["m2f.rules.yml"]
@@ -118,7 +136,12 @@ def test_prometheus_scrapes_what_the_rules_are_about():
 
 
 def test_the_dashboard_can_be_imported():
-    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "job", "instance"}
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {
+        "datasource",
+        "job",
+        "instance",
+        "model",
+    }
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     taken = set()
     for panel in DASHBOARD["panels"]:

@@ -54,7 +54,7 @@ class Metrics:
         for phase, seconds in record.seconds.items():
             self._count(self._seconds, seconds, model=self._model, phase=phase)
         for name, images in record.images.items():
-            self._count(self._images, images, format=name.lower())
+            self._count(self._images, images, format=name.lower(), model=self._model)
         if record.instances:
             with self._lock:
                 self._observed += record.instances
@@ -72,7 +72,7 @@ class Metrics:
             for (family, labels), amount in counted.items():
                 self._metric(family, labels).increment(amount)
             for count in observed:
-                self._metric(self._instances, (), buckets=_INSTANCE_BUCKETS).observe(count)
+                self._metric(self._instances, (("model", self._model),), buckets=_INSTANCE_BUCKETS).observe(count)
 
     def _count(self, family: Any, amount: float, **labels: str) -> None:
         with self._lock:
