@@ -13,7 +13,7 @@ from kserve import connect
 from sources import CHECKPOINT, COMMITTED, CONFIG, ROOT, pure_python_config
 from tritonclient.utils import InferenceServerException
 
-from m2f.contract import PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
+from m2f.contract import STRUCTURED_OUTPUTS, models_of
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_client import Client
@@ -102,18 +102,26 @@ KEYS_AND_OTHERS = {  # key of the deploy config -> a value with which the answer
 
 
 def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy_config):
-    """The road that people get stuck on: MMDeploy's ONNX and deploy config in, instances out; each key acts."""
+    """The road that people get stuck on: MMDeploy's ONNX and deploy config in, instances out; each key acts.
+
+    Under a name of its own: the comparison through Triton asks the model of this name, and so do clients.
+    """
     target = tmp_path / "mine"
     result = m2f_export(
-        CONFIG, mmdeploys_onnx, "--deploy-config", deploy_config, "--repository", target, *compare_on(IMAGES[:1])
-    )
+        CONFIG, mmdeploys_onnx, "--deploy-config", deploy_config, "--repository", target, "--name", "parts",
+        *compare_on(IMAGES[:1]),
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
     stated = json.loads(deploy_config.read_text())["codebase_config"]["post_processing"]
     assert stated.keys() == KEYS_AND_OTHERS.keys()
     with (
         serve(model_repository=target, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
-        Client(f"grpc://{server.grpc_url}") as client,
+        Client(f"grpc://{server.grpc_url}", model="parts") as client,
     ):
+        report = json.loads((target / "parts/export.json").read_text())
+        assert report["name"] == "parts"
+        assert {path.name for path in target.iterdir()} == set(report["models"]) == set(models_of("parts", head=False))
+        assert (target / "parts/labels.txt").read_text().split() == report["class_names"] == list(client.class_names)
 
         def ask(**parameters):
             return client.predict(IMAGES[0], outputs=STRUCTURED_OUTPUTS, **parameters).outputs
@@ -137,11 +145,11 @@ def assert_input_must_be_finite(server):
     sizes = {name: np.array([[256, 256]], np.int32) for name in ("img_shape", "ori_shape")}
     floats = np.zeros((1, 3, 256, 256), np.float32)
     with contextlib.closing(triton.client):
-        assert triton.infer(PUBLIC_TENSOR_MODEL, {"input": floats, **sizes}, ["num_instances"])
+        assert triton.infer("parts_tensor", {"input": floats, **sizes}, ["num_instances"])
         for bad in (np.nan, np.inf):
             floats[0, 1, 2, 3] = bad
             with pytest.raises(InferenceServerException, match="input must be finite") as refused:
-                triton.infer(PUBLIC_TENSOR_MODEL, {"input": floats, **sizes}, ["num_instances"])
+                triton.infer("parts_tensor", {"input": floats, **sizes}, ["num_instances"])
             assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 

@@ -1,5 +1,6 @@
 """The hand-written configurations against the contract, without a server."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,11 @@ def test_the_engines_three_settings_agree():
         assert (other.input, other.output) == (engine.input, engine.output)
         assert other.HasField("dynamic_batching")
     assert engine.HasField("dynamic_batching")
+
+
+def test_the_class_names_stand_beside_the_ensemble():
+    stated = json.loads(config("mask2former_postprocess").parameters["class_names"].string_value)
+    assert (REPOSITORY / "mask2former/labels.txt").read_text().splitlines() == stated
 
 
 def test_the_shipped_parameters_are_valid():

@@ -254,7 +254,7 @@ def test_what_a_killed_export_left_is_removed_by_the_next(mine):
 def killed_exports(target, kills, rng):
     """Kill an export that has replaced its models at least once; yield the repository after each kill."""
     for _ in range(kills):
-        command = [sys.executable, HERE / "staging.py", target, "parts"]
+        command = [sys.executable, HERE / "staging.py", "put", target, "parts"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as export:
             export.stdout.readline()
             try:

@@ -319,3 +319,11 @@ def test_a_low_hard_limit_of_files_is_told(tmp_path):
     assert told.endswith(" event=few_files limit=1024 wanted=8192")
     assert error.startswith("m2f serve: ")
     assert result.returncode == 1
+
+
+def test_an_export_of_before_exports_had_names_is_told(tmp_path):
+    (tmp_path / "export.json").write_text("{}")
+    command = [*PROGRAM, "--model-repository", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "event=old_layout" in result.stderr
+    assert f"m2f export with the same arguments and --repository {tmp_path}" in result.stderr

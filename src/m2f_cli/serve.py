@@ -19,6 +19,7 @@ from m2f_server import launch, open_files
 from m2f_server.addresses import resolve
 from m2f_server.launch import LOOPBACK
 from m2f_server.outlet import event_line, never_wait_for_a_reader
+from m2f_server.repository_check import is_old
 from m2f_server.server import Server
 from m2f_server.server_tls import ServerTls
 from m2f_server.supervisor import Supervisor
@@ -111,6 +112,7 @@ def serve(
     never_wait_for_a_reader()
     try:
         _raise_files_limit()
+        _tell_of_an_old_export(options["model_repository"])
         for name in ("host", "monitor_host"):  # once: a name server that fails later is no reason to end
             options[name] = resolve(options[name], option=f"--{name.replace('_', '-')}")
         start = partial(launch.serve, tls=tls, **options)
@@ -139,6 +141,12 @@ def _raise_files_limit() -> None:
     limit = open_files.raise_limit()
     if limit < open_files.WANTED:
         _log("few_files", limit=limit, wanted=open_files.WANTED)
+
+
+def _tell_of_an_old_export(repository: Path) -> None:
+    if is_old(repository):
+        fix = f"m2f export with the same arguments and --repository {repository}"
+        _log("old_layout", what="the answers lack class_names", fix=fix)
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:

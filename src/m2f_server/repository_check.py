@@ -5,7 +5,7 @@ from pathlib import Path
 
 from m2f_server.serve_errors import RepositoryError
 
-REPORT = "export.json"  # in the folder of an export's ensemble
+REPORT = "export.json"  # in the folder of an export's ensemble; before exports had names, in the repository
 
 
 def check_repository(repository: Path, *, config_name: str | None, load: Sequence[str] = ()) -> list[str]:
@@ -42,6 +42,11 @@ def check_repository(repository: Path, *, config_name: str | None, load: Sequenc
 def is_export(model: Path) -> bool:
     """Return whether a model's folder is the public ensemble of an export."""
     return (model / REPORT).is_file()
+
+
+def is_old(repository: Path) -> bool:
+    """Return whether a repository has an export of before exports had names."""
+    return (repository / REPORT).is_file()
 
 
 def _is_model(folder: Path) -> bool:
