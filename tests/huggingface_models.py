@@ -11,7 +11,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 NAMES = ["cat", "dog", "bird"]
 
 
-MASK2FORMER, MASKFORMER, EOMT, EOMT_DINOV3 = ARCHITECTURES
+MASK2FORMER, MASKFORMER, EOMT, EOMT_DINOV3, ONEFORMER = ARCHITECTURES
 
 
 def swin(window_size=7):
@@ -48,6 +48,12 @@ def build(architecture, *, backbone=None, **changes):
             "backbone_config": backbone or swin(), "fpn_feature_size": 32, "mask_feature_size": 32,
             "decoder_config": detr,
         },
+        ONEFORMER: {
+            "backbone_config": backbone or swin(), "conv_dim": 32, "mask_dim": 32, "hidden_dim": 32,
+            "encoder_feedforward_dim": 64, "encoder_layers": 1, "decoder_layers": 4, "num_attention_heads": 4,
+            "dim_feedforward": 64, "num_queries": 10, "text_encoder_width": 16, "text_encoder_num_layers": 1,
+            "text_encoder_n_ctx": 2,
+        },
         EOMT: eomt | {"mlp_ratio": 2},
         EOMT_DINOV3: eomt | {"intermediate_size": 64},
     }[architecture]  # fmt: skip
@@ -63,7 +69,8 @@ def build(architecture, *, backbone=None, **changes):
 
 
 def processor_for(architecture, **changes):
-    name = {MASK2FORMER: "Mask2Former", MASKFORMER: "MaskFormer"}.get(architecture, "Eomt")
+    names = {MASK2FORMER: "Mask2Former", MASKFORMER: "MaskFormer", ONEFORMER: "OneFormer"}
+    name = names.get(architecture, "Eomt")
     size = {"shortest_edge": 64, "longest_edge": 96 if name != "Eomt" else 64}
     defaults = {"size": size} | ({"do_pad": True} if name == "Eomt" else {})
     return getattr(transformers, f"{name}ImageProcessorPil")(**(defaults | changes))

@@ -291,7 +291,7 @@ def test_repository_parameters_are_json():
         ),
         (
             {"scale": "[1, 1]", "size_rule": "hf"},
-            "'size_rule' must be one of: mmdetection, mmdetection_floor, detectron2, huggingface; got 'hf'",
+            "'size_rule' must be one of: mmdetection, mmdetection_floor, detectron2, huggingface, huggi",
         ),
         ({"scale": "[1, 1]", "scale_factor": "[1, 1]"}, "'scale' and 'scale_factor' are both set; allowed: one"),
         ({"scale": "null", "scale_factor": "[1, 0]"}, "'scale_factor' must be two numbers above 0, .*, or null"),

@@ -14,8 +14,9 @@ from typing import Any
 import onnx
 
 from m2f.agreement import CONFIDENT, Found
+from m2f.class_lists import ClassNames
 from m2f.contract import PUBLIC_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS, models_of
-from m2f.errors import M2FError
+from m2f.errors import InputError, M2FError
 from m2f.limits import MAX_BATCH_SIZE
 from m2f.preprocess import Preprocessing
 from m2f.settings import INSTANCE_KEYS, Settings
@@ -45,6 +46,8 @@ class ExportRequest:
         model: an mmdetection configuration, or a Hugging Face folder; with `describe`, an ONNX file.
         weights: the checkpoint of a configuration, or an ONNX file that was made from it; None for a folder.
         describe: the description of an ONNX file of any origin.
+        task: the task of a Hugging Face OneFormer: `instance`, `panoptic` or `semantic`.
+        stuff: names or indices of the stuff classes, comma-separated or a JSON list; None: what the source says.
         deploy_config: MMDeploy's deploy config; the attributes below override its values.
         layout: layout of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX keeps its own.
         size: fixed height and width of the input; None: both stay free.
@@ -61,6 +64,8 @@ class ExportRequest:
     model: Path
     weights: Path | None = None
     describe: Path | None = None
+    task: str | None = None
+    stuff: str | None = None
     deploy_config: Path | None = None
     layout: str = "uint8_hwc"
     size: tuple[int, int] | None = None
@@ -167,16 +172,38 @@ def read_source(request: ExportRequest) -> Source:
 
         if request.weights:
             raise ExportError(f"--describe is for an ONNX file alone: {request.weights} is one too many")
+        if request.task:
+            raise ExportError("--task is for a Hugging Face OneFormer; a given graph has its task: leave it out")
         return describe_onnx(request.model, request.describe)
     kind = recognise(request.model, request.weights)
     if kind == "Hugging Face":
         from m2f_export.sources.huggingface import load_huggingface  # noqa: PLC0415 (a second to import)
 
-        return load_huggingface(request.model)
+        return load_huggingface(request.model, request.task)
+    if request.task:
+        raise ExportError(f"--task is for a Hugging Face OneFormer; {request.model} is of {kind}: leave it out")
     from m2f_export.sources.mmdetection import describe_mmdet, load_mmdet  # noqa: PLC0415 (several seconds to import)
 
     assert request.weights is not None  # else a folder
     return describe_mmdet(request.model) if kind == "ONNX" else load_mmdet(request.model, request.weights)
+
+
+def with_stuff(source: Source, stuff: str) -> Source:
+    """Return the source with its stuff classes stated; all others are things.
+
+    Args:
+        source: the source.
+        stuff: names or indices, comma-separated or a JSON list; empty: there is no stuff.
+
+    Raises:
+        ExportError: the model does not have a class.
+    """
+    names, count = source.facts.class_names, source.num_classes
+    try:
+        labels = ClassNames(names, count).labels(stuff, key="--stuff") if stuff.strip() else []
+    except InputError as error:
+        raise ExportError(str(error)) from error
+    return replace(source, facts=replace(source.facts, thing_classes=frozenset(range(count)) - set(labels)))
 
 
 def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None) -> Profile:
@@ -234,6 +261,8 @@ class _Export:
                 self.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
         with self.step("read"):
             source = read_source(request)
+            if request.stuff is not None:
+                source = with_stuff(source, request.stuff)
             own = source.settings
             if not source.states_threshold:
                 own = replace(own, score_threshold=SHIPPED_THRESHOLD)

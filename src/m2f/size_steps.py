@@ -20,7 +20,7 @@ from m2f.errors import InputError
 from m2f.geometry import SizeHW
 from m2f.parameters import BOOLEAN, COUNT, Allowed, Parameters, is_int, is_number, one_of, parameter
 
-SIZE_RULES = ("mmdetection", "mmdetection_floor", "detectron2", "huggingface")
+SIZE_RULES = ("mmdetection", "mmdetection_floor", "detectron2", "huggingface", "huggingface_padded")
 _PILLOW_FILTERS = {"pillow_bilinear": Image.Resampling.BILINEAR, "pillow_bicubic": Image.Resampling.BICUBIC}
 RESAMPLES = ("opencv_bilinear", *_PILLOW_FILTERS)
 Array = npt.NDArray[Any]
@@ -58,8 +58,8 @@ class Resize(Parameters):
     With `keep_ratio`, `scale` becomes a size by a rule. `mmdetection` rounds, `mmdetection_floor` cuts fractions off.
     `detectron2` rounds as well, but computes the edges in another order. `huggingface` is `longest_edge` and
     `shortest_edge` of Hugging Face's processors: fractions are cut off, and both edges are stretched up to multiples of
-    `pad_divisor` instead of being padded. The two filters of Pillow average over all pixels that a pixel of a smaller
-    image covers, as Hugging Face's processors do.
+    `pad_divisor` instead of being padded; `huggingface_padded` pads. The two filters of Pillow average over all pixels
+    that a pixel of a smaller image covers, as Hugging Face's processors do.
     """
 
     scale: tuple[int, int] | None = parameter(None, *SCALE)
@@ -70,7 +70,7 @@ class Resize(Parameters):
     size_rule: str = parameter(
         "mmdetection",
         one_of(SIZE_RULES),
-        "rule for the size: `mmdetection`, `mmdetection_floor`, `detectron2` or `huggingface`",
+        "rule for the size: " + ", ".join(f"`{rule}`" for rule in SIZE_RULES),
     )
     resample: str = parameter(
         "opencv_bilinear", one_of(RESAMPLES), "filter: `opencv_bilinear`, `pillow_bilinear` or `pillow_bicubic`"
@@ -107,6 +107,8 @@ class Resize(Parameters):
             return height, width
         if not self.keep_ratio:
             return edges[1], edges[0]
+        if self.size_rule == "huggingface_padded":
+            return _aspect_ratio_size(height, width, max(edges), min(edges))
         if self.size_rule == "detectron2":
             return _detectron2_size(height, width, max(edges), min(edges))
         factor = min(max(edges) / max(height, width), min(edges) / min(height, width))

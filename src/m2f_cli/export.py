@@ -19,6 +19,7 @@ from m2f_export.export_errors import reason
 from m2f_export.head import MASKS
 from m2f_export.pipeline import NOT_ON_CPU, ExportRequest, export_graph, export_repository
 from m2f_export.precision import PRECISIONS
+from m2f_export.sources.huggingface_oneformer import TASKS
 
 PATH = click.Path(path_type=Path)
 
@@ -33,6 +34,9 @@ PATH = click.Path(path_type=Path)
               help="Name of the model in the repository, which may hold several.")
 @click.option("--describe", type=PATH, metavar="FILE",
               help="MODEL is an ONNX file of any origin; this JSON file describes it.")
+@click.option("--task", type=click.Choice(TASKS), help="The task of a Hugging Face OneFormer.")
+@click.option("--stuff", metavar="CLASSES",
+              help="These classes are stuff, by name or index: \"sky,3\" or a JSON list.  [default: the model's]")
 @click.option("--onnx", type=PATH, help="Write only the ONNX graph, to this file.")
 @click.option("--deploy-config", type=PATH,
               help="Serve with the post_processing of this MMDeploy deploy config (.py, .json).")
@@ -56,8 +60,8 @@ def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **optio
     """Turn a trained Mask2Former into a model repository.
 
     MODEL is an mmdetection configuration and WEIGHTS its checkpoint, or an ONNX file that MMDeploy made from it. Or
-    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT), without WEIGHTS. With --describe, MODEL is an ONNX
-    file of any origin. Nothing is downloaded.
+    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT, OneFormer), without WEIGHTS. With --describe, MODEL
+    is an ONNX file of any origin. Nothing is downloaded.
 
     Every step is compared with the step before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. If a step
     drifts beyond its tolerance, nothing is written.

@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerPixelDecoderEncoderOnly
 from transformers.models.maskformer.modeling_maskformer_swin import MaskFormerSwinLayer
+from transformers.models.oneformer.modeling_oneformer import OneFormerPixelDecoderEncoderOnly
 from transformers.models.swin.modeling_swin import SwinLayer
 from transformers.utils import logging
 
@@ -22,18 +23,24 @@ from m2f.errors import shown
 from m2f.model_facts import ModelFacts
 from m2f.parameters import is_int
 from m2f.preprocess import Preprocessing
+from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.sources.base import Source
 from m2f_export.sources.checkpoint import check_finite, some
 from m2f_export.sources.huggingface_folder import check_weights, read_config
-from m2f_export.sources.huggingface_processor import DIVISOR, read_preprocessing
+from m2f_export.sources.huggingface_oneformer import check_task, task_input
+from m2f_export.sources.huggingface_processor import DIVISOR, read_preprocessing, read_settings
+from m2f_export.sources.huggingface_things import read_things
 
 _FIXED_SIZE = ("EomtForUniversalSegmentation", "EomtDinov3ForUniversalSegmentation")
 _MAX_FIXED_SIDE = 2048  # pixels: EoMT attends from every patch of 16 x 16 to every other
 _STRIDE = 4
-_POINTS = 4  # per head and level of Mask2Former's deformable attention; not configurable in transformers
-# Weights that a checkpoint may lack or have in excess: those of the loss, and a table that Swin computes.
-_IMMATERIAL = ("criterion.", "relative_position_index")
+# of post_process_panoptic_segmentation; the instances are those of the profile `mmdet`, unless a request says otherwise
+_SETTINGS = Settings(panoptic_score_threshold=0.5, panoptic_filter_low_score=False)
+_POINTS = 4  # per head and level of the deformable attention; not configurable in transformers
+# Weights that a checkpoint may lack or have in excess: those of the loss, a table that Swin computes, and what makes
+# OneFormer's texts in training.
+_IMMATERIAL = ("criterion.", "relative_position_index", "text_mapper.")
 # What wrappers put before every name: transformers strips it.
 _WRAPPERS = {r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+": ""}
 
@@ -41,42 +48,53 @@ _WRAPPERS = {r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+": ""}
 class Network(torch.nn.Module):
     """A model of transformers, reduced to its two outputs."""
 
-    def __init__(self, model: Any) -> None:
+    task: torch.Tensor | None
+
+    def __init__(self, model: Any, task: torch.Tensor | None = None) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("task", task)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute normalised RGB [N, 3, H, W] -> cls_logits [N, Q, C+1], mask_logits [N, Q, H/4, W/4]."""
         # without it, `use_auxiliary_loss` decides whether the states that the logits come from exist
-        outputs = self.model(pixel_values=image, output_hidden_states=True)
+        task = {} if self.task is None else {"task_inputs": self.task.expand(image.shape[0], -1)}
+        outputs = self.model(pixel_values=image, output_hidden_states=True, **task)
         return outputs.class_queries_logits, outputs.masks_queries_logits
 
 
-def load_huggingface(folder: Path) -> Source:
+def load_huggingface(folder: Path, task: str | None = None) -> Source:
     """Read a folder that `save_pretrained` of transformers wrote.
 
     Args:
         folder: a folder with `config.json`, `model.safetensors` (or its shards, or a `pytorch_model.bin` of plain
             tensors) and `preprocessor_config.json`.
+        task: the task of a OneFormer, `instance`, `panoptic` or `semantic`; None for other models.
 
     Raises:
         ExportError: a file is missing or cannot be read, the architecture is not supported, the weights do not fit the
-            configuration, the masks are not at stride 4, or the server cannot reproduce the image processing.
+            configuration, the masks are not at stride 4, the server cannot reproduce the image processing, or a task
+            is missing or too many.
     """
     stated = read_config(folder)
     architecture = stated["architectures"][0]
-    preprocessing = read_preprocessing(folder / "preprocessor_config.json")
+    check_task(task, architecture, folder)
+    names, preprocessing = tuple(stated["id2label"].values()), read_preprocessing(folder)
+    path, processor = read_settings(folder)
+    things = read_things(folder, stated, processor, path, count=len(names))
     model = _load_model(folder, stated, size=check_weights(folder))
     config = model.config
     fixed_size = _fixed_size(model, preprocessing, folder) if architecture in _FIXED_SIZE else None
-    network = Network(_free_sizes(model)).eval()
+    tokens = task_input(folder, task, config.task_seq_len) if task else None
+    network = Network(_free_sizes(model), tokens).eval()
     _check_stride(network, fixed_size or (2 * DIVISOR, 2 * DIVISOR), folder)
     return Source(
-        kind=f"Hugging Face {architecture}",
+        kind=f"Hugging Face {architecture}" + (f", task {task}" if task else ""),
         network=network,
         preprocessing=preprocessing,
-        facts=ModelFacts(class_names=tuple(stated["id2label"].values()), mask_stride=_STRIDE),
-        num_classes=len(stated["id2label"]),
+        facts=ModelFacts(class_names=names, thing_classes=things, mask_stride=_STRIDE),
+        num_classes=len(names),
+        settings=_SETTINGS,
         divisor=config.patch_size if fixed_size else DIVISOR,
         fixed_size=fixed_size,
     )
@@ -154,7 +172,7 @@ def _check_weights(info: dict[str, Any], folder: Path) -> None:
 def _free_sizes(model: Any) -> Any:
     """Rewrite what a trace would fix to its own height and width. The batch is already free."""
     for module in model.modules():
-        if isinstance(module, Mask2FormerPixelDecoderEncoderOnly):
+        if isinstance(module, Mask2FormerPixelDecoderEncoderOnly | OneFormerPixelDecoderEncoderOnly):
             module.get_reference_points = _reference_points  # type: ignore[method-assign]
         elif isinstance(module, SwinLayer | MaskFormerSwinLayer):
             module.maybe_pad = _always_cropped(module.maybe_pad)  # type: ignore[method-assign]
@@ -168,7 +186,7 @@ def _reference_points(
 ) -> torch.Tensor:
     """Return the centre of every cell at every level, for the deformable attention: [1, sum(h * w), levels, 4].
 
-    Equals Mask2FormerPixelDecoderEncoderOnly.get_reference_points without padding (this model never reports any), but
+    Equals get_reference_points of Mask2Former and OneFormer without padding (they never report any), but
     without `linspace`, and with boxes instead of points. The attention takes both; with boxes it scales its offsets by
     the box instead of by a tensor of Python numbers.
     """

@@ -19,12 +19,15 @@ from m2f_export.files import check_file, listing, read_object
 from m2f_export.sources.base import checked_names
 from m2f_export.sources.checkpoint import check_kind, is_safetensors, some
 
+ONEFORMER = "OneFormerForUniversalSegmentation"
 ARCHITECTURES = (
     "Mask2FormerForUniversalSegmentation",
     "MaskFormerForInstanceSegmentation",
     "EomtForUniversalSegmentation",
     "EomtDinov3ForUniversalSegmentation",
+    ONEFORMER,
 )
+CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers' order; each may be in shards, beside an index
 _INDEX = ".index.json"
 _MAX_LAYERS = 1000  # of one kind; building more takes minutes and gigabytes
@@ -38,7 +41,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ExportError: the file cannot be read, the architecture is not supported, or a value is not allowed; the message
             names the file, the key and what is allowed.
     """
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = read_object(path)
     stated = config.get("architectures")
     architecture = stated[0] if isinstance(stated, list) and stated else None
@@ -54,12 +57,19 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ExportError(f"{path}: {key} is {shown(count)}; allowed: up to {_MAX_LAYERS}")
     names = read_labels(config, path)
     others = {key: value for key, value in config.items() if key not in ("label2id", "num_labels")}
+    if architecture == ONEFORMER:
+        others["is_training"] = False  # else the network wants texts
     return {**others, "id2label": dict(enumerate(names))}
 
 
 def _check_backbone(config: Mapping[str, Any], path: Path) -> None:
     backbone = config.get("backbone_config")
     kind = backbone.get("model_type") if isinstance(backbone, dict) else None
+    if kind == "dinat":
+        raise ExportError(
+            f"{path}: the backbone dinat is not supported: its neighbourhood attention has no operator in ONNX; "
+            "supported: other backbones of transformers, such as swin"
+        )
     if config.get("use_timm_backbone") or kind == "timm_backbone":
         raise ExportError(f"{path}: backbones of timm are not supported; supported: those of transformers")
     if config.get("backbone") and backbone is None:  # transformers would ask the Hub for it
@@ -119,7 +129,7 @@ def check_weights(folder: Path) -> int:
             return _check_weight_file(folder / name)
         if name + _INDEX in names:
             return sum(_check_weight_file(file) for file in _shards(folder / (name + _INDEX)))
-    others = some(name for name in names if name != "config.json")
+    others = some(name for name in names if name != CONFIG)
     raise ExportError(f"{folder} has no weights; allowed: {' or '.join(_WEIGHTS)}, or their shards; found {others}")
 
 

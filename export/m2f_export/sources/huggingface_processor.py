@@ -24,19 +24,42 @@ from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import read_object
 from m2f_export.onnx_files import MAX_INPUT_SIDE
 
+FILES = ("preprocessor_config.json", "processor_config.json")  # transformers 5 writes the second for OneFormer
 DIVISOR = 32  # the coarsest feature map is at stride 32
-_PROCESSORS = ("Mask2FormerImageProcessor", "MaskFormerImageProcessor", "EomtImageProcessor")
+_PROCESSORS = (
+    "Mask2FormerImageProcessor",
+    "MaskFormerImageProcessor",
+    "EomtImageProcessor",
+    "OneFormerImageProcessor",
+)
+_FOR_TRAINING = ("class_info_file", "metadata")  # of OneFormer: names for its texts, which transformers would fetch
 _TOLERANCE = 1e-4  # of the largest value of an input
 _RESAMPLES = {2: "pillow_bilinear", 3: "pillow_bicubic"}  # PIL.Image.Resampling
 
 
-def read_preprocessing(path: Path) -> Preprocessing:
-    """Translate a `preprocessor_config.json`.
+def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a folder that describes its image processor, and what it says of it.
 
     Raises:
-        ExportError: the file cannot be read, or the server cannot reproduce an option; the message names all of them.
+        ExportError: there is no such file, or it cannot be read.
     """
-    processor = _read_processor(path)
+    first, second = (folder / name for name in FILES)
+    if first.exists() or not second.exists():
+        return first, read_object(first)
+    settings = read_object(second).get("image_processor")
+    if not isinstance(settings, dict):
+        raise ExportError(f"{second}: image_processor is {shown(settings)}; allowed: an object, or a {first.name}")
+    return second, settings
+
+
+def read_preprocessing(folder: Path) -> Preprocessing:
+    """Translate the image processor of a folder.
+
+    Raises:
+        ExportError: its file cannot be read, or the server cannot reproduce an option; the message names all of them.
+    """
+    path, settings = read_settings(folder)
+    processor = _make_processor(settings, path)
     problems = _problems(processor)
     if problems:
         raise ExportError(f"{path}: the server cannot reproduce {'; '.join(problems)}")
@@ -69,6 +92,8 @@ def _check_pixels(preprocessing: Preprocessing, processor: Any, path: Path) -> N
         raise ExportError(f"{path}: transformers itself cannot use it: {reason(error)}") from error
     (pixels,), ((height, width),), _ = preprocessing([cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()])
     made = ((pixels - np.array(preprocessing.mean)) / preprocessing.std).transpose(2, 0, 1)
+    if _is_oneformer(processor):
+        made = made[:, :height, :width]  # of one image it pads nothing
     if wanted.shape != made.shape:
         raise ExportError(f"{path}: transformers makes an input {wanted.shape} of a picture, the server {made.shape}")
     difference = np.abs(wanted - made)[:, :height, :width].max() / np.abs(wanted).max(initial=1)
@@ -91,9 +116,8 @@ def _divided(vector: Sequence[float], factor: float) -> _Vector:
     return red, green, blue
 
 
-def _read_processor(path: Path) -> Any:
-    """Build the processor that the file describes: it knows the defaults and the older spellings."""
-    settings = read_object(path)
+def _make_processor(settings: dict[str, Any], path: Path) -> Any:
+    """Build the processor that a file describes: it knows the defaults and the older spellings."""
     stated = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     name = str(stated).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if name not in _PROCESSORS:
@@ -102,13 +126,19 @@ def _read_processor(path: Path) -> Any:
         )
     try:
         # the variant that needs no torchvision; its pixels are the same
-        return getattr(transformers, f"{name}Pil").from_dict(settings)
+        return getattr(transformers, f"{name}Pil").from_dict(
+            {key: value for key, value in settings.items() if key not in _FOR_TRAINING}
+        )
     except Exception as error:  # any value of the file reaches constructors
         raise ExportError(f"{path}: transformers cannot make a {name} of it: {reason(error)}") from error
 
 
 def _is_eomt(processor: Any) -> bool:
     return type(processor).__name__.startswith("Eomt")
+
+
+def _is_oneformer(processor: Any) -> bool:
+    return type(processor).__name__.startswith("OneFormer")
 
 
 def _problems(processor: Any) -> list[str]:
@@ -149,7 +179,7 @@ def _size_problems(processor: Any) -> list[str]:
     problems = []
     if processor.pad_size:
         problems.append(f"pad_size {_stated(processor.pad_size)}")
-    divisor = processor.size_divisor
+    divisor = DIVISOR if _is_oneformer(processor) else processor.size_divisor
     if not (is_int(divisor) and 0 <= divisor <= MAX_INPUT_SIDE):
         return [*problems, f"size_divisor {shown(divisor)} (allowed: a whole number up to {MAX_INPUT_SIDE})"]
     if _is_range(processor.size):
@@ -207,4 +237,6 @@ def _resize_rule(processor: Any) -> dict[str, Any]:
         height, width = (-(-side // divisor) * divisor for side in (size.height, size.width))
         return {"scale": (width, height), "keep_ratio": False, "input_size": (height, width)}
     rule = {"scale": (size.longest_edge, size.shortest_edge), "size_rule": "huggingface", "pad_divisor": divisor}
+    if _is_oneformer(processor):
+        return rule | {"size_rule": "huggingface_padded", "pad_divisor": DIVISOR}
     return rule | ({"input_size": (size.shortest_edge, size.longest_edge)} if _is_eomt(processor) else {})
