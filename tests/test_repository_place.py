@@ -186,6 +186,14 @@ def test_a_file_is_no_repository(tmp_path):
         put(tmp_path / "mine")
 
 
+@pytest.mark.parametrize("below", [".", "parts/1"])
+def test_the_folder_that_a_shell_is_in_is_not_replaced(mine, monkeypatch, below):
+    """The shell would go on in the old one, which is removed."""
+    monkeypatch.chdir(mine / below)
+    with pytest.raises(ExportError, match=r"mine is the folder you are in, which would be replaced"):
+        put(mine, "left")
+
+
 def test_a_place_that_cannot_be_used_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match=r"file cannot be used: "):

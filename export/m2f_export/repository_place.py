@@ -79,6 +79,10 @@ def _kept(repository: Path, models: Sequence[str]) -> list[Path]:
         return []
     if not repository.is_dir():
         raise ExportError(f"{repository} is not a folder; give another --repository")
+    if repository in (here := Path.cwd(), *here.parents):
+        raise ExportError(
+            f"{repository} is the folder you are in, which would be replaced: run m2f export from another"
+        )
     if mount := _mounted(repository):
         raise ExportError(f"{mount} is a mount point, which cannot be replaced: give another folder as --repository")
     owners = _owners(repository)
@@ -173,7 +177,7 @@ def _link(source: Path, target: Path) -> None:
 def _like(source: Path, target: Path) -> None:
     """Give a folder the times, permissions and owner of another."""
     status = source.stat()
-    with suppress(PermissionError):  # only root may give files away
+    with suppress(OSError):  # only root may give files away
         os.chown(target, status.st_uid, status.st_gid)
     shutil.copystat(source, target)
 
