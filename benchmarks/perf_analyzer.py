@@ -37,7 +37,7 @@ PINNED = "tritonclient==2.50.0"  # its manylinux1 wheel holds the binary; later 
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MODELS = (PUBLIC_MODEL, PUBLIC_TENSOR_MODEL)
-STEPS = ("preprocess", "engine", "postprocess", "masks", "packed_masks", "panoptic", "semantic", "raw")
+STEPS = ("preprocess", "engine", "postprocess", "masks", "panoptic", "semantic", "raw")
 
 
 class BenchmarkError(Exception):

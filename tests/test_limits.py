@@ -27,8 +27,7 @@ LIMITS = {
     "postprocess": {"max_pixels": "10000", "max_instances": "10"},
     "panoptic": {"max_pixels": "10000", "max_output_bytes": "30000"},
     "semantic": {"max_pixels": "10000", "max_output_bytes": "30000"},
-    "masks": {"max_output_bytes": "9999"},
-    "packed_masks": {"max_output_bytes": "2000"},
+    "masks": {"max_output_bytes": "2000"},
 }
 ENGINE = '''
 import os
@@ -142,7 +141,7 @@ def test_an_original_size_of_too_many_pixels_is_refused(triton, output):
     [
         ("panoptic", "'panoptic' would take 32000 bytes .*; allowed are 30000"),
         ("semantic", "'semantic' would take 32000 bytes .*; allowed are 30000"),
-        ("masks", "'masks' would take 40000 bytes .*; allowed are 9999"),
+        ("masks", "'masks' would take 40000 bytes .*; allowed are 2000"),
         ("packed_masks", "'packed_masks' would take 5200 bytes .*; allowed are 2000"),
     ],
 )

@@ -29,7 +29,7 @@ def benchmark():
     del sys.modules[spec.name]
 
 
-DEMANDED = ["masks", "packed_masks", "panoptic", "semantic", "raw"]  # perf_analyzer asks for all that is declared
+DEMANDED = ["masks", "panoptic", "semantic", "raw"]  # perf_analyzer asks for all that is declared
 
 
 def measured(benchmark, model, **options):

@@ -28,7 +28,7 @@ def talkative(tmp_path_factory):
     repository = tmp_path_factory.mktemp("step") / "models"
     shutil.copytree(REPOSITORY, repository)
     model = repository / BROKEN / "1" / "model.py"
-    text, count = re.subn(r"return \{\"masks\".*", "return {'masks': 1 / 0}", model.read_text())
+    text, count = re.subn('"masks": make', '"masks": lambda: 1 / 0', model.read_text())
     assert count == 1
     model.write_text(text)
     with ExitStack() as stack:
@@ -85,6 +85,11 @@ def test_a_fault_is_logged_with_its_trace_and_names_its_request(client, talkativ
     assert "1 / 0" in line["trace"]
     wait_until(bool, lambda: scrape(talkative).total("m2f_errors_total", model=BROKEN, kind="fault"))
     assert scrape(talkative).total("m2f_errors_total", model=BROKEN, kind="fault") > 0
+
+
+def test_an_output_that_is_not_asked_for_is_not_made(client):
+    """One model makes both kinds of masks, and fails at one."""
+    assert client.predict(encode(photo()), outputs=["packed_masks"]).outputs["packed_masks"].ndim == 3
 
 
 def test_one_id_leads_through_every_step(talkative):

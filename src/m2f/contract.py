@@ -10,9 +10,7 @@ PUBLIC_MODEL = "mask2former"  # the name of an export that is given no other; `m
 PUBLIC_TENSOR_MODEL = "mask2former_tensor"
 
 # The models of an export NAME: the ensembles NAME and NAME_tensor, and NAME_<step> for each of these
-STEPS: tuple[str, ...] = (
-    "preprocess", "engine", "postprocess", "masks", "packed_masks", "panoptic", "semantic", "raw",
-)  # fmt: skip
+STEPS: tuple[str, ...] = ("preprocess", "engine", "postprocess", "masks", "panoptic", "semantic", "raw")
 TENSOR = "tensor"
 HEAD, HEAD_ENGINE = "head", "head_engine"  # with `m2f export --head`: an ensemble and its engine
 
@@ -50,7 +48,7 @@ class TensorSpec:
         name: name of the tensor in Triton.
         datatype: KServe v2 datatype (`FP32`, `INT32`, `UINT8`, `BYTES`).
         dims: shape without the batch dimension; -1 is free.
-        group: ensemble step that makes the tensor.
+        group: model, of `STEPS`, that makes the tensor.
     """
 
     name: str
@@ -71,7 +69,7 @@ OUTPUTS: tuple[TensorSpec, ...] = (
     TensorSpec("size", "INT32", (2,), "postprocess"),  # h, w of the original image
     TensorSpec("class_names", "BYTES", (1,), "postprocess"),  # JSON list of the class names, in the order of the labels
     TensorSpec("masks", "UINT8", (-1, -1, -1), "masks"),  # dense 0/1 masks [K, H, W]
-    TensorSpec("packed_masks", "UINT8", (-1, -1, -1), "packed_masks"),  # the same, a bit a pixel [K, H, ceil(W / 8)]
+    TensorSpec("packed_masks", "UINT8", (-1, -1, -1), "masks"),  # the same, a bit a pixel [K, H, ceil(W / 8)]
     TensorSpec("panoptic", "INT32", (-1, -1), "panoptic"),  # segment of each pixel [H, W], 0 is void
     TensorSpec("segments", "BYTES", (1,), "panoptic"),  # JSON list of the segments, as COCO panoptic's segments_info
     TensorSpec("semantic", "INT32", (-1, -1), "semantic"),  # class index of each pixel [H, W]

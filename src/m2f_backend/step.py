@@ -10,7 +10,7 @@ import os
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from m2f_backend.metrics import FAULT, Metrics
 
 LOG_REQUESTS = "M2F_LOG_REQUESTS"  # environment variable; 1 logs every request, not only those that fail
 Arrays = dict[str, npt.NDArray[Any]]
+Outputs = Mapping[str, npt.NDArray[Any] | Callable[[], npt.NDArray[Any]]]
 
 
 class _Model(ABC):
@@ -91,8 +92,10 @@ class StepModel(_Model):
     """A model that answers its requests one by one."""
 
     @abstractmethod
-    def infer(self, arrays: Arrays, parameters: Mapping[str, Any]) -> Arrays:
+    def infer(self, arrays: Arrays, parameters: Mapping[str, Any]) -> Outputs:
         """Return the output arrays for a request's input arrays and parameters.
+
+        In place of an array there may be a function that makes it. It is called if the request asks for the output.
 
         Raises:
             InputError: the client sent a wrong request; its other requests are not affected.
@@ -106,7 +109,8 @@ class StepModel(_Model):
         started = time.perf_counter()
         with recorded() as record:
             try:
-                response = _response(self.infer(_inputs(request), _parameters(request)))
+                outputs = self.infer(_inputs(request), _parameters(request))
+                response = _response({name: _made(outputs[name]) for name in request.requested_output_names()})
                 self._done([request], started)
             except Exception as error:  # uncaught, it would fail the other requests too
                 response = self._failure(request, error, started)
@@ -180,6 +184,10 @@ def _split(outputs: Mapping[str, Tensor], sizes: Sequence[int]) -> list[Mapping[
     on_host = {name: tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for name, tensor in outputs.items()}
     parts = {name: np.split(array, edges) for name, array in on_host.items()}
     return [{name: part[i] for name, part in parts.items()} for i in range(len(sizes))]
+
+
+def _made(output: Any) -> npt.NDArray[Any]:
+    return output() if callable(output) else output  # type: ignore[no-any-return]
 
 
 def _response(outputs: Mapping[str, Tensor]) -> Any:
