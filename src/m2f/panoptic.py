@@ -1,7 +1,8 @@
 """Turn logits into a panoptic segmentation: each pixel belongs to one query, and stuff of a class is one segment.
 
 Reference: `MaskFormerFusionHead.panoptic_postprocess` of mmdetection 3.3, which with `filter_low_score` is
-`panoptic_inference` of facebookresearch/Mask2Former (mask2former/maskformer_model.py).
+`panoptic_inference` of facebookresearch/Mask2Former (mask2former/maskformer_model.py). On request
+`post_process_panoptic_segmentation` of transformers 5.23 (m2f.panoptic_transformers).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from m2f.kernels import BEST, Kernel
 from m2f.label_maps import LabelMap, probability_blocks
 from m2f.logits import ImageLogits, softmax
 from m2f.model_facts import NO_FACTS, ModelFacts
+from m2f.panoptic_transformers import GRIDS, weighted_blocks
 from m2f.settings import Settings
 
 VOID = 0  # a pixel of no segment
@@ -70,16 +72,23 @@ def panoptic(
 
     Args:
         image: logits of the image; NaN in `mask_logits` counts as far outside.
-        settings: `panoptic_score_threshold`, `panoptic_overlap_threshold`, `panoptic_filter_low_score` and
-            `background_label_id`; the others are for instances.
+        settings: those that begin with `panoptic_`, and `background_label_id`; the others are for instances.
         facts: the names of the segments, and the countable classes: each of their instances is a segment.
         kernel: computes the probabilities, and who wins a pixel.
     """
     contenders = select(image.cls_logits, settings)
     ids = np.zeros(image.geometry.original, np.int32)
-    blocks = probability_blocks(image, contenders.queries, kernel, max_values=_BLOCK_VALUES)
-    tally = compete(blocks, contenders.scores, ids, kernel, filter_low_score=settings.panoptic_filter_low_score)
-    accepted = _accepted(tally, settings.panoptic_overlap_threshold)
+    if settings.panoptic_semantics in GRIDS:
+        grid = GRIDS[settings.panoptic_semantics]
+        queries, scores = contenders.queries, contenders.scores
+        blocks = weighted_blocks(image, queries, scores, grid=grid, max_values=_BLOCK_VALUES)
+        # its mask of a query, too, is where the weighted probability is at least 0.5
+        tally = compete(blocks, np.ones_like(scores), ids, kernel, filter_low_score=False)
+        accepted = _accepted_by_transformers(tally, settings.panoptic_overlap_threshold)
+    else:
+        blocks = probability_blocks(image, contenders.queries, kernel, max_values=_BLOCK_VALUES)
+        tally = compete(blocks, contenders.scores, ids, kernel, filter_low_score=settings.panoptic_filter_low_score)
+        accepted = _accepted(tally, settings.panoptic_overlap_threshold)
     groups = group(contenders.labels, accepted, facts)
     _renumber(ids, groups, len(contenders.queries))
     segments = [_segment(number, members, contenders, tally, facts) for number, members in enumerate(groups, start=1)]
@@ -146,6 +155,12 @@ def _accepted(tally: Tally, overlap_threshold: float) -> Ints:
     """Return the contenders that win enough of their own mask, and at least one pixel of the map."""
     overlap = tally.won / np.maximum(tally.inside, 1)
     return np.flatnonzero((tally.inside > 0) & (tally.painted > 0) & (overlap >= overlap_threshold))
+
+
+def _accepted_by_transformers(tally: Tally, overlap_threshold: float) -> Ints:
+    """Do the same as transformers does: in float32, and a share that equals the threshold is refused."""
+    overlap = tally.won.astype(np.float32) / np.maximum(tally.inside, 1).astype(np.float32)
+    return np.flatnonzero((tally.inside > 0) & (tally.won > 0) & (overlap.astype(np.float64) > overlap_threshold))
 
 
 def group(labels: Ints, accepted: Ints, facts: ModelFacts) -> list[list[int]]:

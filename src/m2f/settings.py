@@ -30,6 +30,7 @@ from m2f.parameters import (
 from m2f.profiles import PROFILES
 
 _SEMANTICS = one_of(PROFILES)
+_PANOPTIC = one_of(("mmdet", "huggingface", "huggingface_maskformer"))
 _RESIZES = one_of(("logits", "scores"))
 _BACKGROUND = Allowed("-1 (no-object comes last) or 0 (first)", lambda value: is_int(value) and value in (-1, 0))
 
@@ -61,6 +62,9 @@ class Settings(Parameters):
     )
     panoptic_filter_low_score: bool = parameter(
         True, BOOLEAN, "true: pixels that a query wins outside its own mask are void in `panoptic`"
+    )
+    panoptic_semantics: str = parameter(
+        "mmdet", _PANOPTIC, "the system whose `panoptic` is made: `mmdet`, `huggingface` or `huggingface_maskformer`"
     )
     semantic_resize: str = parameter(
         "logits", _RESIZES, "what is resized to the image for `semantic`: mask `logits`, or `scores` of the classes"
