@@ -89,6 +89,7 @@ def test_cpp_says_what_is_wrong(server, cpp, tmp_path):
         ((tmp_path / "note.jpg", host, port), "allowed formats: JPEG, PNG, WebP"),
         ((tmp_path / "none.jpg", host, port), "cannot read"),
         ((PICTURE, host, "1"), "no server at"),
+        ((PICTURE, host, port, "parts"), "unknown model: 'parts'"),
         ((), "usage"),
     ):
         done = run(cpp, *arguments)
@@ -105,6 +106,24 @@ def test_curl(server, found, program):
     scores, labels, areas = (got[name] for name in ("scores", "labels", "areas"))
     boxes = [got["boxes"][i : i + 4] for i in range(0, len(got["boxes"]), 4)]
     assert [(f"{score:.3f}", *row) for score, *row in zip(scores, labels, boxes, areas, strict=True)] == found
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["sh", CLIENTS / "curl.sh"], marks=needs("curl")),
+        pytest.param(["sh", CLIENTS / "json.sh"], marks=needs("curl")),
+        pytest.param(["node", CLIENTS / "fetch.mjs"], marks=needs("node")),
+        pytest.param(["go", "run", CLIENTS / "nethttp.go"], marks=needs("go")),
+        [sys.executable, CLIENTS / "tritonclient_grpc.py"],
+    ],
+    ids=lambda command: Path(command[-1]).name,
+)
+def test_another_model_is_asked_for_by_its_name(server, command):
+    address = server.grpc_url if command[0] == sys.executable else f"http://{server.http_url}"
+    done = run(*command, PICTURE, address, "parts")
+    assert done.returncode != 0
+    assert "unknown model: 'parts'" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

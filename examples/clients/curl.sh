@@ -1,7 +1,7 @@
 #!/bin/sh
 # Instances of one picture over HTTP, with curl: the answer is KServe v2's JSON.
 set -eu
-picture=$1 url=$2
+picture=$1 url=$2 model=${3:-mask2former}
 
 size=$(wc -c < "$picture")
 header=$(cat <<JSON
@@ -16,4 +16,4 @@ little_endian=$(printf '\\%03o\\%03o\\%03o\\%03o' \
 { printf '%s' "$header"; printf "$little_endian"; cat "$picture"; } |
   curl --silent --show-error --fail-with-body --data-binary @- \
     --header "Inference-Header-Content-Length: ${#header}" --header "Content-Type: application/octet-stream" \
-    "$url/v2/models/mask2former/infer"
+    "$url/v2/models/$model/infer"

@@ -1,7 +1,7 @@
 // Instances of one picture over HTTP, with nothing but fetch.
 import { readFile } from "node:fs/promises";
 
-const [picture, url] = process.argv.slice(2);
+const [picture, url, model = "mask2former"] = process.argv.slice(2);
 const data = await readFile(picture);
 const header = new TextEncoder().encode(JSON.stringify({
   parameters: { score_threshold: 0.6 },
@@ -11,7 +11,7 @@ const header = new TextEncoder().encode(JSON.stringify({
 const length = new Uint8Array(4);
 new DataView(length.buffer).setUint32(0, data.length, true); // of the element, the lowest byte first
 
-const response = await fetch(`${url}/v2/models/mask2former/infer`, {
+const response = await fetch(`${url}/v2/models/${model}/infer`, {
   method: "POST",
   headers: { "Inference-Header-Content-Length": String(header.length), "Content-Type": "application/octet-stream" },
   body: new Blob([header, length, data]),

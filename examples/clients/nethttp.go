@@ -14,13 +14,17 @@ import (
 type object = map[string]any
 
 func main() {
-	if err := run(os.Args[1], os.Args[2]); err != nil {
+	picture, url, model := os.Args[1], os.Args[2], "mask2former"
+	if len(os.Args) > 3 {
+		model = os.Args[3]
+	}
+	if err := run(picture, url, model); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(path, url string) error {
+func run(path, url, model string) error {
 	picture, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -36,7 +40,7 @@ func run(path, url string) error {
 	}
 	length := binary.LittleEndian.AppendUint32(nil, uint32(len(picture))) // of the element
 	body := bytes.Join([][]byte{header, length, picture}, nil)
-	request, err := http.NewRequest("POST", url+"/v2/models/mask2former/infer", bytes.NewReader(body))
+	request, err := http.NewRequest("POST", url+"/v2/models/"+model+"/infer", bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,8 @@ std::string after(const std::string& text, const std::string& key, const std::st
 }
 
 // Outputs by name, as the server has them in memory: little endian, row by row.
-std::map<std::string, Bytes> infer(const std::string& host, const std::string& port, const Bytes& picture) {
+std::map<std::string, Bytes> infer(const std::string& host, const std::string& port, const Bytes& picture,
+                                   const std::string& model) {
     const std::vector<std::string> names = {"scores", "labels", "boxes", "areas"};
     std::string outputs;
     for (const auto& name : names)
@@ -63,7 +64,7 @@ std::map<std::string, Bytes> infer(const std::string& host, const std::string& p
     Bytes length;  // of the element, the lowest byte first
     for (int shift = 0; shift < 32; shift += 8) length += static_cast<char>(picture.size() >> shift & 255);
     const Bytes answer = exchange(host, port,
-        "POST /v2/models/mask2former/infer HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n"
+        "POST /v2/models/" + model + "/infer HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n"
         "Content-Type: application/octet-stream\r\nInference-Header-Content-Length: " + std::to_string(json.size()) +
         "\r\nContent-Length: " + std::to_string(json.size() + 4 + picture.size()) + "\r\n\r\n" + json + length + picture);
 
@@ -92,8 +93,9 @@ std::vector<T> array(const Bytes& data) {
 }
 
 int main(int count, char** arguments) try {
-    if (count != 4) throw std::runtime_error("usage: sockets PICTURE HOST PORT");
-    auto outputs = infer(arguments[2], arguments[3], read_file(arguments[1]));
+    if (count != 4 && count != 5) throw std::runtime_error("usage: sockets PICTURE HOST PORT [MODEL]");
+    const char* model = count == 5 ? arguments[4] : "mask2former";
+    auto outputs = infer(arguments[2], arguments[3], read_file(arguments[1]), model);
     const auto scores = array<float>(outputs["scores"]), boxes = array<float>(outputs["boxes"]);
     const auto labels = array<int32_t>(outputs["labels"]), areas = array<int32_t>(outputs["areas"]);
     for (size_t i = 0; i < scores.size(); ++i) {
