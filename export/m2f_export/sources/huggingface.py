@@ -79,7 +79,8 @@ def load_huggingface(folder: Path, task: str | None = None) -> Source:
     stated = read_config(folder)
     architecture = stated["architectures"][0]
     check_task(task, architecture, folder)
-    names, preprocessing = tuple(stated["id2label"].values()), read_preprocessing(folder)
+    names = tuple(stated["id2label"].values())
+    preprocessing = read_preprocessing(folder, channels=_channels(stated, folder))
     path, processor = read_settings(folder)
     things = read_things(folder, stated, processor, path, count=len(names))
     model = _load_model(folder, stated, size=check_weights(folder))
@@ -87,7 +88,7 @@ def load_huggingface(folder: Path, task: str | None = None) -> Source:
     fixed_size = _fixed_size(model, preprocessing, folder) if architecture in _FIXED_SIZE else None
     tokens = task_input(folder, task, config.task_seq_len) if task else None
     network = Network(_free_sizes(model), tokens).eval()
-    _check_stride(network, fixed_size or (2 * DIVISOR, 2 * DIVISOR), folder)
+    _check_stride(network, preprocessing.channels, fixed_size or (2 * DIVISOR, 2 * DIVISOR), folder)
     return Source(
         kind=f"Hugging Face {architecture}" + (f", task {task}" if task else ""),
         network=network,
@@ -98,6 +99,18 @@ def load_huggingface(folder: Path, task: str | None = None) -> Source:
         divisor=config.patch_size if fixed_size else DIVISOR,
         fixed_size=fixed_size,
     )
+
+
+def _channels(stated: dict[str, Any], folder: Path) -> int:
+    """Return the channels of the network's input, which the backbone states."""
+    backbone = stated.get("backbone_config")
+    key, part = ("backbone_config.", backbone) if isinstance(backbone, dict) else ("", stated)
+    channels = part.get("num_channels", 3)
+    if channels not in (1, 3) or not is_int(channels):
+        raise ExportError(
+            f"{folder / 'config.json'}: {key}num_channels is {shown(channels)}; allowed: 3 (RGB), 1 (grey)"
+        )
+    return int(channels)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -230,10 +243,10 @@ def _fixed_size(model: Any, preprocessing: Preprocessing, folder: Path) -> tuple
     return size
 
 
-def _check_stride(network: Network, size: tuple[int, int], folder: Path) -> None:
+def _check_stride(network: Network, channels: int, size: tuple[int, int], folder: Path) -> None:
     try:
         with torch.inference_mode():
-            _, masks = network(torch.zeros(1, 3, *size))
+            _, masks = network(torch.zeros(1, channels, *size))
     except Exception as error:  # any value of config.json reaches the network's modules
         raise ExportError(f"{folder}: the network does not run on an image of {size}: {reason(error)}") from error
     wanted = (size[0] // _STRIDE, size[1] // _STRIDE)

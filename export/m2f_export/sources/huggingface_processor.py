@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +51,32 @@ def read_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     return second, settings
 
 
-def read_preprocessing(folder: Path) -> Preprocessing:
+def read_preprocessing(folder: Path, *, channels: int = 3) -> Preprocessing:
     """Translate the image processor of a folder.
+
+    Args:
+        folder: the folder.
+        channels: channels of the network's input; 1: images become grey as by Pillow's `convert("L")`.
 
     Raises:
         ExportError: its file cannot be read, or the server cannot reproduce an option; the message names all of them.
     """
     path, settings = read_settings(folder)
     processor = _make_processor(settings, path)
-    problems = _problems(processor)
+    problems = _problems(processor, channels)
     if problems:
         raise ExportError(f"{path}: the server cannot reproduce {'; '.join(problems)}")
-    mean, std = _normalisation(processor)
+    mean, std = _normalisation(processor, channels)
     # EoMT pads before the normalisation, the others after it
-    red, green, blue = (0, 0, 0) if _is_eomt(processor) else map(round, mean)
+    pad_value = (0,) * channels if _is_eomt(processor) else tuple(map(round, mean))
     try:
         preprocessing = Preprocessing(
             **_resize_rule(processor),
             resample=_RESAMPLES[processor.resample],
             mean=mean,
             std=std,
-            pad_value=(red, green, blue),
+            pad_value=pad_value,
+            color="pillow_grey" if channels == 1 else "rgb",
         )
     except InputError as error:
         raise ExportError(f"{path}: {error}") from error
@@ -86,8 +90,9 @@ def _check_pixels(preprocessing: Preprocessing, processor: Any, path: Path) -> N
     This finds the options that nothing here knows of.
     """
     picture = np.stack(np.meshgrid(np.arange(41), np.arange(30), [90]), -1)[:, :, 0].astype(np.uint8) * 2
+    image = Image.fromarray(picture).convert("L" if preprocessing.channels == 1 else "RGB")
     try:
-        wanted = processor([Image.fromarray(picture)], return_tensors="np")["pixel_values"][0]
+        wanted = processor([image], return_tensors="np")["pixel_values"][0]
     except Exception as error:  # any value of the file reaches the processor
         raise ExportError(f"{path}: transformers itself cannot use it: {reason(error)}") from error
     (pixels,), ((height, width),), _ = preprocessing([cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()])
@@ -101,19 +106,16 @@ def _check_pixels(preprocessing: Preprocessing, processor: Any, path: Path) -> N
         raise ExportError(f"{path}: pixels differ by {difference:.2g} from those of transformers")
 
 
-_Vector = tuple[float, float, float]
+_Vector = tuple[float, ...]
 
 
-def _normalisation(processor: Any) -> tuple[_Vector, _Vector]:
+def _normalisation(processor: Any, channels: int) -> tuple[_Vector, _Vector]:
     """Return mean and std of pixels 0 to 255; transformers computes (pixel * rescale_factor - mean) / std."""
     factor = processor.rescale_factor if processor.do_rescale else 1.0
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    return _divided(mean, factor), _divided(std, factor)
-
-
-def _divided(vector: Sequence[float], factor: float) -> _Vector:
-    red, green, blue = (value / factor for value in vector)
-    return red, green, blue
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    if processor.do_normalize:
+        mean, std = processor.image_mean, processor.image_std
+    return tuple(value / factor for value in mean), tuple(value / factor for value in std)
 
 
 def _make_processor(settings: dict[str, Any], path: Path) -> Any:
@@ -141,31 +143,32 @@ def _is_oneformer(processor: Any) -> bool:
     return type(processor).__name__.startswith("OneFormer")
 
 
-def _problems(processor: Any) -> list[str]:
+def _problems(processor: Any, channels: int) -> list[str]:
     """Return the options that Preprocessing cannot express."""
     problems = []
     if not processor.do_resize:
         problems.append(f"do_resize {json.dumps(processor.do_resize)}")
     if not is_int(processor.resample) or processor.resample not in _RESAMPLES:
         problems.append(f"resample {shown(processor.resample)} (allowed: 2, bilinear, and 3, bicubic)")
-    problems += _normalisation_problems(processor)
+    problems += _normalisation_problems(processor, channels)
     if processor.size is None:
         return [*problems, f"size null (allowed: {_EXACT}, or {_RANGE})"]
     return problems + (_size_problems_of_eomt(processor) if _is_eomt(processor) else _size_problems(processor))
 
 
-def _normalisation_problems(processor: Any) -> list[str]:
+def _normalisation_problems(processor: Any, channels: int) -> list[str]:
     problems = []
     if processor.do_rescale and not _is_positive(processor.rescale_factor):
         problems.append(f"rescale_factor {shown(processor.rescale_factor)} (allowed: a number above 0)")
     if processor.do_normalize:
+        count = "three numbers" if channels == 3 else "one number in a list, for the network takes grey images,"
         for name, what, accepts in (
-            ("image_mean", "numbers", is_number), ("image_std", "numbers above 0", _is_positive),
+            ("image_mean", "", is_number), ("image_std", " above 0", _is_positive),
         ):  # fmt: skip
             value = getattr(processor, name)
-            if not (isinstance(value, list | tuple) and len(value) == 3 and all(map(accepts, value))):
-                problems.append(f"{name} {shown(value)} (allowed: three {what})")
-    if not problems and not all(0 <= value <= 255 for value in _normalisation(processor)[0]):
+            if not (isinstance(value, list | tuple) and len(value) == channels and all(map(accepts, value))):
+                problems.append(f"{name} {shown(value)} (allowed: {count}{what})")
+    if not problems and not all(0 <= value <= 255 for value in _normalisation(processor, channels)[0]):
         factor = processor.rescale_factor if processor.do_rescale else 1
         problems.append(f"image_mean {shown(processor.image_mean)} of pixels times {factor:.4g}: it is no colour")
     return problems

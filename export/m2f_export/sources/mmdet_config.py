@@ -147,6 +147,7 @@ def describe(settings: Config, file: Path) -> Described:
     if any(each != found[0] for each in found):
         raise ExportError(f"{file}: the data sets of test_dataloader differ in their images or classes; allowed: one")
     preparation, stated_names, usual_names = found[0]
+    _check_channels(model.get("backbone"), preparation.preprocessing.channels, place.at("backbone"))
     return Described(
         kind=f"mmdetection {architecture.__name__}",
         preparation=preparation,
@@ -157,6 +158,14 @@ def describe(settings: Config, file: Path) -> Described:
         usual_names=usual_names,
         notes=notes,
     )
+
+
+def _check_channels(backbone: object, channels: int, place: Place) -> None:
+    """Check that the network takes as many channels as the pipeline loads; 3 is the backbones' own default."""
+    stated = backbone.get("in_channels", 3) if isinstance(backbone, Mapping) else channels
+    if stated != channels:
+        loads = "grey images" if channels == 1 else "colour; give LoadImageFromFile color_type='grayscale'"
+        raise place.at("in_channels").refusal(stated, f"{channels}, for the pipeline loads {loads}")
 
 
 def _classes(model: Mapping[str, Any], place: Place) -> tuple[int, int]:
