@@ -16,6 +16,7 @@ import pytest
 from exports import m2f_export
 from mutate import mutated
 from sources import CHECKPOINT, CONFIG
+from trained import OTHER, TRAINED, behind, network, renamed
 
 torch = pytest.importorskip("torch")
 
@@ -25,27 +26,6 @@ from m2f_export.export_errors import ExportError  # noqa: E402
 from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_classes  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-
-
-def network():
-    """A network whose names have several parts, a batch norm with its counter included."""
-    torch.manual_seed(0)
-    backbone = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
-    return torch.nn.ModuleDict({"backbone": backbone, "head": torch.nn.Linear(4, 2)})
-
-
-TRAINED = {
-    name: torch.randn(tensor.shape) if tensor.ndim else tensor for name, tensor in network().state_dict().items()
-}
-OTHER = {name: torch.randn(tensor.shape) if tensor.ndim else tensor for name, tensor in TRAINED.items()}
-
-
-def renamed(change, weights=TRAINED):
-    return {change(name): tensor for name, tensor in weights.items()}
-
-
-def behind(prefix, weights=TRAINED):
-    return renamed(lambda name: prefix + name, weights)
 
 
 def nested(weights):
@@ -99,6 +79,26 @@ WRAPPED = {
     },
     "an empty state_dict": {"state_dict": {}, "model": TRAINED},
     "without counters": {"state_dict": {k: v for k, v in TRAINED.items() if not k.endswith("num_batches_tracked")}},
+    "frozen batch norms": {
+        "model": {k: v for k, v in TRAINED.items() if not k.endswith("num_batches_tracked")},
+        "teacher": {"epoch": 3},
+    },
+    "counters that the network has not": TRAINED | {"head.num_batches_tracked": torch.tensor(3)},
+    "mmcv's copies": {"state_dict": TRAINED | renamed(lambda name: "ema_" + name.replace(".", "_"), OTHER)},
+    "mmcv's copies, parallel": {"state_dict": behind("module.", TRAINED | {"ema_head_weight": OTHER["head.weight"]})},
+    "network": {"network": TRAINED, "optimizer": OPTIMIZER},
+    "state_dict before others": {"state_dict": TRAINED, "last": OTHER},
+    "model and ema": {"model": OTHER, "ema": TRAINED},
+    "model and model_ema": {"model": OTHER, "model_ema": behind("module.")},
+    "ema without counters": {
+        "model": OTHER, "ema": {k: v for k, v in TRAINED.items() if not k.endswith("num_batches_tracked")},
+    },
+    "nested ema": {"ema": {"module": TRAINED, "updates": 100}, "model": OTHER, "scaler": {"scale": 1.0}},
+    "timm": {"state_dict": OTHER, "state_dict_ema": TRAINED},
+    "Lightning with averaged weights": {"state_dict": behind("model.", OTHER) | behind("ema_model.module.")},
+    "student and teacher": {"state_dict": behind("student.", OTHER) | behind("teacher.")},
+    "student alone": {"state_dict": behind("student.")},
+    "bfloat16": {name: t.bfloat16() if t.is_floating_point() else t for name, t in TRAINED.items()},
     "half precision": {name: t.half() if t.is_floating_point() else t for name, t in TRAINED.items()},
 }  # fmt: skip
 
@@ -109,7 +109,19 @@ def test_wrapped_weights_are_found(tmp_path, case):
     loaded = network()
     load_weights(loaded, read_checkpoint(tmp_path / "w.pth"), tmp_path / "w.pth", tmp_path / "c.py")
     for name, tensor in loaded.state_dict().items():
-        torch.testing.assert_close(tensor, TRAINED[name], atol=1e-2 if case == "half precision" else 0, rtol=0)
+        torch.testing.assert_close(
+            tensor, TRAINED[name], atol=2e-2 if case in ("half precision", "bfloat16") else 0, rtol=0
+        )
+
+
+@pytest.mark.parametrize(("case", "note"), [
+    ("timm", "'state_dict_ema.' is taken, not 'state_dict.'"),
+    ("student and teacher", "'state_dict.teacher.' is taken, not 'state_dict.student.'"),
+    ("averaged weights beside others", None), ("mmengine", None), ("mmcv's copies", None),
+])  # fmt: skip
+def test_which_of_several_sets_of_weights_was_taken_is_said(tmp_path, case, note):
+    said = load_weights(network(), WRAPPED[case], tmp_path / "w.pth", tmp_path / "c.py")
+    assert said == ((f"{tmp_path / 'w.pth'} has several sets of weights: {note}",) if note else ())
 
 
 def test_the_prefix_that_mmengine_strips_is_stripped_to_the_same_weights(tmp_path):
@@ -148,7 +160,7 @@ def without(*names):
         (without("head.bias"), r"w\.pth does not fit .*c\.py: 1 missing \(head\.bias\)$"),
         (
             renamed(lambda name: name.replace("backbone", "body")),
-            r": 6 missing \(backbone\.0\.weight, backbone\.0\.bias, backbone\.1\.weight, …\); 7 unexpected \(body\.0",
+            r": 6 missing \(backbone\.0\.weight, backbone\.0\.bias, backbone\.1\.weight, …\); 6 unexpected \(body\.0",
         ),
         (
             {"state_dict": behind("module.", TRAINED | {"neck": torch.ones(1)})},
@@ -160,8 +172,12 @@ def without(*names):
         ),
         (TRAINED | {"head.weight": torch.ones(1).expand(1 << 20, 1 << 20)}, r"1 of another shape"),
         (
-            {"model": TRAINED, "ema": OTHER},
-            r"w\.pth holds weights for .*c\.py more than once, under 'ema\.' and 'model\.'; allowed: once",
+            {"model": TRAINED, "best": OTHER},
+            r"w\.pth holds weights for .*c\.py more than once, under 'best\.' and 'model\.'; allowed: once",
+        ),
+        (
+            {"ema": OTHER, "model": TRAINED, "teacher": TRAINED},
+            r"w\.pth holds weights for .*c\.py more than once, under 'ema\.' and 'teacher\.'; allowed: once",
         ),
         (
             TRAINED | {"head.bias": torch.tensor([1.0, float("nan")])},

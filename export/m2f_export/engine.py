@@ -214,7 +214,7 @@ def _optimisation_profile(builder: Any, network: Any, profile: Profile) -> Any:
         raise ExportError(f"the graph must have one input of 4 axes, images; it has {found or 'none'}")
     (tensor,) = tensors
     shape = list(tensor.shape)
-    height = 1 if shape[-1] == 3 else 2
+    height = 1 if shape[-1] in (1, 3) else 2
     wanted = {0: ("batch", profile.batch), height: ("height", profile.height), height + 1: ("width", profile.width)}
     sizes = []
     for axis, fixed in enumerate(shape):

@@ -114,7 +114,7 @@ HALF_IO = error("half-io", "'{name}' is FLOAT16",
     "the configurations and the Python steps say FP32, so Triton refuses the model",
     "keep input and outputs in float32 (keep_io_types) inside a half-precision graph")
 INPUT_LAYOUT = error("input-layout", "input 'input' is {dtype} {shape}",
-    "the preprocessing makes only UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]", _EXPORT)
+    "the preprocessing makes only UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]; of grey, 1 channel", _EXPORT)
 FLOAT_INPUT = note("float-input",
     "takes float32 [3, H, W], normalised outside: {floats} instead of {bytes} for {height} x {width}",
     "works with layout float32_chw, at four times the bytes to the engine and with normalisation on the CPU",

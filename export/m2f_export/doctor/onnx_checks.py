@@ -28,6 +28,7 @@ GRID_SAMPLE_OPSET = 16
 GRID_SAMPLER = "mmdeploy::grid_sampler"  # MMDeploy writes it at every opset
 TRIAL_BYTES, TRIAL_PIXELS = 300_000_000, 1 << 22  # larger graphs and inputs are not run
 _STANDARD_DOMAINS = ("", "ai.onnx")
+_CHANNELS = ((3,), (1,), (None,))  # RGB, grey, free
 _AXES = {"cls_logits": "N, Q, C+1", "mask_logits": "N, Q, h, w"}
 
 Shape = tuple[int | None, ...]
@@ -186,12 +187,12 @@ def _inputs(graph: Graph) -> Iterator[Finding]:
     shape = value.shape or ()
     if value.dtype == "FLOAT16":
         yield catalogue.HALF_IO(graph.path, name=INPUT)
-    hwc, chw = value.dtype == "UINT8" and shape[3:] in ((3,), (None,)), shape[1:2] in ((3,), (None,))
+    hwc, chw = value.dtype == "UINT8" and shape[3:] in _CHANNELS, shape[1:2] in _CHANNELS
     if len(shape) != 4 or not (hwc or (value.dtype in ("FLOAT", "FLOAT16") and chw)):
         yield catalogue.INPUT_LAYOUT(graph.path, dtype=value.dtype, shape=list(shape))
     elif value.dtype == "FLOAT":
         height, width = graph.input_size[0] or 800, graph.input_size[1] or 1344
-        pixels = height * width * 3
+        pixels = height * width * (shape[1] or 3)
         floats, small = megabytes(4 * pixels), megabytes(pixels)
         yield catalogue.FLOAT_INPUT(graph.path, floats=floats, bytes=small, height=height, width=width)
     for axis, size in zip("HW", graph.input_size, strict=True):

@@ -39,12 +39,12 @@ def try_batches(path: Path, dtype: str, shape: tuple[int | None, ...]) -> Trial:
 
     Args:
         path: the ONNX file.
-        dtype: `UINT8` [N, H, W, 3] or `FLOAT` [N, 3, H, W].
+        dtype: `UINT8` [N, H, W, channels] or `FLOAT` [N, channels, H, W].
         shape: the input's shape; None where an axis is free.
     """
     height, width = shape[1:3] if dtype == "UINT8" else shape[2:4]
     size = (height or FREE_SIZE, width or FREE_SIZE)
-    first, second = _images(size, dtype)
+    first, second = _images(size, dtype, channels=shape[3 if dtype == "UINT8" else 1] or 3)
     batch = shape[0] or 1
     options = ort.SessionOptions()
     options.log_severity_level = 4  # failures are reported here, not on the terminal
@@ -87,11 +87,11 @@ def _compare(alone: dict[str, npt.NDArray[Any]], together: dict[str, npt.NDArray
     return ""
 
 
-def _images(size: tuple[int, int], dtype: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _images(size: tuple[int, int], dtype: str, *, channels: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return two smooth images that differ: noise would put many logits within rounding of a threshold."""
     rows, columns = np.mgrid[0 : 1 : size[0] * 1j, 0 : 1 : size[1] * 1j]
-    channels = np.stack([rows, columns, np.cos(6 * rows) * np.sin(5 * columns) / 2 + 0.5], axis=-1)
-    pair = [channels, (1 - channels[:, ::-1]) ** 3]
+    image = np.stack([rows, columns, np.cos(6 * rows) * np.sin(5 * columns) / 2 + 0.5], axis=-1)[:, :, :channels]
+    pair = [image, (1 - image[:, ::-1]) ** 3]
     if dtype == "UINT8":
         first, second = ((image * 255).astype(np.uint8) for image in pair)
     else:

@@ -13,7 +13,7 @@ import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from m2f.errors import shown
 from m2f_export.export_errors import ExportError, reason
-from m2f_export.files import check_file
+from m2f_export.files import check_file, read_object
 from m2f_export.sources.base import checked_names
 
+INDEX = ".index.json"  # how the name of an index ends, as Hugging Face's libraries write it
 # Parts of names that come from wrappers and may stand anywhere: torch.compile, FSDP, activation checkpointing,
 # DistributedDataParallel.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"})
 _IMMATERIAL = "num_batches_tracked"  # a counter of training, which files of other tools lack
+# Parts of names that stand for averaged weights: `ema`, `model_ema.module`, `state_dict_ema`, and the teacher of
+# semi-supervised training, who is the average of the student.
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|teacher)(?:[._]|$)", re.IGNORECASE)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _DEEPEST = 8  # dictionaries in dictionaries
 _SHOWN = 3  # names of each kind in a message
 _ZIP, _PICKLE, _GZIP = b"PK\x03\x04", b"\x80", b"\x1f\x8b"
@@ -36,13 +42,15 @@ _LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # torch.save before PyTorch
 
 
 def read_checkpoint(path: Path) -> Mapping[Any, Any]:
-    """Read a checkpoint: a dictionary that `torch.save` wrote, or a safetensors file.
+    """Read a checkpoint: a dictionary that `torch.save` wrote, a safetensors file, or the index of several such files.
 
     Only tensors and plain values are unpickled, so no code of the file ever runs.
 
     Raises:
         ExportError: the file cannot be read, or is not a checkpoint.
     """
+    if path.name.endswith(INDEX):
+        return {name: value for shard in shards(path) for name, value in read_checkpoint(shard).items()}
     head = check_kind(path)
     try:
         if is_safetensors(head):
@@ -60,6 +68,35 @@ def read_checkpoint(path: Path) -> Mapping[Any, Any]:
         found = "an object of Python" if isinstance(contents, _Inert) else f"a {type(contents).__name__}"
         raise ExportError(f"{path} holds no weights, but {found}; allowed: a dictionary, such as model.state_dict()")
     return contents
+
+
+def shards(index: Path) -> list[Path]:
+    """Return the files that an index, such as `model.safetensors.index.json`, names.
+
+    Raises:
+        ExportError: the index cannot be read, names files elsewhere, or a file is missing.
+    """
+    weight_map = read_object(index).get("weight_map")
+    named = weight_map.values() if isinstance(weight_map, dict) else ()
+    names = sorted({name for name in named if isinstance(name, str)})
+    if not names or len(names) != len(set(map(str, named))):
+        raise ExportError(f"{index} has no 'weight_map'; allowed: an object from the names of weights to files")
+    if outside := [name for name in names if Path(name).name != name or name.endswith(INDEX)]:
+        raise ExportError(f"{index} names {shown(outside[0])}; allowed: files of weights beside it")
+    files = [index.with_name(name) for name in names]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise ExportError(f"{index} names {len(files)} files, and {len(missing)} are missing: {some(missing)}")
+    return files
+
+
+def bytes_of(path: Path) -> int:
+    """Return the size of a checkpoint in bytes, all its files together.
+
+    Raises:
+        ExportError: a file of it is missing.
+    """
+    files = shards(path) if path.name.endswith(INDEX) else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def check_kind(path: Path) -> bytes:
@@ -158,11 +195,12 @@ def load_weights(
     wanted_by: Path,
     *,
     without: frozenset[str] = frozenset(),
-) -> None:
+) -> tuple[str, ...]:
     """Put the weights of a checkpoint into a network.
 
-    If there is a `state_dict`, only that is read: mmengine writes averaged weights there, and the others under
-    `ema_state_dict`.
+    Of several sets of weights those that were averaged over the training are taken, as trainers evaluate them; else
+    those of `state_dict`. mmengine is the exception: it writes the averaged weights into `state_dict`, and the others
+    under `ema_state_dict`.
 
     Args:
         network: the network; its weights are replaced.
@@ -172,30 +210,38 @@ def load_weights(
         without: parts of names, such as `criterion`. Weights that have one in their names are for training, and are not
             read.
 
+    Returns:
+        A sentence that says which weights were taken, if the checkpoint has several sets of them; else nothing.
+
     Raises:
         ExportError: the weights are not those of the network, are there more than once, or are not finite. The message
             shows up to three names of each kind.
     """
     own = network.state_dict()
-    stated = {key: value for key, value in contents.items() if key == "state_dict"}
-    tensors = dict(_tensors(stated)) or dict(_tensors(contents))
+    idle = "ema_state_dict" if contents.get("state_dict") else None  # mmengine's
+    tensors = dict(_tensors({key: value for key, value in contents.items() if key != idle}))
     tensors = {name: tensor for name, tensor in tensors.items() if without.isdisjoint(name.split("."))}
     if not tensors:
         raise ExportError(f"{path} holds no weights: there is no tensor in it; its keys: {some(contents)}")
-    fits = sorted(_fits(own, tensors), key=lambda fit: len(fit.found), reverse=True)
+    fits = sorted(_fits(own, tensors), key=lambda fit: (fit.weights, fit.rank), reverse=True)
     if not fits:
         raise ExportError(f"{path} does not fit {wanted_by}: it has {some(tensors)}; needed: {some(own)}")
     best = fits[0]
-    if equal := [fit for fit in fits[1:] if len(fit.found) == len(best.found)]:
+    complete = [fit for fit in fits if fit.weights == best.weights]
+    if equal := [fit for fit in complete[1:] if fit.rank == best.rank]:
         places = " and ".join(sorted(repr(fit.prefix) for fit in (best, *equal)))
         raise ExportError(f"{path} holds weights for {wanted_by} more than once, under {places}; allowed: once")
     if problems := best.problems(own):
+        if _SHARD.search(path.name):
+            problems.append(f"{path.name} is one of several files: give their index, *{INDEX}")
         raise ExportError(f"{path} does not fit {wanted_by}: {'; '.join(problems)}")
     try:
         network.load_state_dict(best.found, strict=False)  # what is missing is immaterial
     except (RuntimeError, NotImplementedError) as error:  # a kind of tensor that cannot be copied
         raise ExportError(f"{path} cannot be loaded: {reason(error)}") from error
     check_finite(network, path)
+    others = " and ".join(repr(fit.prefix) for fit in complete[1:])
+    return (f"{path} has several sets of weights: {best.prefix!r} is taken, not {others}",) if others else ()
 
 
 @dataclass
@@ -212,15 +258,33 @@ class _Fit:
     found: dict[str, torch.Tensor] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
 
+    @property
+    def weights(self) -> int:
+        """How many weights of the network there are, without counters."""
+        return sum(not name.endswith(_IMMATERIAL) for name in self.found)
+
+    @property
+    def rank(self) -> int:
+        """Which set of weights is taken first: 2 averaged ones, 1 those of `state_dict`, 0 any other."""
+        if _AVERAGED.search(self.prefix):
+            return 2
+        return 1 if self.prefix.startswith("state_dict.") else 0
+
     def problems(self, own: Mapping[str, torch.Tensor]) -> list[str]:
         """Return why these are not the weights of a network, in words; empty if they are."""
         shapes = {name: (list(tensor.shape), list(own[name].shape)) for name, tensor in self.found.items()}
+        copies = {f"ema_{name.replace('.', '_')}" for name in own}
         kinds = {
             "missing": [name for name in own if name not in self.found and not name.endswith(_IMMATERIAL)],
-            "unexpected": self.unexpected,
+            "unexpected": [name for name in self.unexpected if not _is_copy(name, copies)],
             "of another shape": [f"{name} {has} for {needs}" for name, (has, needs) in shapes.items() if has != needs],
         }
         return [f"{len(names)} {kind} ({some(names)})" for kind, names in kinds.items() if names]
+
+
+def _is_copy(name: str, copies: Set[str]) -> bool:
+    """Return whether a name is that of a counter, or of the second copy of a weight that mmcv's EMAHook keeps."""
+    return name.endswith(_IMMATERIAL) or name.rpartition(".")[2] in copies
 
 
 def _fits(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[_Fit]:

@@ -17,7 +17,7 @@ from m2f.parameters import is_int
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import check_file, listing, read_object
 from m2f_export.sources.base import checked_names
-from m2f_export.sources.checkpoint import check_kind, is_safetensors, some
+from m2f_export.sources.checkpoint import INDEX, check_kind, is_safetensors, shards, some
 
 ONEFORMER = "OneFormerForUniversalSegmentation"
 ARCHITECTURES = (
@@ -29,7 +29,6 @@ ARCHITECTURES = (
 )
 CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # transformers' order; each may be in shards, beside an index
-_INDEX = ".index.json"
 _MAX_LAYERS = 1000  # of one kind; building more takes minutes and gigabytes
 _STACKS = ("layers", "depths", "blocks")  # the keys that say how many layers there are end so
 
@@ -127,24 +126,10 @@ def check_weights(folder: Path) -> int:
     for name in _WEIGHTS:
         if name in names:
             return _check_weight_file(folder / name)
-        if name + _INDEX in names:
-            return sum(_check_weight_file(file) for file in _shards(folder / (name + _INDEX)))
+        if name + INDEX in names:
+            return sum(_check_weight_file(file) for file in shards(folder / (name + INDEX)))
     others = some(name for name in names if name != CONFIG)
     raise ExportError(f"{folder} has no weights; allowed: {' or '.join(_WEIGHTS)}, or their shards; found {others}")
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_object(index).get("weight_map")
-    named = weight_map.values() if isinstance(weight_map, dict) else ()
-    names = sorted({name for name in named if isinstance(name, str)})
-    if not names or len(names) != len(set(map(str, named))):
-        raise ExportError(f"{index} has no 'weight_map'; allowed: an object from the names of weights to files")
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ExportError(f"{index} names {shown(outside[0])}; allowed: files beside it")
-    files = [index.with_name(name) for name in names]
-    if missing := [file.name for file in files if not file.exists()]:
-        raise ExportError(f"{index} names {len(files)} files, and {len(missing)} are missing: {some(missing)}")
-    return files
 
 
 def _check_weight_file(path: Path) -> int:

@@ -161,7 +161,7 @@ def _normalisation_problems(processor: Any, channels: int) -> list[str]:
     if processor.do_rescale and not _is_positive(processor.rescale_factor):
         problems.append(f"rescale_factor {shown(processor.rescale_factor)} (allowed: a number above 0)")
     if processor.do_normalize:
-        count = "three numbers" if channels == 3 else "one number in a list, for the network takes grey images,"
+        count = "three numbers" if channels == 3 else "of a network for grey images one number"
         for name, what, accepts in (
             ("image_mean", "", is_number), ("image_std", " above 0", _is_positive),
         ):  # fmt: skip

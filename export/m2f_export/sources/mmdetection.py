@@ -14,7 +14,7 @@ from m2f.model_facts import ModelFacts
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.quiet import quiet
 from m2f_export.sources.base import Source
-from m2f_export.sources.checkpoint import load_weights, read_checkpoint, stated_classes
+from m2f_export.sources.checkpoint import bytes_of, load_weights, read_checkpoint, stated_classes
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 from m2f_export.sources.mmdet_config import Described, describe, read_config
 from m2f_export.sources.mmdet_pipeline import DIVISOR
@@ -64,8 +64,9 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
     settings, described = _described(config)
     contents = read_checkpoint(checkpoint)
     # weights of half precision double; a checkpoint's other contents make the limit generous
-    model = build_model(settings, config, most_bytes=4 * checkpoint.stat().st_size + _SMALL_MODEL)
-    load_weights(_as_stored(model, described.head), contents, checkpoint, config, without=_OF_TRAINING)
+    model = build_model(settings, config, most_bytes=4 * bytes_of(checkpoint) + _SMALL_MODEL)
+    taken = load_weights(_as_stored(model, described.head), contents, checkpoint, config, without=_OF_TRAINING)
+    described = described._replace(notes=(*described.notes, *taken))
     network = Network(model, takes_bgr=described.preparation.takes_bgr).eval()
     return as_source(described, config, network, trained_on=stated_classes(contents, checkpoint))
 
