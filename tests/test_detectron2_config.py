@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_used_is_named(write, case):
         ("MODEL.SWIN", options.SWIN_TRANSFORMER, "DEPTHS: [2, 2]", r"DEPTHS is \[2, 2\]; allowed: four numbers"),
         ("MODEL.MASK_FORMER", options.MASK2FORMER_TRANSFORMER, "PRE_NORM: true", r"PRE_NORM is True; allowed: False"),
         ("MODEL.MASK_FORMER", options.MASK2FORMER_TRANSFORMER, "MINE: 1", r"MASK_FORMER\.MINE is not an option that"),
-        ("MODEL.MASK_FORMER", options.MASK2FORMER_TRANSFORMER, "SIZE_DIVISIBILITY: 0", "allowed: -1 or a mult"),
+        ("MODEL.MASK_FORMER", options.MASK2FORMER_TRANSFORMER, "SIZE_DIVISIBILITY: 0", "allowed: a multiple"),
         ("MODEL.SEM_SEG_HEAD", options.MASK2FORMER_HEAD, "NAME: PerPixelBaselineHead", r"allowed: 'MaskFormerHead'"),
         ("TEST.AUG", options.TEST_AUG, "ENABLED: true", r"c\.yaml: TEST\.AUG\.ENABLED is True; allowed: False"),
     ],

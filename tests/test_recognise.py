@@ -42,6 +42,8 @@ def here(tmp_path, monkeypatch):
     [
         (("c.py", "w.pth"), "mmdetection"),
         (("mmengine.yaml", "w.pth"), "mmdetection"),
+        (("maskformer2.yaml", "w.pkl"), "detectron2"),
+        (("maskformer2.yaml", "w.onnx"), "detectron2"),
         (("c.py", "w.onnx"), "ONNX"),
         (("hf",), "Hugging Face"),
     ],
@@ -76,7 +78,8 @@ FAULTS = {
     "part of a folder": (["hf/config.json", "hf/model.safetensors"], r"give the folder: m2f export hf$"),
     "weights of a folder": (["hf/model.safetensors"], r"give the folder: m2f export hf$"),
     "archive": (["model.zip", "w.pth"], r"model\.zip is an archive: unpack it first$"),
-    "detectron2": (["maskformer2.yaml", "w.pkl"], r"maskformer2\.yaml is a configuration of detectron2; allowed: "),
+    "a base that is gone": (["maskformer2.yaml", "w.pkl"], r"maskformer2\.yaml: _BASE_: Base-COCO-.*: no such file$"),
+    "yaml alone": (["maskformer2.yaml"], r"needs its checkpoint: m2f export maskformer2\.yaml CHECKPOINT$"),
     "empty": (["empty.py", "w.pth"], r"empty\.py is empty"),
     "a folder of checkpoints": (["c.py", "weights"], r"a folder; give a checkpoint in it, such as weights/w\.pth$"),
     "two folders": (["c.py", "empty"], r"empty is a folder; allowed: a file$"),

@@ -182,6 +182,12 @@ def read_source(request: ExportRequest) -> Source:
         return load_huggingface(request.model, request.task)
     if request.task:
         raise ExportError(f"--task is for a Hugging Face OneFormer; {request.model} is of {kind}: leave it out")
+    if kind == "detectron2":
+        from m2f_export.sources.detectron2 import describe_detectron2, load_detectron2  # noqa: PLC0415
+
+        assert request.weights is not None  # else a folder
+        described = request.weights.suffix == ONNX
+        return describe_detectron2(request.model) if described else load_detectron2(request.model, request.weights)
     from m2f_export.sources.mmdetection import describe_mmdet, load_mmdet  # noqa: PLC0415 (several seconds to import)
 
     assert request.weights is not None  # else a folder

@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -116,13 +116,18 @@ def is_safetensors(head: bytes) -> bool:
     return head[8:10] == b'{"'
 
 
+def is_pickle(head: bytes) -> bool:
+    """Return whether a file that begins so is a pickle that `torch.save` did not write."""
+    return head.startswith(_PICKLE) and not head[2:].startswith(_LEGACY)
+
+
 def _foreign(path: Path, head: bytes) -> str:
     """Return what else a file is, in words; empty if it may be a checkpoint."""
     if head.startswith(_ZIP):
         return _foreign_zip(path)
     if head.startswith(_GZIP) or tarfile.is_tarfile(path):
         return "an archive: unpack it first"
-    if head.startswith(_PICKLE) and not head[2:].startswith(_LEGACY):
+    if is_pickle(head):
         return "a pickle, as detectron2 writes them; allowed: what torch.save writes (.pth)"
     if not head.startswith(_PICKLE) and not is_safetensors(head):
         return "neither what torch.save writes (.pth) nor safetensors"
@@ -188,8 +193,18 @@ def _mapping(value: object) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+class Weights(Protocol):
+    """What holds weights by name: a module, or a module under other names."""
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """Return the weights by name."""
+
+    def load_state_dict(self, weights: dict[str, torch.Tensor], *, strict: bool) -> Any:
+        """Replace the named weights."""
+
+
 def load_weights(
-    network: torch.nn.Module,
+    network: Weights,
     contents: Mapping[Any, Any],
     path: Path,
     wanted_by: Path,
@@ -319,7 +334,7 @@ def _tensors(contents: Mapping[Any, Any], path: str = "", depth: int = 0) -> Ite
             yield from _tensors(value, f"{path}{key}.", depth + 1)
 
 
-def check_finite(network: torch.nn.Module, path: Path) -> None:
+def check_finite(network: Weights, path: Path) -> None:
     """Refuse weights that are NaN or infinite, as a training leaves them that diverged.
 
     Raises:

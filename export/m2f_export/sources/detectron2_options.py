@@ -119,18 +119,27 @@ SWIN_TRANSFORMER: Table = {
     "QKV_BIAS": Option(True, BOOLEAN),
     "QK_SCALE": Option(None, Allowed("None or a number", lambda value: value is None or is_finite(value))),
     "APE": Option(False, only(False)),
-    "PATCH_NORM": Option(True, BOOLEAN),
+    "PATCH_NORM": Option(True, only(True)),
     "OUT_FEATURES": Option(STAGES, exactly(STAGES)),
     **unused("PRETRAIN_IMG_SIZE", "DROP_RATE", "ATTN_DROP_RATE", "DROP_PATH_RATE", "USE_CHECKPOINT"),
 }
 
 # --- heads -----------------------------------------------------------------------------------------------------------
 
+NUM_CLASSES: Table = {"NUM_CLASSES": Option(54, whole_number(1, MAX_CLASSES))}
+
+_DIVISORS = range(32, 1025, 32)
+SIZE_DIVISIBILITY: Table = {
+    "SIZE_DIVISIBILITY": Option(
+        32, Allowed("a multiple of 32, up to 1024", lambda value: is_int(value) and value in _DIVISORS)
+    )
+}
+
 # What Mask2Former and MaskFormer share
 _HEAD: Table = {
     "NAME": Option("SemSegFPNHead", only("MaskFormerHead")),
     "IN_FEATURES": Option(["p2", "p3", "p4", "p5"], exactly(STAGES)),
-    "NUM_CLASSES": Option(54, whole_number(1, MAX_CLASSES)),
+    **NUM_CLASSES,
     "CONVS_DIM": Option(128, whole_number(1, _WIDEST)),
     "MASK_DIM": Option(256, _CHANNELS),
     "NORM": Option("GN", only("GN")),
@@ -150,10 +159,7 @@ _TRANSFORMER: Table = {
     "HIDDEN_DIM": Option(256, _CHANNELS),
     "NUM_OBJECT_QUERIES": Option(100, whole_number(1, MAX_QUERIES)),
     "ENFORCE_INPUT_PROJ": Option(False, BOOLEAN),
-    "SIZE_DIVISIBILITY": Option(
-        32,
-        Allowed("-1 or a multiple of 32", lambda value: is_int(value) and value in (-1, *range(32, 1025, 32))),
-    ),
+    **SIZE_DIVISIBILITY,
     **unused(
         "TEST", "DEEP_SUPERVISION", "NO_OBJECT_WEIGHT", "CLASS_WEIGHT", "DICE_WEIGHT", "MASK_WEIGHT", "DROPOUT",
         "TRAIN_NUM_POINTS", "OVERSAMPLE_RATIO", "IMPORTANCE_SAMPLE_RATIO",

@@ -102,7 +102,7 @@ def read_preparation(pipeline: object, at: Place, preprocessor: object, preproce
     mean, std = _normalisation(values, grey, preprocessor_at)
     if takes_bgr:
         mean, std = mean[::-1], std[::-1]
-    padding = _pixel(values["pad_value"], mean, std)
+    padding = pixel_of(values["pad_value"], mean, std)
     steps = [_step(each, floats=load["to_float32"], grey=grey) for each in stated]
     size, divisor = _input(steps, values["pad_size_divisor"], preprocessor_at.at("pad_size_divisor"))
     resize, then = size_steps.Resize(), steps
@@ -180,7 +180,7 @@ def _resize(stated: _Stated, resample: str) -> size_steps.Resize:
     if stated.kind is ResizeShortestEdge:
         shortest = scale if isinstance(scale, int) else int(min(scale))
         longest = values["max_size"] or math.inf
-        within = _within(longest, min(shortest, longest), at)
+        within = within_limits(longest, min(shortest, longest), at)
         return size_steps.Resize(scale=within, size_rule="detectron2", resample=resample)
     rule = "mmdetection_floor" if stated.kind is FixScaleResize else "mmdetection"
     keep_ratio = values["keep_ratio"]
@@ -191,7 +191,7 @@ def _resize(stated: _Stated, resample: str) -> size_steps.Resize:
         return size_steps.Resize(scale_factor=factors, keep_ratio=keep_ratio, size_rule=rule, resample=resample)
     edges = (scale, scale) if isinstance(scale, int) else scale
     if keep_ratio:
-        within = _within(max(edges), min(edges), at)
+        within = within_limits(max(edges), min(edges), at)
     elif math.inf in edges or math.prod(edges) > MAX_INPUT_PIXELS:
         raise at.refusal(scale, f"at most {MAX_INPUT_PIXELS} pixels, for keep_ratio is False")
     else:
@@ -210,7 +210,7 @@ def _resample(stated: _Stated, *, floats: bool) -> str:
     return filters[interpolation]
 
 
-def _within(longer: float, shorter: float, place: Place) -> tuple[int, int]:
+def within_limits(longer: float, shorter: float, place: Place) -> tuple[int, int]:
     """Return the edges that an image must fit in, within the largest input."""
     if shorter**2 > MAX_INPUT_PIXELS:
         raise place.refusal((longer, shorter), f"at most {MAX_INPUT_PIXELS} pixels")
@@ -298,7 +298,7 @@ def _channels(values: Sequence[float], count: int) -> _Vector:
     return tuple(map(float, values if len(values) == count else [*values] * count))
 
 
-def _pixel(pad_value: float, mean: _Vector, std: _Vector) -> tuple[int, ...] | None:
+def pixel_of(pad_value: float, mean: _Vector, std: _Vector) -> tuple[int, ...] | None:
     """Return the pixel that normalises to the padding, since padding comes after normalisation; None if there is none.
 
     The usual padding, 0, is the mean, which is rounded.

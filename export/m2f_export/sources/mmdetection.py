@@ -29,7 +29,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.model import revert_sync_batchnorm  # noqa: E402
 
 _OF_TRAINING = frozenset({"auxiliary_head"})  # parts of the names of weights; MMSegmentation has them
-_SMALL_MODEL = 1 << 28  # bytes that any model may take
+SMALL_MODEL = 1 << 28  # bytes that any model may take
 
 
 class Network(torch.nn.Module):
@@ -64,7 +64,7 @@ def load_mmdet(config: Path, checkpoint: Path) -> Source:
     settings, described = _described(config)
     contents = read_checkpoint(checkpoint)
     # weights of half precision double; a checkpoint's other contents make the limit generous
-    model = build_model(settings, config, most_bytes=4 * bytes_of(checkpoint) + _SMALL_MODEL)
+    model = build_model(settings, config, most_bytes=4 * bytes_of(checkpoint) + SMALL_MODEL)
     taken = load_weights(_as_stored(model, described.head), contents, checkpoint, config, without=_OF_TRAINING)
     described = described._replace(notes=(*described.notes, *taken))
     network = Network(model, takes_bgr=described.preparation.takes_bgr).eval()

@@ -9,11 +9,12 @@ from typing import Literal
 from m2f_export.export_errors import ExportError
 from m2f_export.files import check_file, listing
 
-Kind = Literal["Hugging Face", "mmdetection", "ONNX"]
+Kind = Literal["Hugging Face", "mmdetection", "detectron2", "ONNX"]
 
 ONNX = ".onnx"
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".pkl", ".safetensors")
-CONFIGURATIONS = (".py", ".json", ".yaml", ".yml")
+YAML = (".yaml", ".yml")
+CONFIGURATIONS = (".py", ".json", *YAML)
 HUGGING_FACE_CONFIG = "config.json"
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # of the two slashes a Path keeps one
@@ -45,6 +46,8 @@ def recognise(model: Path, weights: Path | None) -> Kind:
     if weights.is_dir() and (inside := [name for name in listing(weights) if name.endswith(CHECKPOINTS)]):
         raise ExportError(f"{weights} is a folder; give a checkpoint in it, such as {weights / inside[0]}")
     check_file(weights)
+    if model.suffix in YAML and _is_detectron2(model):
+        return "detectron2"
     return "ONNX" if weights.suffix == ONNX else "mmdetection"
 
 
@@ -98,11 +101,6 @@ def _check_configuration(path: Path, weights: Path | None) -> None:
         raise ExportError(f"{path} needs its configuration too: m2f export CONFIG {path}{other}")
     if path.suffix in _ARCHIVES:
         raise ExportError(f"{path} is an archive: unpack it first")
-    if path.suffix in (".yaml", ".yml") and _is_detectron2(path):
-        raise ExportError(
-            f"{path} is a configuration of detectron2; allowed: a configuration of mmdetection (.py) with its "
-            "checkpoint, or a Hugging Face folder (the published models are on the Hub: facebook/mask2former-...)"
-        )
 
 
 def _is_detectron2(path: Path) -> bool:
