@@ -149,6 +149,25 @@ def test_all_else_does_not_exist(front, server, ask, method, path):
     assert ask(front, method, path, headers=server.access.headers) == (404, "nothing is served under this path")
 
 
+def test_names_of_exports_are_let_through_and_no_others(make_front, ask, channel):
+    """The server behind has no model of the second name, and its words come through."""
+    front = make_front(**{'default "mask2former"': 'default "mask2former left.2"'})
+
+    def both(model):
+        request = message()
+        request.model_name = model
+        over_http = ask(front, "POST", f"/v2/models/{model}/infer", body=b'{"inputs":[]}')[1]
+        return over_http, infer(channel(front), request)[1]
+
+    for model in ("left.2", "left.2_tensor"):
+        assert all("unknown model" in words for words in both(model))
+    for model in ("left.2_engine", "leftx2", "left", "resnet"):
+        assert both(model) == ("nothing is served under this path", "this model is not served here")
+    assert ask(front, "GET", "/v2/models/mask2former/ready")[0] == 200
+    assert "unknown model" in ask(front, "GET", "/v2/models/left.2_raw/config")[1]
+    assert ask(front, "GET", "/v2/models/resnet/config")[0] == 404
+
+
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v2/health/live"), ("DELETE", "/v2"), ("GET", INFER)])
 def test_methods(front, ask, method, path):
     assert ask(front, method, path) == (403, "this method is not allowed here")

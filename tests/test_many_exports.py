@@ -89,7 +89,10 @@ class Asking(threading.Thread):
         self.join()
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.more), pytest.param(100, marks=pytest.mark.chaos)])
+LONG = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.more), pytest.param(100, marks=LONG)])
 def test_exports_killed_in_a_repository_that_is_served(repository, together, image_files, kills):
     """The repository is the old or the new one, loads at any time, and the model beside it answers without an error."""
     rng = random.Random(kills)

@@ -89,6 +89,7 @@ def test_the_layout_before_there_were_names(tmp_path, name):
     put(mine, "mask2former", "old", head=True)
     (mine / "mask2former/export.json").rename(mine / "export.json")
     shutil.copytree(mine / "mask2former_raw", mine / "mask2former_mine")
+    shutil.copytree(mine / "mask2former_raw", mine / "mask2former_packed_masks")  # a step of those exports
     before = contents(mine)
     put(mine, name, "new")
     after = contents(mine)
@@ -98,6 +99,7 @@ def test_the_layout_before_there_were_names(tmp_path, name):
     else:
         assert not (mine / "export.json").exists()
         assert not (mine / "mask2former_head").exists()
+        assert not (mine / "mask2former_packed_masks").exists()
         assert after["mask2former/config.pbtxt"] == "new"
 
 
@@ -165,7 +167,7 @@ def test_a_model_of_that_name_is_not_replaced(mine, name, head, message):
 @pytest.mark.parametrize("report", ["", "[]", "{}", '{"models": 1}', '{"models": ["resnet"]}', '{"models": [[]]}'])
 def test_a_report_that_cannot_be_believed(mine, report):
     (mine / "parts/export.json").write_text(report)
-    with pytest.raises(ExportError, match=r"mine/parts/export.json is not the report of an export named parts"):
+    with pytest.raises(ExportError, match=r"mine/parts/export.json is not the report of an export of that name"):
         put(mine, "left")
 
 

@@ -6,7 +6,6 @@
 //
 // njs runs inside nginx's own process, one request at a time. So the work for a request is bounded.
 
-const MODELS = /^mask2former(_tensor|_head)?$/; // as in the paths of nginx.conf
 const MEMBERS = [
     'id', 'inputs', 'outputs', 'parameters', 'name', 'shape', 'datatype', 'data', 'binary_data', 'binary_data_size',
 ];
@@ -25,6 +24,14 @@ function http(r) {
 
 function grpc(r) {
     decide(r, '@triton_grpc', '@grpc_refused', checkMessage);
+}
+
+function isForPublicModel(r) {
+    return isPublic(modelOf(r), r) ? '1' : '';
+}
+
+function isForModelOfExport(r) {
+    return namesOf(r).some((name) => modelOf(r) === name || modelOf(r).startsWith(`${name}_`)) ? '1' : '';
 }
 
 function decide(r, accepted, refused, check) {
@@ -46,6 +53,21 @@ function refuse(message) {
     const error = new Error(message);
     error.name = 'Refused';
     throw error;
+}
+
+// The models of an export NAME: clients may ask NAME, NAME_tensor and NAME_head. The others are its steps.
+
+function namesOf(r) {
+    return r.variables.m2f_names.split(' ').filter((name) => name !== '');
+}
+
+function modelOf(r) {
+    const found = /^\/v2\/models\/([^/]+)/.exec(r.uri);
+    return found ? found[1] : '';
+}
+
+function isPublic(model, r) {
+    return namesOf(r).some((name) => [name, `${name}_tensor`, `${name}_head`].includes(model));
 }
 
 // Rules of both protocols
@@ -182,12 +204,12 @@ function checkJsonShape(body, from, end) {
 // gRPC: five bytes of a frame, then a ModelInferRequest (grpc_service.proto). Fields that it does not have are refused:
 // a tag of too many bits is read differently by different parsers.
 
-function checkMessage(body, work) {
+function checkMessage(body, work, r) {
     if (body.length < 5 || body[0] !== 0 || 5 + body.readUInt32BE(1) !== body.length) {
         refuse('one uncompressed message is expected');
     }
     eachField(body, 5, body.length, work, {
-        1: (from, to) => MODELS.test(text(body, from, to)) || refuse('this model is not served here'),
+        1: (from, to) => isPublic(text(body, from, to), r) || refuse('this model is not served here'),
         2: skip, // version
         3: skip, // id
         4: skip, // a parameter of the request: for the models
@@ -262,4 +284,4 @@ function endErrors(r) {
     }
 }
 
-export default {http, grpc, endErrors};
+export default {http, grpc, isForPublicModel, isForModelOfExport, endErrors};

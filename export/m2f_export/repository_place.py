@@ -24,6 +24,11 @@ from m2f_export.export_errors import ExportError
 REPORT = "export.json"  # in the folder of an export's public ensemble; before exports had names, in the repository
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 _NO_PLACE = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_NO_REPORT = (
+    "is not the report of an export of that name, so what belongs to it is not known: remove the file or give another "
+    "--repository"
+)
+_FORMER_STEP = "mask2former_packed_masks"
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -113,23 +118,23 @@ def _owners(repository: Path) -> dict[str, str]:
     """Return the name of the export that made a model, for each model that an export made."""
     owners = {}
     if (repository / REPORT).is_file():  # as exports were before they had names
-        owners = dict.fromkeys(models_of(PUBLIC_MODEL, head=True), PUBLIC_MODEL)
+        owners = dict.fromkeys((*models_of(PUBLIC_MODEL, head=True), _FORMER_STEP), PUBLIC_MODEL)
     for report in sorted(repository.glob(f"*/{REPORT}")):
         owners |= dict.fromkeys(_models(report), report.parent.name)
     return owners
 
 
 def _models(report: Path) -> list[str]:
-    """Return the models that an export's report names."""
+    """Return the models that an export's report names. An earlier version may have had other steps."""
     name = report.parent.name
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    try:
         models = json.loads(report.read_bytes())["models"]
-        if set(models) <= set(models_of(name, head=True)):
-            return list(models)
-    raise ExportError(
-        f"{report} is not the report of an export named {name}, so what belongs to it is not known: remove the file or "
-        "give another --repository"
-    )
+        foreign = [model for model in models if model != name and not model.startswith(f"{name}_")]
+    except (AttributeError, ValueError, LookupError, TypeError) as error:
+        raise ExportError(f"{report} {_NO_REPORT}") from error
+    if foreign:
+        raise ExportError(f"{report} {_NO_REPORT}")
+    return list(models)
 
 
 def _mounted(folder: Path) -> Path | None:

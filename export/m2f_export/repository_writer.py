@@ -82,7 +82,7 @@ def _copy(models: Path, stage: Path, name: str) -> list[Path]:
     """Copy models of the default name under another name, and return the copies."""
     ignore = shutil.ignore_patterns("*.onnx", "*.plan", "__pycache__", LABELS)
     copies = []
-    for model in sorted(path for path in models.iterdir() if path.is_dir()):
+    for model in sorted(path.parent for path in models.glob("*/config.pbtxt")):
         copy = stage / model.name.replace(PUBLIC_MODEL, name, 1)
         shutil.copytree(model, copy, ignore=ignore)
         for config in copy.rglob("*.pbtxt"):
