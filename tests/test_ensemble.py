@@ -284,3 +284,21 @@ def test_nothing_found_is_an_answer_too(grpc, image_files):
 def test_class_names_are_readable_by_clients(grpc):
     parameters = grpc.client.get_model_config("mask2former_postprocess").config.parameters
     assert len(json.loads(parameters["class_names"].string_value)) == 5
+
+
+@pytest.mark.parametrize(
+    "count", [3, pytest.param(60, marks=pytest.mark.more), pytest.param(600, marks=pytest.mark.chaos)]
+)
+@pytest.mark.parametrize("failing", ["one step", "every step"])
+def test_steps_that_fail_beside_others_do_not_end_the_server(grpc, inputs, failing, count):
+    """Triton up to 26.04 ends within 30 such requests if a step fails before the next one is scheduled."""
+    outputs = ["panoptic", "scores", "semantic"]
+    if failing == "one step":
+        model, wrong, parameters, message = PUBLIC_MODEL, {}, {"classes": "unicorn"}, "unicorn"
+    else:
+        shape = {"ori_shape": np.array([[1, 1 << 16]], np.int32)}
+        model, wrong, parameters, message = PUBLIC_TENSOR_MODEL, shape, {}, "ori_shape"
+    for _ in range(count):
+        with pytest.raises(InferenceServerException, match=message):
+            grpc.infer(model, {**inputs[model], **wrong}, outputs, **parameters)
+    assert "panoptic" in grpc.infer(model, inputs[model], outputs)

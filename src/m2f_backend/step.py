@@ -24,6 +24,7 @@ from m2f.record import recorded
 from m2f_backend.engine import Tensor
 from m2f_backend.logfmt import logfmt
 from m2f_backend.metrics import FAULT, Metrics
+from m2f_backend.stub_2_51 import let_siblings_begin
 
 LOG_REQUESTS = "M2F_LOG_REQUESTS"  # environment variable; 1 logs every request, not only those that fail
 Arrays = dict[str, npt.NDArray[Any]]
@@ -37,7 +38,10 @@ class _Model(ABC):
 
     Attributes:
         parameters: the `parameters` block of the model's configuration.
+        alone: whether no other step of a request runs at the same time.
     """
+
+    alone = False
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Read the configuration; a subclass that prepares more calls `super().initialize(args)` first."""
@@ -85,6 +89,8 @@ class _Model(ABC):
         self._metrics.error(kind)
         fields = {"model": self._model, "kind": kind, "ms": _milliseconds(started), "message": message, **more}
         write(logfmt(event="error", request_id=_request_id(request), **fields))
+        if not self.alone:
+            let_siblings_begin()
         return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
 
 
@@ -121,6 +127,8 @@ class StepModel(_Model):
 
 class BatchedModel(_Model):
     """A model that answers all requests of Triton's dynamic batcher with one inference; it takes no parameters."""
+
+    alone = True  # the steps behind it wait for its answer
 
     @abstractmethod
     def infer(self, arrays: Arrays) -> Mapping[str, Tensor]:

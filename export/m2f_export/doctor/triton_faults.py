@@ -39,6 +39,7 @@ FAULTS = (
     Fault("deep `data` in JSON", (2, 58, 0), (25, 5)),
     Fault("thousands of parameters over HTTP"),
     Fault("shapes that wrap or are negative", (2, 68, 0), (26, 4)),
+    Fault("a step that fails beside another", (2, 69, 0), (26, 5)),
     Fault("outputs asked for twice over HTTP", (2, 69, 0), (26, 5)),
     Fault("bodies in very many chunks", (2, 69, 0), (26, 5)),
     Fault("compressed bodies", (2, 69, 0), (26, 5)),

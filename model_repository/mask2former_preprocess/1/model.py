@@ -12,6 +12,8 @@ from m2f_backend.step import StepModel
 class TritonPythonModel(StepModel):
     """image BYTES [N, 1] -> input, img_shape, ori_shape."""
 
+    alone = True  # the first step
+
     def initialize(self, args):
         cv2.setNumThreads(1)  # concurrency comes from Triton's instances
         super().initialize(args)
