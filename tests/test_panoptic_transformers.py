@@ -18,7 +18,7 @@ PROCESSORS = {"huggingface": "Mask2Former", "huggingface_maskformer": "MaskForme
 THRESHOLDS = {"panoptic_score_threshold": 0.5, "panoptic_overlap_threshold": 0.6}
 
 
-def transformers_own(semantics, cls_logits, mask_logits, ori_shape, stuff):
+def transformers_own(name, cls_logits, mask_logits, ori_shape, stuff):
     import torch
     import transformers
 
@@ -26,20 +26,21 @@ def transformers_own(semantics, cls_logits, mask_logits, ori_shape, stuff):
         class_queries_logits=torch.from_numpy(cls_logits)[None],
         masks_queries_logits=torch.from_numpy(mask_logits)[None],
     )
-    processor = getattr(transformers, f"{PROCESSORS[semantics]}ImageProcessorPil")()
+    processor = getattr(transformers, f"{name}ImageProcessorPil")()
+    sizes = None if name == "OneFormer" else [ori_shape]
     (answer,) = processor.post_process_panoptic_segmentation(
-        outputs, threshold=0.5, overlap_mask_area_threshold=0.6, label_ids_to_fuse=stuff, target_sizes=[ori_shape]
+        outputs, threshold=0.5, overlap_mask_area_threshold=0.6, label_ids_to_fuse=stuff, target_sizes=sizes
     )
     return answer["segmentation"].numpy(), answer["segments_info"]
 
 
-def check_equal(semantics, logits, sizes, stuff, **options):
+def check_equal(semantics, logits, sizes, stuff, *, processor=None, **options):
     """The same segments of the same classes and scores, and the same pixels; return the number of segments."""
     img_shape, ori_shape = sizes
     image = ImageLogits(*logits, img_shape=img_shape, ori_shape=ori_shape)
     settings = Settings(panoptic_semantics=semantics, **THRESHOLDS)
     got = panoptic(image, settings, ModelFacts(thing_classes=frozenset(range(4)) - stuff), **options)
-    ids, segments = transformers_own(semantics, *logits, ori_shape, stuff)
+    ids, segments = transformers_own(processor or PROCESSORS[semantics], *logits, ori_shape, stuff)
     merged = list(first_of_each(segments))
     assert [segment["category_id"] for segment in got.segments] == [segment["label_id"] for segment in merged]
     partner = np.array([0, *(segment["id"] for segment in merged)])
@@ -75,6 +76,16 @@ def test_equal_with_things_stuff_or_both(semantics, kernel):
         sizes = tuple(4 * side for side in cells), tuple(rng.integers(20, 200, 2).tolist())
         logits = blobs(rng, cells=cells, queries=20, objects=int(rng.integers(0, 20)), noise=0.0)
         found += check_equal(semantics, logits, sizes, stuff, kernel=kernel)
+    assert found > 30
+
+
+def test_oneformers_own_at_the_size_of_its_masks():
+    """To resize, its processor needs torchvision, which is not installed here."""
+    rng, found = np.random.default_rng(8), 0
+    for _ in range(12):
+        logits = blobs(rng, cells=(24, 32), queries=20, objects=12, noise=0.0)
+        sizes = (96, 128), (24, 32)
+        found += check_equal("huggingface_maskformer", logits, sizes, {0, 3}, processor="OneFormer")
     assert found > 30
 
 
