@@ -81,6 +81,7 @@ model['data_preprocessor'] = dict(_delete_=True, type='DetDataPreprocessor', mea
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='LoadImageFromFile', color_type='grayscale'),
     dict(type='Resize', scale=(160, 96), keep_ratio=True),
+    dict(type='Pad', pad_to_square=True, pad_val=7),
     dict(type='PackDetInputs')]))
 """
 
