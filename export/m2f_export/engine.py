@@ -106,6 +106,8 @@ def build_engine(
     _parse(trt, network, log, model)
     config = builder.create_builder_config()
     config.add_optimization_profile(_optimisation_profile(builder, network, profile))
+    if "TF32" in trt.BuilderFlag.__members__:  # the graph decides the precision: float32 is float32
+        config.clear_flag(trt.BuilderFlag.TF32)
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     if timing_cache is not None:

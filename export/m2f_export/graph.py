@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnxslim
@@ -16,6 +17,9 @@ from m2f_export.export_errors import ExportError, reason
 from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph, check_input_size
 from m2f_export.quiet import quiet
 from m2f_export.sources.base import Source
+
+if TYPE_CHECKING:
+    from m2f_export.ladder import Logits, Sample
 
 # Traced where both sides are dynamic: at no level of a Swin of window 7 or 12 may a side be a multiple of the
 # window, or the trace would fix "no padding needed".
@@ -119,6 +123,17 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
     check_graph(slim)
     onnx.save(slim, output)
     return graph
+
+
+def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
+    """Return a function that computes a sample's logits with the traced module itself."""
+
+    def run(sample: Sample) -> Logits:
+        with torch.inference_mode():
+            cls_logits, mask_logits = graph(torch.from_numpy(sample.pixels))
+        return cls_logits.numpy(), mask_logits.numpy()
+
+    return run
 
 
 def _state_shapes(model: onnx.ModelProto, outputs: tuple[torch.Tensor, ...], *, fixed: bool) -> None:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from m2f import agreement
 from m2f.agreement import CONFIDENT, Answer
@@ -26,7 +25,6 @@ from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import check_file
-from m2f_export.graph import EngineGraph
 from m2f_export.onnx_files import INPUT, OUTPUTS, open_session
 from m2f_export.sources.base import Source
 
@@ -294,17 +292,6 @@ def _random_pictures() -> list[tuple[str, bytes]]:
         picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         pictures.append((f"random {width}x{height}", cv2.imencode(".png", picture)[1].tobytes()))
     return pictures
-
-
-def run_torch(graph: EngineGraph) -> Callable[[Sample], Logits]:
-    """Return a function that computes a sample's logits with the traced module itself."""
-
-    def run(sample: Sample) -> Logits:
-        with torch.inference_mode():
-            cls_logits, mask_logits = graph(torch.from_numpy(sample.pixels))
-        return cls_logits.numpy(), mask_logits.numpy()
-
-    return run
 
 
 def run_onnx(model: Path | bytes) -> Callable[[Sample], Logits]:

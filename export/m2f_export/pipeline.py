@@ -17,18 +17,18 @@ from m2f.agreement import CONFIDENT, Found
 from m2f.class_lists import ClassNames
 from m2f.contract import PUBLIC_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS, models_of
 from m2f.errors import InputError, M2FError
-from m2f.limits import MAX_BATCH_SIZE
 from m2f.preprocess import Preprocessing
 from m2f.settings import INSTANCE_KEYS, Settings
 from m2f_export import repository_place, repository_writer
-from m2f_export.deploy_config import DeployConfig, ShapeRange, read_deploy_config
+from m2f_export.deploy_config import read_deploy_config
 from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.export_errors import ExportError
-from m2f_export.graph import export_onnx, with_input
+from m2f_export.graph import export_onnx, run_torch, with_input
 from m2f_export.head import InstanceHead, attach_head
-from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx, run_torch
+from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx
 from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
+from m2f_export.served_engine import PLAN, RTX_PLAN, engine_profile
 from m2f_export.sources.base import Source
 from m2f_export.sources.recognise import ONNX, recognise
 
@@ -212,26 +212,6 @@ def with_stuff(source: Source, stuff: str) -> Source:
     return replace(source, facts=replace(source.facts, thing_classes=frozenset(range(count)) - set(labels)))
 
 
-def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None) -> Profile:
-    """Return the input sizes that an engine is built for.
-
-    Args:
-        preprocessing: the graph's input, which may have a fixed size.
-        stated: the deploy config's shapes of the input; None: batches up to the server's limit, and every size that
-            the preprocessing can make of an image.
-    """
-    fixed = preprocessing.input_size is not None
-    if stated:  # MMDeploy's input is [N, 3, H, W]
-        batch, _, height, width = zip(stated.minimum, stated.optimum, stated.maximum, strict=True)
-        return Profile(batch=batch, height=None if fixed else height, width=None if fixed else width)
-    batch = (1, 1, MAX_BATCH_SIZE)
-    if fixed:
-        return Profile(batch=batch)
-    usual_height, usual_width = repository_writer.warm_up_size(preprocessing)
-    longest, divisor = max(usual_height, usual_width), preprocessing.pad_divisor
-    return Profile(batch=batch, height=(divisor, usual_height, longest), width=(divisor, usual_width, longest))
-
-
 class _Export:
     """One run of an export: its request, its steps so far, and the ladder that its artefacts climb."""
 
@@ -347,23 +327,26 @@ class _Export:
 
     def add_engine(self, folder: Path) -> dict[str, Any]:
         """Build the engine from the graph in a folder; Triton does not load the name of a TensorRT-RTX plan."""
-        plan, target = folder / "model.plan", self.request.target
-        deploy = self.deploy or DeployConfig()
+        plan, target = folder / PLAN, self.request.target
         built = build_engine(
             load_onnx(folder / "model.onnx"),
             plan,
-            profile=engine_profile(self.ladder.source.preprocessing, deploy.shapes.get(INPUT)),
+            profile=self.profile(),
             timing_cache=self.request.timing_cache,
-            workspace=deploy.max_workspace_size or None,
+            workspace=self.deploy.max_workspace_size or None if self.deploy else None,
         )
         if built.backend == TENSORRT_RTX:
-            plan.rename(folder / "model.rtx.plan")
+            plan.rename(folder / RTX_PLAN)
         message = None
         if target or built.backend == TENSORRT_RTX:
             message = check_target(built.backend, built.version, target or "")
         if message:
             self.say(message)
         return {**asdict(built), "target": target, "target_message": message}
+
+    def profile(self) -> Profile:
+        """Return the input sizes that an engine of this export is built for."""
+        return engine_profile(self.ladder.source.preprocessing, self.deploy.shapes.get(INPUT) if self.deploy else None)
 
     def compare_served(self, stage: Path) -> None:
         """Serve the repository and compare its answers, if a server is installed."""
@@ -404,6 +387,7 @@ class _Export:
             "settings": asdict(source.settings),
             "thing_classes": None if things is None else sorted(things),
             "mask_stride": facts.mask_stride,
+            "profile": asdict(self.profile()),
             "comparison": self.ladder.report(),
             "steps": self.steps,
         }

@@ -38,6 +38,13 @@ COMMANDS = {
     "export": Lazy(
         "m2f_cli.export", "export", "export", "torch", "Turn a trained Mask2Former into a model repository."
     ),
+    "engine": Lazy(
+        "m2f_cli.engine",
+        "engine",
+        "engine",
+        "onnx",
+        "Build the TensorRT engine of an exported model, where it will run.",
+    ),
     "doctor": Lazy(
         "m2f_cli.doctor", "doctor", "export", "onnx", "Report what is wrong with PATH before a server does."
     ),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from m2f.errors import shown
 from m2f.limits import MAX_CLASSES
@@ -13,6 +12,9 @@ from m2f.model_facts import NO_FACTS, ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError
+
+if TYPE_CHECKING:  # m2f engine builds where there is no torch
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,127 @@
+"""`m2f engine`: an export's engine, built where it will run. Here TensorRT-RTX builds; no GPU runs what it builds."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+from lean_environment import lean_environment
+
+from m2f_cli.main import main
+
+ABSENT = ("torch", "mmdet", "transformers", "tritonclient")
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+
+def m2f_engine(*arguments):
+    result = CliRunner().invoke(main, ["engine", *map(str, arguments)], catch_exceptions=False)
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def repository(exported, tmp_path):
+    """A copy of an export in half precision, without the engine that was built with it."""
+    shutil.copytree(exported[0], tmp_path / "mine")
+    (tmp_path / "mine/mask2former_engine/1/model.rtx.plan").unlink()
+    return tmp_path / "mine"
+
+
+@pytest.mark.more
+def test_it_is_built_without_torch_and_mmdetection(repository, tmp_path):
+    python = lean_environment(tmp_path / "lean", "m2f[engine]", "onnxruntime")
+    absent = f"import importlib.util as u; assert not any(map(u.find_spec, {ABSENT}))"
+    subprocess.run([python, "-c", absent], check=True)
+    command = [python, "-c", "from m2f_cli.main import main; main()", "engine", repository, "--target", "10.14.1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    folder = repository / "mask2former_engine"
+    assert done.stdout.startswith("the engine was built by TensorRT-RTX")
+    assert "Triton's tensorrt_plan backend cannot load it" in done.stdout
+    assert f"trtexec --onnx={folder}/1/model.onnx --saveEngine={folder}/1/model.plan" in done.stderr
+    assert "--optShapes=input:1x256x256x3 --maxShapes=input:8x256x256x3 --stronglyTyped --noTF32" in done.stderr
+    assert "not compared with the ONNX: no GPU" in done.stderr
+    made = json.loads((repository / "mask2former/export.json").read_text())["engine"]
+    assert (folder / "1/model.rtx.plan").stat().st_size == made["size"]
+    assert (made["backend"], made["target"], made["comparison"]) == ("TensorRT-RTX", "10.14.1", None)
+    assert made["profile"] == {"batch": [1, 1, 8], "height": None, "width": None}
+    assert sorted(path.name for path in (folder / "1").iterdir()) == ["model.onnx", "model.py", "model.rtx.plan"]
+    assert (folder / "timing.cache").stat().st_size > 0
+
+
+def exports(folder, *names):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "export.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "message"),
+    [
+        ([], [], "no export in it (a folder with export.json); m2f export makes one"),
+        (["parts", "cells"], [], "has several exports: give --model with one of cells, parts"),
+        (["parts"], ["--model", "cells"], "has no export 'cells'; there are: parts"),
+        (["parts"], [], "parts/export.json is not what m2f export writes: KeyError: 'thing_classes'"),
+    ],
+)
+def test_what_is_not_there_is_named(names, arguments, message, tmp_path):
+    code, output = m2f_engine(exports(tmp_path, *names), *arguments)
+    assert code == 1
+    assert message in output
+
+
+class Runner:
+    """A GPU's engine: the ONNX's own logits, moved by a little."""
+
+    moved = 0.0
+
+    def __init__(self, plan):
+        from m2f_export.onnx_files import OUTPUTS, open_session
+
+        self.outputs, self.session = OUTPUTS, open_session(plan.with_name("model.onnx"))
+
+    def run(self, inputs):
+        logits = dict(zip(self.outputs, self.session.run(list(self.outputs), inputs), strict=True))
+        return {name: values + self.moved * (name == "mask_logits") for name, values in logits.items()}
+
+
+def built(_model, plan, **_):
+    from m2f_export.engine import TENSORRT, EngineReport
+
+    plan.write_bytes(b"a plan")
+    return EngineReport(TENSORRT, "10.14.1.48", layers=1, size=6, seconds=1.0)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """TensorRT and a GPU stand in for themselves: only what is done with their results is under test."""
+    from m2f_export import served_engine
+
+    monkeypatch.setattr(served_engine, "build_engine", built)
+    monkeypatch.setattr(served_engine, "PlanRunner", Runner)
+    return monkeypatch
+
+
+@pytest.mark.more
+@pytest.mark.usefixtures("on_a_gpu")
+def test_an_engine_that_agrees_is_put_in_place(repository):
+    code, output = m2f_engine(repository, "--json")
+    assert code == 0
+    made = json.loads((repository / "mask2former/export.json").read_text())["engine"]
+    assert json.loads(output[output.index("\n{") :]) == made
+    (rung,) = made["comparison"]["steps"]
+    assert (rung["name"], rung["matched"], rung["extra"]) == ("TensorRT", rung["instances"], 0)
+    assert (repository / "mask2former_engine/1/model.plan").read_bytes() == b"a plan"
+
+
+@pytest.mark.more
+def test_an_engine_that_drifts_is_not_put_in_place(repository, on_a_gpu):
+    on_a_gpu.setattr(Runner, "moved", 20.0)
+    before = (repository / "mask2former/export.json").read_bytes()
+    code, output = m2f_engine(repository)
+    assert code == 1
+    assert "TensorRT drifts from what came before it" in output
+    assert sorted(path.name for path in (repository / "mask2former_engine/1").iterdir()) == ["model.onnx", "model.py"]
+    assert (repository / "mask2former/export.json").read_bytes() == before
