@@ -34,6 +34,7 @@ NEED_EXPORT = (
     "ladder",
     "onnx_source",
     "precision",
+    "served_engine",
     "rollout",
 )
 if importlib.util.find_spec("torch") is None:  # without the extra `export` these files cannot be imported
