@@ -101,12 +101,12 @@ def test_images_may_stay_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("data_set", "count", "names", "things"),
     [
-        ("coco_2017_train", 80, ("person", "toothbrush"), None),
+        ("coco_2017_train", 80, ("person", "toothbrush"), set(range(80))),
         ("coco_2017_train_panoptic", 133, ("person", "rug-merged"), set(range(80))),
         ("coco_2017_val_panoptic_with_sem_seg", 133, ("person", "rug-merged"), set(range(80))),
-        ("ade20k_instance_train", 100, ("bed", "flag"), None),
+        ("ade20k_instance_train", 100, ("bed", "flag"), set(range(100))),
         ("ade20k_sem_seg_train", 150, ("wall", "flag"), None),
-        ("cityscapes_fine_instance_seg_train", 8, ("person", "bicycle"), None),
+        ("cityscapes_fine_instance_seg_train", 8, ("person", "bicycle"), set(range(8))),
         ("cityscapes_fine_sem_seg_train", 19, ("road", "bicycle"), None),
         ("mapillary_vistas_sem_seg_train", 65, ("Bird", "Ego Vehicle"), None),
         ("coco_2017_train", 81, None, None),  # a model of other classes

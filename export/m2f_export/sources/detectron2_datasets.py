@@ -26,14 +26,13 @@ class Classes(NamedTuple):
 
     Attributes:
         names: their names, by label.
-        things: labels of the countable classes, if the data set's task has both kinds; None: it does not say.
+        things: labels of the countable classes; None: a semantic data set, which does not say.
     """
 
     names: tuple[str, ...]
     things: frozenset[int] | None = None
 
 
-# A semantic data set says nothing of things, and an instance data set has nothing else.
 _CITYSCAPES_STUFF = (
     "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain",
     "sky",
@@ -65,13 +64,18 @@ def _labels(things: tuple[str, ...], names: tuple[str, ...]) -> frozenset[int]:
     return frozenset(map(names.index, things))
 
 
+def _all_things(names: tuple[str, ...]) -> Classes:
+    """Return the classes of an instance data set."""
+    return Classes(names, frozenset(range(len(names))))
+
+
 _DATA_SETS = {
     r"coco_\d{4}_\w+_panoptic(_\w+)?": Classes(_COCO_PANOPTIC, _labels(_COCO, _COCO_PANOPTIC)),
-    r"coco_\d{4}_(train|val|minival|valminusminival)": Classes(_COCO),
-    r"ade20k_instance_(train|val)": Classes(_ADE20K_THINGS),
+    r"coco_\d{4}_(train|val|minival|valminusminival)": _all_things(_COCO),
+    r"ade20k_instance_(train|val)": _all_things(_ADE20K_THINGS),
     r"ade20k_panoptic_(train|val)": Classes(_ADE20K, _labels(_ADE20K_THINGS, _ADE20K)),
     r"ade20k_sem_seg_(train|val)": Classes(_ADE20K),
-    r"cityscapes_fine_instance_seg_(train|val)": Classes(_CITYSCAPES_THINGS),
+    r"cityscapes_fine_instance_seg_(train|val)": _all_things(_CITYSCAPES_THINGS),
     r"cityscapes_fine_panoptic_(train|val)": Classes(_CITYSCAPES, _labels(_CITYSCAPES_THINGS, _CITYSCAPES)),
     r"cityscapes_fine_sem_seg_(train|val)": Classes(_CITYSCAPES),
     r"mapillary_vistas_panoptic_(train|val)": Classes(_MAPILLARY, frozenset(_MAPILLARY_THINGS)),
