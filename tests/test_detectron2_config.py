@@ -87,7 +87,7 @@ FAULTS = {
     ),
     "an alias of itself": ("a: &a [*a]", "is not YAML: |has more than"),
     "deep": ("a: " + "[" * 3000, r"c\.yaml is not YAML: "),
-    "no architecture": ("MODEL: {}", r"META_ARCHITECTURE is 'GeneralizedRCNN'; allowed: 'MaskFormer'"),
+    "no architecture": ("MODEL: {}", r"has no MODEL\.META_ARCHITECTURE; allowed: 'MaskFormer'\. A base has none: give"),
     "video": ("MODEL: {META_ARCHITECTURE: VideoMaskFormer}", "'VideoMaskFormer'; allowed: 'MaskFormer'"),
     "per pixel": ("MODEL: {META_ARCHITECTURE: SemanticSegmentor}", "'SemanticSegmentor'; allowed: 'MaskFormer'"),
 }

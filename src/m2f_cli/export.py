@@ -59,9 +59,9 @@ PATH = click.Path(path_type=Path)
 def export(repository: Path | None, onnx: Path | None, *, as_json: bool, **options: Any) -> None:
     """Turn a trained Mask2Former into a model repository.
 
-    MODEL is an mmdetection configuration and WEIGHTS its checkpoint, or an ONNX file that MMDeploy made from it. Or
-    MODEL is a Hugging Face folder (Mask2Former, MaskFormer, EoMT, OneFormer), without WEIGHTS. With --describe, MODEL
-    is an ONNX file of any origin. Nothing is downloaded.
+    MODEL is a configuration of mmdetection, MMSegmentation or the original Mask2Former (.yaml), and WEIGHTS its
+    checkpoint, or an ONNX file that MMDeploy made from it. Or MODEL is a Hugging Face folder (Mask2Former, MaskFormer,
+    EoMT, OneFormer), without WEIGHTS. With --describe, MODEL is an ONNX file of any origin. Nothing is downloaded.
 
     Every step is compared with the step before, on pictures: PyTorch, ONNX Runtime, half precision, Triton. If a step
     drifts beyond its tolerance, nothing is written.

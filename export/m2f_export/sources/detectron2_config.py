@@ -73,6 +73,12 @@ def read_detectron2_config(file: Path) -> Detectron2Config:
         ExportError: the file or a base is missing or is not YAML, or the model is of another architecture.
     """
     config = Detectron2Config(file, _with_bases(file, ()))
+    model = config.values.get("MODEL", {})
+    if isinstance(model, Mapping) and "META_ARCHITECTURE" not in model:
+        raise ExportError(
+            f"{file} has no MODEL.META_ARCHITECTURE; allowed: 'MaskFormer'. A base has none: give a configuration "
+            f"whose {_BASE} it is"
+        )
     config.read("MODEL", MODEL, whole=False)
     return config
 
