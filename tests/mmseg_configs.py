@@ -1,4 +1,14 @@
-"""Small configurations of MMSegmentation, written out: a configuration needs no base, and so no MMSegmentation."""
+"""Small models of MMSegmentation, written out: a configuration needs no base, and so no MMSegmentation."""
+
+import json
+from pathlib import Path
+
+from seeded import weights
+from sources import smooth
+
+REFERENCES = json.loads(Path(__file__).with_name("references").joinpath("mmsegmentation.json").read_text())
+MASK2FORMER, MASKFORMER = ("Mask2FormerHead", "SwinTransformer"), ("MaskFormerHead", "ResNet")
+_PICTURES = {MASK2FORMER: (50, 70), MASKFORMER: (50, 75)}  # the second needs no padding, which its model has not
 
 BACKBONES = {
     "ResNet": ("dict(type='ResNet', depth=18, stem_channels=8, base_channels=8, norm_cfg=dict(type='SyncBN'), "
@@ -56,3 +66,24 @@ def write_config(folder, head, backbone, more="", *, padding="dict(size_divisor=
     text = MODEL.format(head=head, options=HEADS[head], backbone=options, channels=channels, padding=padding)
     path.write_text(text + more)
     return path
+
+
+def write_checkpoint(folder, head, backbone):
+    """Write the weights of a model that has a reference."""
+    import torch
+
+    reference = REFERENCES[f"{head}_{backbone}"]
+    tensors = {name: torch.from_numpy(value) for name, value in weights(reference["shapes"], reference["seed"]).items()}
+    torch.save({"state_dict": tensors, "meta": {"dataset_meta": {"classes": NAMES}}}, folder / "iter.pth")
+    return folder / "iter.pth"
+
+
+def write_model(folder, head, backbone):
+    """Write the configuration and the weights of a model that has a reference."""
+    padding = "dict(size_divisor=32)" if (head, backbone) == MASK2FORMER else None
+    return write_config(folder, head, backbone, padding=padding), write_checkpoint(folder, head, backbone)
+
+
+def picture_of(head, backbone):
+    """Return the picture of a reference, uint8 RGB [H, W, 3]."""
+    return smooth(1, *_PICTURES[head, backbone])[0]

@@ -38,9 +38,7 @@ def test_what_is_served_is_described(source):
     assert not source.settings.panoptic_filter_low_score
     assert source.preprocessing.pad_divisor == 32
     (note,) = source.notes
-    assert note.endswith(
-        "does not pad images; the server pads them to multiples of 32, as the original MaskFormer does"
-    )
+    assert note.endswith("does not pad images; the server pads them to multiples of 32")
 
 
 def test_other_paddings_become_multiples_of_32(tmp_path):

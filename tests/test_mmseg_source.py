@@ -5,24 +5,24 @@
 `semantic` is `pred_sem_seg` of `EncoderDecoder.predict`.
 """
 
-import json
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
-from mmseg_configs import NAMES, write_config
-from seeded import weights
-from sources import smooth
+from mmseg_configs import (
+    MASK2FORMER,
+    MASKFORMER,
+    NAMES,
+    REFERENCES,
+    picture_of,
+    write_checkpoint,
+    write_config,
+    write_model,
+)
+from pictures import encode
 
 from m2f.logits import ImageLogits
 from m2f.semantic import semantic
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-
-REFERENCES = json.loads(Path(__file__).with_name("references").joinpath("mmsegmentation.json").read_text())
-MASK2FORMER, MASKFORMER = ("Mask2FormerHead", "SwinTransformer"), ("MaskFormerHead", "ResNet")
-PICTURES = {MASK2FORMER: (50, 70), MASKFORMER: (50, 75)}  # the second needs no padding, which its model has not
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +32,11 @@ def mmdetection():
     return mmdetection
 
 
-def write_checkpoint(path, reference, **more):
-    import torch
-
-    tensors = {name: torch.from_numpy(value) for name, value in weights(reference["shapes"], reference["seed"]).items()}
-    torch.save({"state_dict": tensors, "meta": {"dataset_meta": {"classes": NAMES}}, **more}, path)
-    return path
-
-
 @pytest.fixture(scope="module", params=[MASK2FORMER, MASKFORMER], ids=lambda kind: kind[0])
 def model(request, mmdetection, tmp_path_factory):
-    """A model as Source, its reference, and the encoded picture of that."""
-    head, backbone = request.param
-    folder, reference = tmp_path_factory.mktemp("mmseg"), REFERENCES[f"{head}_{backbone}"]
-    config = write_config(
-        folder, head, backbone, padding="dict(size_divisor=32)" if request.param == MASK2FORMER else None
-    )
-    source = mmdetection.load_mmdet(config, write_checkpoint(folder / "iter.pth", reference))
-    picture = cv2.imencode(".png", smooth(1, *PICTURES[request.param])[0][:, :, ::-1])[1].tobytes()
-    return source, reference, picture
+    """A model as Source, its reference, and the encoded picture of the reference."""
+    source = mmdetection.load_mmdet(*write_model(tmp_path_factory.mktemp("mmseg"), *request.param))
+    return source, REFERENCES["_".join(request.param)], encode(picture_of(*request.param), "png")
 
 
 def test_logits_and_the_semantic_map_are_mmsegmentations(model):
@@ -92,9 +78,8 @@ def test_what_is_served_is_described(model):
 def test_weights_of_an_auxiliary_head_are_not_read(mmdetection, tmp_path):
     import torch
 
-    reference = REFERENCES["MaskFormerHead_ResNet"]
     config = write_config(tmp_path, *MASKFORMER, "model['auxiliary_head'] = dict(type='FCNHead')")
-    checkpoint = write_checkpoint(tmp_path / "iter.pth", reference)
+    checkpoint = write_checkpoint(tmp_path, *MASKFORMER)
     contents = torch.load(checkpoint)
     contents["state_dict"]["auxiliary_head.conv_seg.weight"] = torch.ones(1)
     torch.save(contents, checkpoint)

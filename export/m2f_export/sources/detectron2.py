@@ -1,13 +1,14 @@
-"""A configuration and weights of the original Mask2Former (facebookresearch, detectron2) -> Source.
+"""A configuration and weights of the original Mask2Former or MaskFormer (facebookresearch, detectron2) -> Source.
 
 The network is built of mmdetection's modules, which compute the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
@@ -19,8 +20,11 @@ from m2f_export.sources.checkpoint import load_weights
 from m2f_export.sources.detectron2_checkpoint import read_detectron2_checkpoint
 from m2f_export.sources.detectron2_config import Detectron2Config, read_detectron2_config
 from m2f_export.sources.detectron2_datasets import classes_of
-from m2f_export.sources.detectron2_names import MASK2FORMER, OriginalNames
+from m2f_export.sources.detectron2_maskformer import MASKFORMER, is_maskformer, maskformer
+from m2f_export.sources.detectron2_names import MASK2FORMER, OriginalNames, Renames
 from m2f_export.sources.detectron2_network import mask2former
+from m2f_export.sources.maskformer import padded
+from m2f_export.sources.mmdet_options import Table
 from m2f_export.sources.mmdet_pipeline import DIVISOR, Preparation, pixel_of, within_limits
 from m2f_export.sources.mmdetection import SMALL_MODEL, Network, build_model
 
@@ -31,11 +35,37 @@ _OF_TRAINING = frozenset({"criterion"})  # parts of the names of weights
 _RESIZES_LOGITS = ("SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE", "PANOPTIC_ON", "INSTANCE_ON")
 
 
+class _Architecture(NamedTuple):
+    """Where Mask2Former and MaskFormer differ.
+
+    Attributes:
+        name: the architecture, for people.
+        detector: returns the network for mmdetection.
+        names: the original's names of its weights.
+        divisibility: the option `SIZE_DIVISIBILITY`.
+        filter_low_score: whether `panoptic_inference` leaves out pixels outside a query's own mask.
+    """
+
+    name: str
+    detector: Callable[[Detectron2Config], dict[str, Any]]
+    names: Renames
+    divisibility: Table
+    filter_low_score: bool
+
+
+_MASK2FORMER = _Architecture("Mask2Former", mask2former, MASK2FORMER, options.SIZE_DIVISIBILITY, True)
+_MASKFORMER = _Architecture("MaskFormer", maskformer, MASKFORMER, options.MASKFORMER_DIVISIBILITY, False)
+
+
+def _architecture(config: Detectron2Config) -> _Architecture:
+    return _MASKFORMER if is_maskformer(config) else _MASK2FORMER
+
+
 def load_detectron2(file: Path, weights: Path) -> Source:
     """Build the model of a configuration and load its weights.
 
     Args:
-        file: a `.yaml` of facebookresearch/Mask2Former, or of a project with the same code.
+        file: a `.yaml` of facebookresearch/Mask2Former or MaskFormer, or of a project with the same code.
         weights: `model_final.pkl` or `.pth`. Only arrays, tensors and plain values are unpickled.
 
     Raises:
@@ -43,12 +73,13 @@ def load_detectron2(file: Path, weights: Path) -> Source:
             weights do not fit.
     """
     config = read_detectron2_config(file)
-    detector, preparation = mask2former(config), read_preparation(config)
+    architecture = _architecture(config)
+    detector, preparation = architecture.detector(config), read_preparation(config)
     source = describe(config, preparation.preprocessing)
     contents = read_detectron2_checkpoint(weights)
     init_default_scope("mmdet")
     model = build_model(Config({"model": detector}), file, most_bytes=4 * weights.stat().st_size + SMALL_MODEL)
-    taken = load_weights(OriginalNames(model, MASK2FORMER), contents, weights, file, without=_OF_TRAINING)
+    taken = load_weights(OriginalNames(model, architecture.names), contents, weights, file, without=_OF_TRAINING)
     return replace(
         source, notes=(*source.notes, *taken), network=Network(model, takes_bgr=preparation.takes_bgr).eval()
     )
@@ -61,7 +92,7 @@ def describe_detectron2(file: Path) -> Source:
         ExportError: the configuration cannot be read, or states what is not reproduced.
     """
     config = read_detectron2_config(file)
-    mask2former(config)
+    _architecture(config).detector(config)
     preparation = read_preparation(config)
     if preparation.takes_bgr:
         raise ExportError(
@@ -86,8 +117,9 @@ def describe(config: Detectron2Config, preprocessing: Preprocessing) -> Source:
     count = config.read("MODEL.SEM_SEG_HEAD", options.NUM_CLASSES, whole=False)["NUM_CLASSES"]
     trained_on = config.read("DATASETS", options.DATASETS, whole=False)["TRAIN"]
     classes = classes_of(trained_on[0] if trained_on else "", count)
+    architecture = _architecture(config)
     return Source(
-        kind=f"original Mask2Former ({config.file.stem})",
+        kind=f"original {architecture.name} ({config.file.stem})",
         network=None,
         preprocessing=preprocessing,
         num_classes=count,
@@ -97,11 +129,11 @@ def describe(config: Detectron2Config, preprocessing: Preprocessing) -> Source:
             pre_top_k=config.read("TEST", options.TEST, whole=False)["DETECTIONS_PER_IMAGE"],
             panoptic_score_threshold=stated["OBJECT_MASK_THRESHOLD"],
             panoptic_overlap_threshold=stated["OVERLAP_THRESHOLD"],
-            panoptic_filter_low_score=True,
+            panoptic_filter_low_score=architecture.filter_low_score,
             semantic_resize="logits" if any(map(stated.get, _RESIZES_LOGITS)) else "scores",
         ),
         divisor=DIVISOR,
-        notes=tuple(_notes(config, stated, trained_on, named=bool(classes.names))),
+        notes=(*_padding(config)[1], *_notes(config, stated, trained_on, named=bool(classes.names))),
     )
 
 
@@ -127,6 +159,12 @@ def _notes(config: Detectron2Config, stated: dict[str, Any], trained_on: Any, *,
     return notes
 
 
+def _padding(config: Detectron2Config) -> tuple[int, tuple[str, ...]]:
+    """Return the multiple that images are padded to, and what to say of it."""
+    stated = config.read("MODEL.MASK_FORMER", _architecture(config).divisibility, whole=False)["SIZE_DIVISIBILITY"]
+    return padded(max(1, stated), config.file)  # 0: no padding
+
+
 def read_preparation(config: Detectron2Config) -> Preparation:
     """Return how detectron2 prepares an image for a test.
 
@@ -135,7 +173,7 @@ def read_preparation(config: Detectron2Config) -> Preparation:
     """
     model = config.read("MODEL", options.MODEL, whole=False)
     image = config.read("INPUT", options.INPUT, whole=False)
-    divisor = config.read("MODEL.MASK_FORMER", options.SIZE_DIVISIBILITY, whole=False)["SIZE_DIVISIBILITY"]
+    divisor, _ = _padding(config)
     longest, shortest, place = image["MAX_SIZE_TEST"], image["MIN_SIZE_TEST"], config.at("INPUT")
     takes_bgr = image["FORMAT"] == "BGR"
     mean, std = (tuple(map(float, model[key])) for key in ("PIXEL_MEAN", "PIXEL_STD"))

@@ -104,7 +104,7 @@ def mask2former(config: Detectron2Config) -> dict[str, Any]:
                     "num_layers": head["TRANSFORMER_ENC_LAYERS"],
                     "layer_cfg": {
                         "self_attn_cfg": {**attention, "num_levels": 3, "num_points": 4},
-                        "ffn_cfg": _ffn(width, _ENCODER_FFN),
+                        "ffn_cfg": ffn(width, _ENCODER_FFN),
                     },
                 },
                 "positional_encoding": position,
@@ -116,7 +116,7 @@ def mask2former(config: Detectron2Config) -> dict[str, Any]:
                 "layer_cfg": {
                     "self_attn_cfg": attention,
                     "cross_attn_cfg": attention,
-                    "ffn_cfg": _ffn(width, transformer["DIM_FEEDFORWARD"]),
+                    "ffn_cfg": ffn(width, transformer["DIM_FEEDFORWARD"]),
                 },
                 "init_cfg": None,
             },
@@ -131,5 +131,6 @@ def mask2former(config: Detectron2Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ffn(width: int, hidden: int) -> dict[str, Any]:
+def ffn(width: int, hidden: int) -> dict[str, Any]:
+    """Return the two linear layers of a transformer's layer, for mmdetection."""
     return {"embed_dims": width, "feedforward_channels": hidden, "num_fcs": 2, "ffn_drop": 0.0, "act_cfg": _RELU}

@@ -187,3 +187,21 @@ MASK2FORMER_TRANSFORMER: Table = {
     "TRANSFORMER_IN_FEATURE": Option("res5", only("multi_scale_pixel_decoder")),
     **unused("ENC_LAYERS"),
 }
+
+# --- MaskFormer ------------------------------------------------------------------------------------------------------
+
+MASKFORMER_DIVISIBILITY: Table = {"SIZE_DIVISIBILITY": Option(32, whole_number(0, 1024))}
+
+MASKFORMER_HEAD: Table = {
+    **MASK2FORMER_HEAD,
+    "PIXEL_DECODER_NAME": Option("BasePixelDecoder", only(*MASKFORMER_DECODERS)),
+    "TRANSFORMER_ENC_LAYERS": Option(0, whole_number(0, _DEEPEST)),
+    **unused("COMMON_STRIDE", "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"),
+}
+
+MASKFORMER_TRANSFORMER: Table = {
+    **_TRANSFORMER,
+    **MASKFORMER_DIVISIBILITY,
+    "TRANSFORMER_IN_FEATURE": Option("res5", only("res5", "transformer_encoder")),
+    "ENC_LAYERS": Option(0, only(0)),
+}
