@@ -106,7 +106,7 @@ def _check(config: Detectron2Config, head: dict[str, Any], transformer: dict[str
     if width % transformer["NHEADS"]:
         raise place.at("NHEADS").refusal(transformer["NHEADS"], f"a divisor of {width}, which is HIDDEN_DIM")
     encodes = head["PIXEL_DECODER_NAME"] == _ENCODER
-    allowed = {"TRANSFORMER_IN_FEATURE": "transformer_encoder" if encodes else "res5"}
+    allowed: dict[str, object] = {"TRANSFORMER_IN_FEATURE": "transformer_encoder" if encodes else "res5"}
     if encodes:
         allowed["ENFORCE_INPUT_PROJ"] = False
     for key, value in allowed.items():
