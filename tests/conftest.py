@@ -36,6 +36,7 @@ NEED_EXPORT = (
     "precision",
     "served_engine",
     "rollout",
+    "two_exports",
 )
 if importlib.util.find_spec("torch") is None:  # without the extra `export` these files cannot be imported
     collect_ignore = [f"test_{name}.py" for name in NEED_EXPORT]

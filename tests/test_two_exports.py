@@ -1,11 +1,17 @@
-"""Two exports in one repository, served at once: each answers as it does alone, whatever happens to the other."""
+"""Two exports in one repository, served at once: each answers as it does alone, whatever happens to the other.
+
+One is the embedded model, which is mmdetection's; the other is exported from files of the original Mask2Former.
+"""
 
 import time
 
 import pytest
 from conftest import IMAGES
+from detectron2_models import reference, smooth_picture, weights, write_config, write_pickle
+from exports import compare_on, m2f_export
 from exposition import read
 from load import Load, learn, summary
+from pictures import encode
 from staging import put_embedded
 from supervised import supervised
 from until import until
@@ -16,7 +22,7 @@ from m2f_server.control import Control
 from m2f_server.rollout import roll_out
 from m2f_server.serve_errors import RolloutError
 
-pytestmark = [pytest.mark.server, pytest.mark.more]
+pytestmark = [pytest.mark.server, pytest.mark.torch, pytest.mark.more, pytest.mark.filterwarnings("ignore")]
 
 FIRST, SECOND = "mask2former", "parts"
 OUTPUTS = (("scores", "labels", "boxes", "rle", "class_names"), ("masks", "panoptic", "segments", "semantic"))
@@ -28,7 +34,13 @@ RATE = 3  # requests a second
 def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("both") / "mine"
     put_embedded(folder, FIRST)
-    put_embedded(folder, SECOND, "0.9")
+    config = write_config(tmp_path_factory.mktemp("original"), "r50")
+    checkpoint = write_pickle(config.with_name("model_final.pkl"), weights(reference("r50")["weights"]))
+    picture = config.with_name("picture.png")
+    picture.write_bytes(encode(smooth_picture(60, 83)))
+    exact = ["--layout", "float32_chw"]  # padding is 0, not the nearest pixel
+    done = m2f_export(config, checkpoint, "--name", SECOND, "--repository", folder, *exact, *compare_on([picture]))
+    assert done.exit_code == 0, done.output
     return folder
 
 
@@ -40,10 +52,12 @@ def alone(repository, server):
         model_repository=repository, config_name="cpu", load=[SECOND], http_port=0, grpc_port=0, metrics_port=0
     ) as other:
         assert other.public == [SECOND]
-        return {
+        cases = {
             FIRST: learn(server, pictures, *OUTPUTS, model=FIRST),
-            SECOND: learn(other, pictures, *OUTPUTS, model=SECOND),
+            SECOND: learn(other, pictures, *OUTPUTS, model=SECOND, score_threshold=0.0),
         }
+    assert all(case.expected["scores"].size for found in cases.values() for case in found if "scores" in case.outputs)
+    return cases
 
 
 @pytest.fixture(scope="module")
