@@ -131,6 +131,19 @@ REFUSED = {
         {**FLOATS, "post_processing": {"class_score_thresholds": "cow=0.5"}},
         "'class_score_thresholds' has no class 'cow'",
     ),
+    "a thing that is a list": (
+        {**FLOATS, "thing_classes": [[1]]},
+        r"'thing_classes' must be a list of .*; got \[\[1\]\]",
+    ),
+    "large scale": (
+        {**FLOATS, "scale": [10**12, 10**12]},
+        "scale makes inputs of 1000000000000 pixels; allowed: up to",
+    ),
+    "large divisor": (
+        {**FLOATS, "pad_divisor": 10**9},
+        "pad_divisor makes inputs of 1000000000 pixels; allowed: up to",
+    ),
+    "infinite": ({**FLOATS, "mean": [float("inf"), 0, 0]}, r"mean is \[inf, 0, 0\]; allowed: finite numbers"),
     "large": ({**FLOATS, "input_size": [10**6, 32]}, "input_size: an input of .*; allowed: up to 8192 pixels a side"),
 }
 

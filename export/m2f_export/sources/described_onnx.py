@@ -7,6 +7,7 @@ states by itself, such as its layout, is not in the description.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 from m2f.class_lists import ClassNames
 from m2f.errors import InputError, shown
 from m2f.model_facts import ModelFacts
-from m2f.parameters import COUNT, check_value, is_number
+from m2f.parameters import COUNT, check_value, is_int, is_number
 from m2f.preprocess import Preprocessing, channels_of
 from m2f.settings import KEYS, Settings
 from m2f_export.export_errors import ExportError
 from m2f_export.files import read_object
-from m2f_export.onnx_files import check_input_size
+from m2f_export.onnx_files import MAX_INPUT_SIDE, check_input_size
 from m2f_export.sources.base import Source, checked_names
 from m2f_export.sources.onnx_model import graph_input
 
@@ -58,6 +59,7 @@ def describe_onnx(graph: Path, description: Path) -> Source:
         settings = _settings(stated.get("post_processing", {}), names)
     except InputError as error:
         raise ExportError(f"{description}: {error}") from error
+    _check_sides(preprocessing, description)
     if preprocessing.input_size:
         check_input_size(preprocessing.input_size, f"{description}: input_size")
     return Source(
@@ -70,6 +72,17 @@ def describe_onnx(graph: Path, description: Path) -> Source:
         states_stride=stride is not None,
         states_threshold="score_threshold" in stated.get("post_processing", {}),
     )
+
+
+def _check_sides(preprocessing: Preprocessing, path: Path) -> None:
+    """Refuse an input that no memory holds, and a mean that is no number; the longer edge may be without a limit."""
+    sides = {"scale": min(preprocessing.scale or (1,)), "pad_divisor": preprocessing.pad_divisor}
+    for key, side in sides.items():
+        if side > MAX_INPUT_SIDE:
+            raise ExportError(f"{path}: {key} makes inputs of {side} pixels; allowed: up to {MAX_INPUT_SIDE}")
+    for key in ("mean", "std"):
+        if not all(abs(value) < math.inf for value in getattr(preprocessing, key)):
+            raise ExportError(f"{path}: {key} is {list(getattr(preprocessing, key))}; allowed: finite numbers")
 
 
 def _check_keys(stated: Mapping[str, Any], layout: str, path: Path) -> None:
@@ -96,7 +109,7 @@ def _class_names(stated: object, path: Path) -> tuple[str, ...]:
 def _things(stated: object, names: tuple[str, ...]) -> frozenset[int] | None:
     if stated is None:
         return None
-    if not isinstance(stated, list):
+    if not isinstance(stated, list) or not all(isinstance(item, str) or is_int(item) for item in stated):
         raise InputError(
             f"parameter 'thing_classes' must be a list of class names or indices; got {shown(stated)}", kind="parameter"
         )
