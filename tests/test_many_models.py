@@ -11,7 +11,7 @@ from throwaway import FREE_PORTS
 from until import until
 from watched import MODEL, ask, watched, write, write_ensemble
 
-from m2f_server import ModelLoadError, RepositoryError, serve
+from m2f_server import ModelLoadError, RepositoryError, configuration, serve
 from m2f_server.missed import Missed
 from m2f_server.public_models import PublicModels
 from m2f_server.repository_check import check_repository
@@ -134,6 +134,16 @@ def test_load_takes_an_ensemble_and_its_steps(repository):
 def test_load_of_an_unknown_model_lists_those_that_are(repository):
     with pytest.raises(RepositoryError, match=r"--load third: .*models there: public, second, second_worker, worker"):
         check_repository(repository, config_name=None, load=["public", "third"])
+
+
+def test_an_engine_of_other_origin_does_not_choose_the_configuration_of_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(configuration, "gpu_trouble", lambda: "no GPU")
+    for name in ("foreign", "parts_engine"):
+        write(tmp_path, name, 'platform: "tensorrt_plan"')
+    assert configuration.choose(None, tmp_path).label == "tensorrt"
+    (tmp_path / "parts_engine/configs").mkdir()
+    (tmp_path / "parts_engine/configs/cpu.pbtxt").write_text('backend: "python"')
+    assert configuration.choose(None, tmp_path).label == "cpu"
 
 
 class Hanging:

@@ -75,9 +75,13 @@ def gpu_trouble() -> str | None:
 
 
 def _engines(repository: Path) -> list[Path]:
-    """Return the folders of the models that are TensorRT engines in `config.pbtxt`."""
+    """Return the folders of the models that are TensorRT engines in `config.pbtxt`.
+
+    An engine of other origin, without another configuration, has no say if there are engines with one.
+    """
     configs = sorted(repository.glob("*/config.pbtxt"))
-    return [path.parent for path in configs if _NEEDS_TENSORRT.search(path.read_text(errors="replace"))]
+    engines = [path.parent for path in configs if _NEEDS_TENSORRT.search(path.read_text(errors="replace"))]
+    return [engine for engine in engines if any(engine.glob("configs/*.pbtxt"))] or engines
 
 
 def _all_have(engines: Sequence[Path], name: str) -> bool:
