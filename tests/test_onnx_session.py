@@ -106,3 +106,18 @@ def test_a_provider_that_does_not_start_is_not_replaced_by_the_processor(monkeyp
     monkeypatch.setattr(onnx_session.ort, "preload_dlls", lambda: None)
     with pytest.raises(ValueError, match="execution_providers: cuda does not start here"):
         open_engine(ARGS, {"execution_providers": "cuda"})
+
+
+def test_a_graph_compiled_for_its_shapes_answers_as_the_one_for_all():
+    images = np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), dtype=np.uint8)
+    general, compiled = open_engine(ARGS, {}), open_engine(ARGS, {"compiled_shapes": "2"})
+    for count in (1, 3, 2, 1):  # 3 are padded to 4
+        wanted, found = (engine.run({"input": images[:count]}) for engine in (general, compiled))
+        for name, tensor in found.items():
+            logits = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+            assert np.allclose(logits, wanted[name].numpy(), rtol=0, atol=1e-4)
+
+
+def test_a_shape_that_the_graph_does_not_take_stays_the_clients_mistake():
+    with pytest.raises(InputError, match="input has the shape"):
+        open_engine(ARGS, {"compiled_shapes": "2"}).run({"input": np.zeros((1, 128, 256, 3), np.uint8)})

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from m2f.errors import InputError
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""The name and the shape of each input."""
+
 Tensor = Any
-"""An output, in the processor's or a device's memory, with `__dlpack__`, `__dlpack_device__` and `numpy()`."""
+"""An output: an array, or a tensor of the library, with `__dlpack__`, `__dlpack_device__` and `numpy()`."""
 
 
 class Engine(Protocol):
@@ -45,3 +50,62 @@ def check_shapes(inputs: Mapping[str, npt.NDArray[Any]], wanted: Mapping[str, tu
         if len(shape) != array.ndim or any(side not in (None, here) for side, here in zip(shape, array.shape)):  # noqa: B905
             stated = ", ".join("any" if side is None else str(side) for side in shape)
             raise InputError(f"{name} has the shape ({', '.join(map(str, array.shape))}); the network takes ({stated})")
+
+
+class ByShape:
+    """A network that is compiled for the shapes that it sees (`Engine`).
+
+    Compiled for a shape, a network has no arithmetic of shapes in it, and the library need not choose its kernels anew
+    whenever the shape differs from that of the call before. Batches are padded to 1, 2, 4, 8, ... images, so that few
+    shapes occur.
+
+    With room left, a shape is compiled at its first use. A full cache replaces the shape that has not been used for the
+    longest time, by one that has been asked for `PATIENCE` times: many shapes in turn do not compile all the time.
+
+    Args:
+        compile_for: makes the network of some shapes.
+        general: the network that takes all shapes; used for those that are not compiled or do not compile.
+        room: largest number of compiled shapes.
+    """
+
+    PATIENCE = 5
+    _REMEMBERED = 1000  # shapes that wait for room
+
+    def __init__(self, compile_for: Callable[[Shapes], Engine], *, general: Engine, room: int) -> None:
+        self._compile_for, self._general, self._room = compile_for, general, room
+        self._compiled: OrderedDict[Shapes, Engine] = OrderedDict()
+        self._asked: Counter[Shapes] = Counter()
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+        """Compute a batch (see `Engine.run`); the outputs of a padded batch are arrays."""
+        count = len(next(iter(inputs.values())))
+        size = 1 << (count - 1).bit_length()
+        padded = {name: _padded(array, size) for name, array in inputs.items()}
+        outputs = self._engine_for(tuple((name, array.shape) for name, array in padded.items())).run(padded)
+        if size == count:
+            return outputs
+        return {name: tensor.numpy()[:count] for name, tensor in outputs.items()}
+
+    def _engine_for(self, shapes: Shapes) -> Engine:
+        if shapes in self._compiled:
+            self._compiled.move_to_end(shapes)
+            return self._compiled[shapes]
+        if len(self._compiled) >= self._room:
+            if len(self._asked) > self._REMEMBERED:
+                self._asked.clear()
+            self._asked[shapes] += 1
+            if self._asked[shapes] < self.PATIENCE:
+                return self._general
+            del self._asked[shapes]
+            self._compiled.popitem(last=False)
+        try:
+            self._compiled[shapes] = self._compile_for(shapes)
+        except Exception:  # the library's own: a shape that the network does not take, or no memory left
+            self._compiled[shapes] = self._general
+        return self._compiled[shapes]
+
+
+def _padded(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    """Return an array with its last image repeated until there are `size` images."""
+    missing = size - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array

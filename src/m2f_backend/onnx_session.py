@@ -12,38 +12,45 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from m2f_backend.engine import Tensor, check_shapes
+from m2f_backend.engine import ByShape, Engine, Shapes, Tensor, check_shapes
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _HOST = "cpu"
 
 
 class OnnxEngine:
-    """A graph in ONNX Runtime, whose inputs and outputs are bound to memory (`Engine`).
+    """A graph in ONNX Runtime (`Engine`).
 
     Attributes:
-        session: the loaded graph.
-        names: names of the outputs that `run` returns.
+        session: the graph that takes all shapes.
     """
 
+    def __init__(self, session: ort.InferenceSession, engine: Engine) -> None:
+        self.session, self._engine = session, engine
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+        """Compute a batch (see `Engine.run`)."""
+        return self._engine.run(inputs)
+
+
+class _Bound:
+    """A loaded graph, whose inputs and outputs are bound to memory (`Engine`)."""
+
     def __init__(self, session: ort.InferenceSession, names: tuple[str, ...], *, memory: str, device: int) -> None:
-        self.session, self.names = session, names
+        self._session, self._names = session, names
         self._memory, self._device = memory, device
-        self._shapes = {
-            tensor.name: tuple(side if isinstance(side, int) else None for side in tensor.shape)
-            for tensor in session.get_inputs()
-        }
+        self._shapes = {tensor.name: _fixed(tensor.shape) for tensor in session.get_inputs()}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
         """Compute a batch (see `Engine.run`)."""
         check_shapes(inputs, self._shapes)
-        binding = self.session.io_binding()
+        binding = self._session.io_binding()
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        for name in self.names:
+        for name in self._names:
             binding.bind_output(name, self._memory, self._device)
-        self.session.run_with_iobinding(binding)
-        return dict(zip(self.names, binding.get_outputs_as_ortvaluevector(), strict=True))
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._names, binding.get_outputs_as_ortvaluevector(), strict=True))
 
 
 def open_engine(args: Mapping[str, str], parameters: Mapping[str, str]) -> OnnxEngine:
@@ -52,28 +59,50 @@ def open_engine(args: Mapping[str, str], parameters: Mapping[str, str]) -> OnnxE
     Args:
         args: the arguments of the model's `initialize`.
         parameters: the model's parameters. `execution_providers`: what computes, best first: `cpu`, `cuda`,
-            `tensorrt`; every node runs on the first that has it. `device_outputs`: `true` leaves outputs on the
+            `tensorrt`; every node runs on the first that has it. `compiled_shapes`: number of input shapes for which
+            the graph is compiled (`ByShape`); 0: one graph for all. `device_outputs`: `true` leaves outputs on the
             device. `intra_op_num_threads`: threads of one inference on a processor; 0 is one for each core.
 
     Raises:
         ValueError: the graph's inputs and outputs are not those of the configuration; or a provider is unknown, is not
             in the installed ONNX Runtime, or does not start here.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = int(parameters.get("intra_op_num_threads", 0)) or _threads()
     path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
     config = json.loads(args["model_config"])
+    threads = int(parameters.get("intra_op_num_threads", 0)) or _threads()
     device = int(args.get("model_instance_device_id", 0))
     wanted = _wanted(parameters.get("execution_providers", _HOST))
     providers = [(_PROVIDERS[name], _options(name, device, config)) for name in wanted]
     if wanted != [_HOST]:
         ort.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, if these are installed
-    session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+    on_device = wanted != [_HOST] and parameters.get("device_outputs") == "true"
+    place = {"memory": "cuda" if on_device else _HOST, "device": device if on_device else 0}
+
+    def load(sides: Mapping[str, int]) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        for name, size in sides.items():
+            options.add_free_dimension_override_by_name(name, size)
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+
+    session = load({})
     if session.get_providers()[0] != providers[0][0]:  # ONNX Runtime only logs it, and would compute on the processor
         raise ValueError(f"execution_providers: {wanted[0]} does not start here; ONNX Runtime's log above says why")
     names = _check_names(session, config)
-    on_device = wanted != [_HOST] and parameters.get("device_outputs") == "true"
-    return OnnxEngine(session, names, memory="cuda" if on_device else _HOST, device=device if on_device else 0)
+    free = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+
+    def compile_for(shapes: Shapes) -> Engine:
+        sides = (pair for name, shape in shapes for pair in zip(free[name], shape, strict=True))
+        return _Bound(load({name: size for name, size in sides if isinstance(name, str)}), names, **place)
+
+    general = _Bound(session, names, **place)
+    room = int(parameters.get("compiled_shapes", 0))
+    return OnnxEngine(session, ByShape(compile_for, general=general, room=room) if room else general)
+
+
+def _fixed(shape: Iterable[int | str | None]) -> tuple[int | None, ...]:
+    """Return a graph's shape with None for the sides that it leaves free."""
+    return tuple(side if isinstance(side, int) else None for side in shape)
 
 
 def _wanted(text: str) -> list[str]:

@@ -1,0 +1,98 @@
+"""Networks compiled by shape: which are kept, which go, how batches are padded."""
+
+import numpy as np
+import pytest
+
+from m2f.errors import InputError
+from m2f_backend.engine import ByShape, check_shapes
+
+
+class Network:
+    """Doubles its input, and counts its runs."""
+
+    def __init__(self):
+        self.runs = []
+
+    def run(self, inputs):
+        self.runs.append(inputs["input"].shape)
+        return {"output": Value(inputs["input"] * 2)}
+
+
+class Value:
+    """A tensor of a library."""
+
+    def __init__(self, array):
+        self.numpy = lambda: array
+
+
+@pytest.fixture
+def general():
+    return Network()
+
+
+@pytest.fixture
+def compiled():
+    """The compiled networks by batch and width, in the order in which they were compiled."""
+    return {}
+
+
+@pytest.fixture
+def engine(general, compiled):
+    def compile_for(shapes):
+        ((_, shape),) = shapes
+        if shape[1] == 13:
+            raise RuntimeError("the library does not take 13")
+        return compiled.setdefault(shape, Network())
+
+    return ByShape(compile_for, general=general, room=2)
+
+
+def ask(engine, batch, width):
+    pixels = np.arange(batch * width).reshape(batch, width)
+    (found,) = engine.run({"input": pixels}).values()
+    assert np.array_equal(found if isinstance(found, np.ndarray) else found.numpy(), pixels * 2)
+
+
+def test_a_shape_is_compiled_at_its_first_use(engine, general, compiled):
+    for _ in range(3):
+        ask(engine, 1, 8)
+    assert compiled[1, 8].runs == [(1, 8)] * 3
+    assert general.runs == []
+
+
+@pytest.mark.parametrize(("batch", "padded"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
+def test_batches_are_padded_to_few_sizes(engine, compiled, batch, padded):
+    ask(engine, batch, 8)
+    assert list(compiled) == [(padded, 8)]
+
+
+def test_a_full_cache_takes_a_shape_that_comes_again_and_again(engine, general, compiled):
+    ask(engine, 1, 8)
+    ask(engine, 1, 16)
+    ask(engine, 1, 8)  # so 16 has not been used for the longest time
+    for _ in range(ByShape.PATIENCE):
+        ask(engine, 1, 24)
+    assert general.runs == [(1, 24)] * (ByShape.PATIENCE - 1)
+    assert list(compiled) == [(1, 8), (1, 16), (1, 24)]
+    ask(engine, 1, 8)
+    assert len(compiled[1, 8].runs) == 3
+    ask(engine, 1, 16)
+    assert general.runs[-1] == (1, 16)
+
+
+def test_many_shapes_in_turn_do_not_compile_all_the_time(engine, general, compiled):
+    for width in range(20, 2020):
+        ask(engine, 1, width)
+    assert len(compiled) == 2
+    assert len(general.runs) == 1998
+
+
+def test_what_does_not_compile_runs_on_the_network_for_all(engine, general):
+    for _ in range(2):
+        ask(engine, 1, 13)
+    assert general.runs == [(1, 13)] * 2
+
+
+def test_a_shape_that_differs_is_named():
+    with pytest.raises(InputError, match=r"input has the shape \(2, 5\); the network takes \(any, 4\)"):
+        check_shapes({"input": np.zeros((2, 5))}, {"input": (None, 4)})
