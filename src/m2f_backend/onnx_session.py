@@ -34,11 +34,11 @@ class OnnxEngine:
 
 
 class _Bound:
-    """A loaded graph, whose inputs and outputs are bound to memory (`Engine`)."""
+    """A loaded graph, whose inputs and outputs are bound to memory; `place` is the outputs' (`Engine`)."""
 
-    def __init__(self, session: ort.InferenceSession, names: tuple[str, ...], *, memory: str, device: int) -> None:
+    def __init__(self, session: ort.InferenceSession, names: tuple[str, ...], place: tuple[str, int]) -> None:
         self._session, self._names = session, names
-        self._memory, self._device = memory, device
+        self._place = place
         self._shapes = {tensor.name: _fixed(tensor.shape) for tensor in session.get_inputs()}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ class _Bound:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in self._names:
-            binding.bind_output(name, self._memory, self._device)
+            binding.bind_output(name, *self._place)
         self._session.run_with_iobinding(binding)
         return dict(zip(self._names, binding.get_outputs_as_ortvaluevector(), strict=True))
 
@@ -76,7 +76,7 @@ def open_engine(args: Mapping[str, str], parameters: Mapping[str, str]) -> OnnxE
     if wanted != [_HOST]:
         ort.preload_dlls()  # CUDA's libraries from NVIDIA's wheels, if these are installed
     on_device = wanted != [_HOST] and parameters.get("device_outputs") == "true"
-    place = {"memory": "cuda" if on_device else _HOST, "device": device if on_device else 0}
+    place = ("cuda", device) if on_device else (_HOST, 0)
 
     def load(sides: Mapping[str, int]) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -93,9 +93,9 @@ def open_engine(args: Mapping[str, str], parameters: Mapping[str, str]) -> OnnxE
 
     def compile_for(shapes: Shapes) -> Engine:
         sides = (pair for name, shape in shapes for pair in zip(free[name], shape, strict=True))
-        return _Bound(load({name: size for name, size in sides if isinstance(name, str)}), names, **place)
+        return _Bound(load({name: size for name, size in sides if isinstance(name, str)}), names, place)
 
-    general = _Bound(session, names, **place)
+    general = _Bound(session, names, place)
     room = int(parameters.get("compiled_shapes", 0))
     return OnnxEngine(session, ByShape(compile_for, general=general, room=room) if room else general)
 
