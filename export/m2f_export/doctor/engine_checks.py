@@ -56,7 +56,7 @@ def _files(engine: Model, folder: Path) -> Iterator[Finding]:
         if files:
             never = catalogue.PLAN_MISSING if PLAN in files else catalogue.ENGINE_MISSING
             here = catalogue.PLAN_MISSING_HERE if PLAN in files else catalogue.ENGINE_MISSING_HERE
-            option = "no --config-name" if name == DEFAULT else Path(name).stem
+            option = "--config-name tensorrt" if name == DEFAULT else Path(name).stem
             yield (here if usable else never)(
                 folder, files=listed(files), config=name, folder=folder, option=option, serve=serve
             )
