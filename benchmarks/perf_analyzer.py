@@ -130,8 +130,9 @@ def structured_repository(repository: Path) -> Iterator[Path]:
 def _keep_structured(config: Any) -> None:
     """Drop the other outputs, the steps that make them, and the tensors that only those steps read."""
     outputs = [output for output in config.output if output.name in STRUCTURED_OUTPUTS]
-    dropped = {output.name for output in config.output} - set(STRUCTURED_OUTPUTS)
-    steps = [step for step in config.ensemble_scheduling.step if not dropped & set(step.output_map.values())]
+    kept, declared = set(STRUCTURED_OUTPUTS), {output.name for output in config.output}
+    makes = [(step, declared & set(step.output_map.values())) for step in config.ensemble_scheduling.step]
+    steps = [step for step, made in makes if not made or made & kept]
     wanted = {output.name for output in outputs}.union(*(step.input_map.values() for step in steps))
     for step in steps:
         for key in [key for key, tensor in step.output_map.items() if tensor not in wanted]:

@@ -111,7 +111,8 @@ def test_every_configuration_parses_and_batches(path):
 def test_the_configurations_of_the_engine_differ_in_the_backend_only():
     parsed = {path.stem: read(path) for path in ENGINE_FILES}
     assert {name: (c.platform, c.backend) for name, c in parsed.items()} == {
-        "config": ("tensorrt_plan", ""), "cpu": ("", "python"), "onnxruntime": ("onnxruntime_onnx", ""),
+        "config": ("tensorrt_plan", ""), "cpu": ("", "python"), "gpu": ("", "python"),
+        "onnxruntime": ("onnxruntime_onnx", ""),
     }  # fmt: skip
     for config in parsed.values():
         assert (config.input, config.output) == (parsed["config"].input, parsed["config"].output)

@@ -291,7 +291,7 @@ def test_a_pure_python_configuration_is_served_with_the_options_it_states(tmp_pa
 def test_a_head_needs_a_repository(tmp_path):
     result = m2f_export(CONFIG, CHECKPOINT, "--onnx", tmp_path / "model.onnx", "--head", "full")
     assert result.exit_code == 1
-    assert "goes into a repository" in result.stderr
+    assert "are for a repository" in result.stderr
 
 
 def test_settings_without_a_deploy_config_keep_the_shipped_threshold(exported):

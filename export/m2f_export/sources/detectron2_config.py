@@ -139,7 +139,7 @@ def _read(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _MOST_BYTES:
         raise ExportError(f"{file} is larger than a configuration can be: {_MOST_BYTES} bytes")
     try:
-        stated = yaml.load(file.read_bytes(), _Loader)  # noqa: S506 (a SafeLoader)
+        stated = _Loader(file.read_bytes()).get_single_data()
         if sum(1 for _ in itertools.islice(_values(stated), _MOST_VALUES + 1)) > _MOST_VALUES:
             raise ExportError(f"{file} has more than {_MOST_VALUES} values, or aliases that make as many")
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
