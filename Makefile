@@ -77,7 +77,7 @@ test-newest: $(VENV)/.newest  ## test the client and the core on the newest Pyth
 test-page: $(VENV)/.browser  ## test the page of m2f demo in a headless Chromium (needs npm; downloads 120 MB)
 	$(BIN)/python -m pytest -m browser
 
-test-official: setup-dev  ## export every official Mask2Former configuration at full size, with random weights (half an hour)
+test-official: setup-dev  ## export every official Mask2Former configuration at full size, and serve every kind of checkpoint (half an hour)
 	$(BIN)/python -m pytest -m official -s
 
 test-exact: setup-dev  ## compare every kernel with mmdetection on 10,000 random scenes, pixel by pixel (some minutes)

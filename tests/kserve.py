@@ -1,5 +1,6 @@
 """Plain tritonclient calls, so that the server is tested without our own client in between."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,13 @@ class Protocol:
         if not isinstance(statistics, dict):
             return {m.name: m.inference_count for m in statistics.model_stats}
         return {m["name"]: m["inference_count"] for m in statistics["model_stats"]}
+
+    def settled_runs(self):
+        """The same once it stands still: the server counts a request after it has answered it."""
+        runs = None
+        while runs != (runs := self.runs()):
+            time.sleep(0.3)
+        return runs
 
 
 def connect(server, protocol):

@@ -59,8 +59,13 @@ def test_the_graph_states_its_size_and_its_layout(write, stated):
     assert (preprocessing.layout, preprocessing.input_size) == ("uint8_hwc", (128, 192))
 
 
-@pytest.mark.more
-@pytest.mark.parametrize(("layout", "description"), [("float32_chw", FLOATS), ("uint8_hwc", PIXELS)])
+@pytest.mark.parametrize(
+    ("layout", "description"),
+    [
+        pytest.param("float32_chw", FLOATS, marks=pytest.mark.official),
+        pytest.param("uint8_hwc", PIXELS, marks=pytest.mark.more),
+    ],
+)
 def test_it_is_served_through_triton(write, tmp_path, layout, description):
     """From a graph of no framework to instances: compared with the graph in ONNX Runtime and `postprocess`."""
     import onnxruntime as ort

@@ -163,7 +163,7 @@ def test_what_is_not_reproduced_is_named(tmp_path, more, message):
         describe_detectron2(write_config(tmp_path, "r50", more))
 
 
-@pytest.mark.more
+@pytest.mark.official
 @pytest.mark.server
 def test_triton_answers_as_the_original(r50, tmp_path):
     """From the configuration to the answers of the service; a pixel may differ where a logit is 0 to rounding."""

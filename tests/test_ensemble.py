@@ -108,21 +108,13 @@ def test_every_subset_of_outputs(server, inputs, protocol, model, subsets):
     everything = triton.infer(model, inputs[model], NAMES, score_threshold=LOW)
     assert set(everything) == set(NAMES)
     assert everything["num_instances"][0, 0] > 0
-    before = settled_runs(triton)
+    before = Counter(triton.settled_runs())
     for subset in subsets:
         got = triton.infer(model, inputs[model], subset, score_threshold=LOW)
         assert set(got) == set(subset)
         assert_same(got, everything)
     wanted = sum((runs_behind(model, subset) for subset in subsets), Counter())
-    assert settled_runs(triton) - before == wanted
-
-
-def settled_runs(triton):
-    """The statistics once they stand still: the server counts a request after it has answered it."""
-    runs = None
-    while runs != (runs := Counter(triton.runs())):
-        time.sleep(0.3)
-    return runs
+    assert Counter(triton.settled_runs()) - before == wanted
 
 
 @pytest.mark.parametrize("model", [PUBLIC_MODEL, PUBLIC_TENSOR_MODEL])
@@ -269,7 +261,7 @@ def test_32_concurrent_requests_of_different_sizes(server, image_files):
 
 
 def engine_executions(grpc):
-    settled_runs(grpc)
+    grpc.settled_runs()
     return grpc.client.get_inference_statistics("mask2former_engine").model_stats[0].execution_count
 
 

@@ -111,12 +111,12 @@ def served_through_triton(result, repository, dims):
     assert not [found for found in json.loads(doctor.stdout)["findings"] if found["level"] == "error"], doctor.stdout
 
 
-@pytest.mark.more
 @pytest.mark.server
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("layout", "dims"), [
-    ("uint8_hwc", "TYPE_UINT8 dims: [ -1, -1, 1 ]"), ("float32_chw", "TYPE_FP32 dims: [ 1, -1, -1 ]"),
+    pytest.param("uint8_hwc", "TYPE_UINT8 dims: [ -1, -1, 1 ]", marks=pytest.mark.more),
+    pytest.param("float32_chw", "TYPE_FP32 dims: [ 1, -1, -1 ]", marks=pytest.mark.official),
 ])  # fmt: skip
 def test_a_grey_network_of_mmdetection_is_served(tmp_path, layout, dims):
     config = small_config(tmp_path, R50, GREY_MODEL.format(channels=1))
@@ -125,7 +125,7 @@ def test_a_grey_network_of_mmdetection_is_served(tmp_path, layout, dims):
     served_through_triton(m2f_export(config, checkpoint, *options), repository, dims)
 
 
-@pytest.mark.more
+@pytest.mark.official
 @pytest.mark.server
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")

@@ -179,7 +179,7 @@ def test_things_are_read_from_the_processor(folder):
     assert load_huggingface(folder, "panoptic").facts.thing_classes == {1}
 
 
-@pytest.mark.more
+@pytest.mark.official
 def test_it_is_served_through_triton_as_transformers_answers(folder, tmp_path, model):
     from m2f_client import Client
     from m2f_server import serve

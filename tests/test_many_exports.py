@@ -42,12 +42,12 @@ def test_each_answers_as_alone_and_runs_its_own_steps(together, server, image_fi
     assert both.client.is_model_ready("parts_tensor")
     for data in image_files[:2]:
         for model, threshold in {"mask2former": 0.5, "parts": STRICT}.items():
-            before = both.runs()
+            before = both.settled_runs()
             found = both.infer(model, image_input(data), STRUCTURED_OUTPUTS)
             wanted = alone.infer("mask2former", image_input(data), STRUCTURED_OUTPUTS, score_threshold=threshold)
             for name in STRUCTURED_OUTPUTS:
                 np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
-            ran = {step for step, count in both.runs().items() if count != before.get(step)}
+            ran = {step for step, count in both.settled_runs().items() if count != before.get(step)}
             assert ran <= {model, *(f"{model}_{step}" for step in STEPS)}
             loose = both.infer(model, image_input(data), STRUCTURED_OUTPUTS, score_threshold=0.1)
             assert loose["num_instances"] > found["num_instances"]  # request parameters are those of any name
@@ -92,7 +92,7 @@ class Asking(threading.Thread):
 LONG = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.more), pytest.param(100, marks=LONG)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.official), pytest.param(100, marks=LONG)])
 def test_exports_killed_in_a_repository_that_is_served(repository, together, image_files, kills):
     """The repository is the old or the new one, loads at any time, and the model beside it answers without an error."""
     rng = random.Random(kills)

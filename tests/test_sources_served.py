@@ -37,14 +37,8 @@ def served(folder, config, checkpoint, picture):
         yield client
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(mmseg_configs.MASK2FORMER, marks=pytest.mark.more),
-        pytest.param(mmseg_configs.MASKFORMER, marks=pytest.mark.official),
-    ],
-    ids=lambda kind: kind[0],
-)
+@pytest.mark.official
+@pytest.mark.parametrize("kind", [mmseg_configs.MASK2FORMER, mmseg_configs.MASKFORMER], ids=lambda kind: kind[0])
 def test_the_semantic_map_is_mmsegmentations(kind, tmp_path):
     picture = encode(mmseg_configs.picture_of(*kind), "png")
     with served(tmp_path, *mmseg_configs.write_model(tmp_path, *kind), picture) as client:
