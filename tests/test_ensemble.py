@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
