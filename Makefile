@@ -62,7 +62,7 @@ lint: setup-dev  ## check style (ruff), types (mypy) and the direction of import
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: setup-dev  ## run the tests, with a real server where they need one (up to 6 minutes on 2 cores)
+test: setup-dev  ## run the tests, with a real server where they need one (up to 8 minutes on 2 cores)
 	$(BIN)/$(PYTEST)
 
 test-more: setup-dev test-newest  ## run the slower tests too: large models, sanitizers, the newest Python and NumPy

@@ -125,7 +125,7 @@ def bad_versions(tmp_path):
         "other names": (changed(tmp_path, "names", other_names), "does not load: .*pred_logits; wanted are cls_logits"),
         "one size only": (
             changed(tmp_path, "size", one_size),
-            r"_candidate: .*invalid dimensions for input: input",
+            r"_candidate: .*the network takes",
         ),
         "one class less": (
             changed(tmp_path, "classes", one_class_less),
