@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from original_maskformers import NAMES, REFERENCES, write_checkpoint, write_config
 from pictures import encode
+from source_logits import equal_logits
 from sources import smooth
 
-from m2f.logits import ImageLogits
 from m2f.panoptic import panoptic
 from m2f.semantic import semantic
 
@@ -35,23 +35,8 @@ def model(request, detectron2, tmp_path_factory):
 
 
 def test_logits_and_maps_are_the_originals(model):
-    import torch
-
-    from m2f_export.graph import with_input
-
     source, reference = model
-    preprocessing = with_input(source, layout="float32_chw", size=None).preprocessing
-    image, img_shape, ori_shape = preprocessing([encode(smooth(1, 60, 100)[0], "png")])
-    source.network.double()
-    with torch.inference_mode():
-        cls_logits, mask_logits = (found[0].numpy() for found in source.network(torch.from_numpy(image).double()))
-    source.network.float()
-    assert np.abs(cls_logits - reference["cls_logits"]).max() < 1e-4
-    assert np.abs(mask_logits[:, 3::6, 2::9] - reference["mask_logits"]).max() < 1e-4
-    logits = ImageLogits(
-        cls_logits.astype(np.float32), mask_logits.astype(np.float32), img_shape=tuple(img_shape[0].tolist()),
-        ori_shape=tuple(ori_shape[0].tolist()),
-    )  # fmt: skip
+    logits = equal_logits(source, encode(smooth(1, 60, 100)[0], "png"), reference)
     classes = np.array([[ord(letter) - ord("a") for letter in row] for row in reference["semantic"]])
     assert (semantic(logits, source.settings) == classes).all()
     if "panoptic" in reference:

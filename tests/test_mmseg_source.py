@@ -18,8 +18,8 @@ from mmseg_configs import (
     write_model,
 )
 from pictures import encode
+from source_logits import equal_logits
 
-from m2f.logits import ImageLogits
 from m2f.semantic import semantic
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -40,23 +40,8 @@ def model(request, mmdetection, tmp_path_factory):
 
 
 def test_logits_and_the_semantic_map_are_mmsegmentations(model):
-    import torch
-
-    from m2f_export.graph import with_input
-
     source, reference, picture = model
-    preprocessing = with_input(source, layout="float32_chw", size=None).preprocessing
-    image, img_shape, ori_shape = preprocessing([picture])
-    source.network.double()
-    with torch.inference_mode():
-        cls_logits, mask_logits = (found[0].numpy() for found in source.network(torch.from_numpy(image).double()))
-    source.network.float()
-    assert np.abs(cls_logits - reference["cls_logits"]).max() < 1e-4
-    assert np.abs(mask_logits[:, 3::6, 2::9] - reference["mask_logits"]).max() < 1e-4
-    logits = ImageLogits(
-        cls_logits.astype(np.float32), mask_logits.astype(np.float32), img_shape=tuple(img_shape[0].tolist()),
-        ori_shape=tuple(ori_shape[0].tolist()),
-    )  # fmt: skip
+    logits = equal_logits(source, picture, reference)
     want = np.array([list(map(int, row)) for row in reference["semantic"]])
     assert (semantic(logits, source.settings) == want).all()
     assert len(np.unique(want)) > 1
