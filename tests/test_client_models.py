@@ -41,7 +41,7 @@ def export(name, dims, **engine):
 CONFIGS = {
     **export("parts", ["256", "320", "3"], platform="tensorrt_plan", backend="tensorrt"),
     **export("left", ["3", "-1", "-1"], backend="python", parameters={"execution_providers": {"string_value": "cuda"}}),
-    "other": {"name": "other", "backend": "python"},  # of somebody else
+    "other": {"name": "other", "backend": "python"},  # a foreign model
 }
 
 

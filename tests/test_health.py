@@ -25,7 +25,7 @@ class Port:
 
     Attributes:
         answer: what it answers of the whole server; an exception is raised.
-        troubles: of the public models.
+        troubles: why a model does not serve, by name of the public model; empty if it serves.
     """
 
     def __init__(self, bound):

@@ -122,7 +122,7 @@ class PublicWatch:
             self._judge(verdict)
 
     def _was_unloaded(self, verdict: Verdict) -> bool:
-        """Return whether a canary failed because somebody unloaded the ensemble meanwhile."""
+        """Return whether the ensemble is no longer loaded, which explains a failed canary."""
         if verdict.kind is not Kind.FAILS or not self._canary.name:
             return False
         try:
