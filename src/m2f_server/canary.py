@@ -8,6 +8,7 @@ import base64
 import http.client
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -89,7 +90,34 @@ class _Work:
         return now.seconds[step] - self.seconds[step] >= _COMPUTING * (now.at - self.at)
 
 
-class Canary:
+class _Question(ABC):
+    """A question to the server, with a verdict as its answer."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.seconds = 0.0
+
+    def ask(self) -> Verdict:
+        """Ask, and return the verdict.
+
+        Raises:
+            CannotCallError: this machine lacks something for the call.
+        """
+        started = time.monotonic()
+        try:
+            return self._ask()
+        except CannotCallError:
+            raise
+        except CallError as error:
+            return Verdict(Kind.FAILS, "the server does not answer", detail=str(error))
+        finally:
+            self.seconds = time.monotonic() - started
+
+    @abstractmethod
+    def _ask(self) -> Verdict: ...
+
+
+class Canary(_Question):
     """Sends the image to one public ensemble.
 
     Args:
@@ -110,15 +138,14 @@ class Canary:
         processor_seconds: ProcessorSeconds = lambda models: dict.fromkeys(models, 0.0),
         timing: Timing | None = None,
     ) -> None:
+        super().__init__(control)
         self.name: str = config["name"]
-        self._control = control
         self._processor_seconds = processor_seconds
         self._timing = timing or Timing()
         self._outputs = tuple(entry["name"] for entry in config["output"] if entry["name"] not in _COSTLY)
         self._steps = _steps_behind(self._outputs, config["ensemble_scheduling"]["step"])
         self._fastest = math.inf
         self._busy_since: _Work | None = None
-        self.seconds = 0.0
 
     def ask(self) -> Verdict:
         """Send the image, and return the verdict.
@@ -126,15 +153,7 @@ class Canary:
         Raises:
             CannotCallError, OSError: this machine lacks something for the call, or cannot read its process table now.
         """
-        started = time.monotonic()
-        try:
-            verdict = self._ask()
-        except CannotCallError:
-            raise
-        except CallError as error:
-            return Verdict(Kind.FAILS, "the server does not answer", detail=str(error))
-        finally:
-            self.seconds = time.monotonic() - started
+        verdict = super().ask()
         if verdict.kind is Kind.SERVES:
             self._fastest = min(self._fastest, self.seconds)
         return verdict
@@ -201,7 +220,7 @@ class Canary:
         return _unready(self._control, (*self._steps, self.name))
 
 
-class Readiness:
+class Readiness(_Question):
     """Asks the loaded models for their own readiness, on a server where no ensemble takes an image.
 
     Args:
@@ -214,25 +233,8 @@ class Readiness:
 
     name = ""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
-        self.seconds = 0.0
-
-    def ask(self) -> Verdict:
-        """Return the verdict on all loaded models.
-
-        Raises:
-            CannotCallError: this machine lacks something for the call.
-        """
-        started = time.monotonic()
-        try:
-            unready = _unready(self._control, sorted({name for name, _ in self._control.loaded()}))
-        except CannotCallError:
-            raise
-        except CallError as error:
-            return Verdict(Kind.FAILS, "the server does not answer", detail=str(error))
-        finally:
-            self.seconds = time.monotonic() - started
+    def _ask(self) -> Verdict:
+        unready = _unready(self._control, sorted({name for name, _ in self._control.loaded()}))
         return Verdict(Kind.FAILS, f"model {unready} is not ready", unready) if unready else Verdict(Kind.SERVES)
 
 
