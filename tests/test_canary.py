@@ -4,7 +4,7 @@ import pytest
 from fake_control import NO_ANSWER, FakeControl
 
 from m2f_backend.calls import CallError, CannotCallError
-from m2f_server.canary import Canary, Kind
+from m2f_server.canary import Canary, Kind, Readiness
 from m2f_server.timing import Timing
 
 
@@ -88,6 +88,22 @@ def test_a_canary_that_cannot_be_sent_is_no_verdict():
 
 def no_file(_):
     raise OSError(24, "Too many open files")
+
+
+class Silent(FakeControl):
+    """A server that answers no call."""
+
+    def answered(self):
+        raise NO_ANSWER
+
+    def loaded(self):
+        raise NO_ANSWER
+
+
+@pytest.mark.parametrize("ask", [canary, Readiness], ids=["canary", "readiness"])
+def test_a_server_that_does_not_answer_does_not_serve(ask):
+    verdict = ask(Silent(error=NO_ANSWER)).ask()
+    assert (verdict.kind, verdict.reason, verdict.detail) == (Kind.FAILS, "the server does not answer", str(NO_ANSWER))
 
 
 def test_a_wrong_size_is_no_answer():
