@@ -95,8 +95,8 @@ fuzz: setup-dev  ## fuzz the native kernel under AddressSanitizer and UBSan for 
 
 ##@ Measure
 
-bench: setup  ## measure the service with perf_analyzer
-	$(BIN)/python benchmarks/perf_analyzer.py
+bench: setup-dev  ## measure everything, half an hour; run again to go on; make bench ARGS=--quick takes 3 minutes
+	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess

@@ -17,10 +17,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.perf_analyzer import ROOT, SUFFIXES, BenchmarkError, measure, structured_repository, write_inputs
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.perf_analyzer import ROOT, SUFFIXES, BenchmarkError, measure, structured_repository, write_inputs
 from m2f.contract import PUBLIC_MODEL
 from m2f_server import serve
 

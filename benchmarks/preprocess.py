@@ -11,7 +11,6 @@ import os
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # read at import
 
 import argparse
-import csv
 import io
 import statistics
 import tempfile
@@ -19,7 +18,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,8 @@ from m2f.image import decode_image
 from m2f.preprocess import Preprocessing
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 
-from .postprocess import machine
+from .frame import machine
+from .frame.report import write_csv
 from .postprocess.memory import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,26 +220,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def describe() -> dict[str, str]:
-    """Return hardware and versions."""
-    facts = machine.describe()
-    for package in ("pillow", "simplejpeg", "mmcv-lite"):
-        try:
-            facts[package] = version(package)
-        except PackageNotFoundError:
-            facts[package] = "not installed"
-    return facts
-
-
-def write_csv(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write records of the same names, with a header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, records[0], lineterminator="\n")
-        writer.writeheader()
-        short = ({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items()} for record in records)
-        writer.writerows(short)
-
-
 def main() -> None:
     """Measure, print and write down."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.preprocess", description=(__doc__ or "").split("\n")[0])
@@ -250,7 +229,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)  # of mmdet, about torch
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    facts = describe()
+    facts = {**machine.describe(), "threads": "1"}
     print(*(f"{name}: {value}" for name, value in facts.items()), sep="\n", flush=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:

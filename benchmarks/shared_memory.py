@@ -12,11 +12,11 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from benchmarks.perf_analyzer import ROOT
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.perf_analyzer import ROOT
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f_client import Client, Result
 from m2f_server import serve

@@ -200,9 +200,3 @@ def test_growth_targets_tables_and_pictures(bench, case, tmp_path):
     bench.report.draw_ways(rows, tmp_path / "ways.png")
     bench.report.draw_growth(growth, tmp_path / "growth.png")
     assert (tmp_path / "ways.png").read_bytes()[:4] == (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_the_machine_is_described(bench):
-    facts = bench.machine.describe()
-    assert facts["threads"] == "1"
-    assert {"cpu", "instruction sets", "numpy", "torch", "mmdet"} <= set(facts)

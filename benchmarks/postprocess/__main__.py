@@ -22,7 +22,8 @@ import torch
 
 from m2f.kernels import BEST, KERNELS, NUMPY
 
-from . import growth, machine, memory, report, served, targets
+from ..frame import machine
+from . import growth, memory, report, served, targets
 from .compare import MMDET, Row, compare
 from .graphs import embedded, resnet50
 from .scenes import OUTPUTS, ROOT, Case, synthetic
@@ -56,7 +57,7 @@ def cases() -> Iterator[tuple[Case, tuple[str, ...]]]:
 def run(rounds: int, results: Path) -> list[targets.Target]:
     """Measure all, print it and write it down."""
     results.mkdir(parents=True, exist_ok=True)
-    facts = machine.describe()
+    facts = {**machine.describe(), "threads": "1"}
     print(*(f"{name}: {value}" for name, value in facts.items()), sep="\n", flush=True)
     rows: list[Row] = []
     for case, peers in cases():
