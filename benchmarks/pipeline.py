@@ -21,10 +21,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from benchmarks.sleeping_engine import DTYPES, Work, embedded, production, sleeping_repository
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.sleeping_engine import DTYPES, Work, embedded, production, sleeping_repository
 from m2f_client import Client, Result
 from m2f_server import Server, serve
 from m2f_server.stubs import Stubs

@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
-from benchmarks.postprocess.scenes import ROOT, Case, synthetic
 from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from benchmarks.postprocess.scenes import ROOT, Case, synthetic
 from m2f.contract import PUBLIC_MODEL, model_name
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
