@@ -6,7 +6,6 @@ so Triton copies its answer once more than that of a TensorRT engine.
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ from types import SimpleNamespace
 
 import numpy as np
 from google.protobuf import text_format
-from PIL import Image
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from benchmarks.postprocess.scenes import ROOT, Case, synthetic
+from benchmarks.shared_memory import large_picture
 from m2f.contract import PUBLIC_MODEL, model_name
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
@@ -83,7 +82,7 @@ def production(instances: int = 15) -> Work:
     """Return COCO's size: a picture of 800 x 1333, 100 queries x 80 classes, masks of 200 x 336."""
     return Work(
         name=f"800 x 1344, 100 queries, {instances} instances",
-        picture=_picture(800, 1333),
+        picture=large_picture(),
         scene=synthetic(instances, (800, 1333)),
         preprocessing=Preprocessing(scale=(1333, 800)),
     )
@@ -147,15 +146,3 @@ def _write_engine(folder: Path, scene: Case, milliseconds: float, dtype: str) ->
         folder / "1" / _LOGITS, cls_logits=scene.cls_logits.astype(kind), mask_logits=scene.mask_logits.astype(kind)
     )
     (folder / "1/model.py").write_text(_MODEL)
-
-
-def _picture(height: int, width: int) -> bytes:
-    """Return the example scene side by side at its own size, as a JPEG: a picture as sharp as a photograph."""
-    with Image.open(ROOT / "examples/images/scene_1.jpg") as scene:
-        tile = np.asarray(scene.convert("RGB"))
-    block = np.concatenate([tile, tile[:, ::-1]], axis=1)
-    block = np.concatenate([block, block[::-1]])
-    repeats = -(-height // block.shape[0]), -(-width // block.shape[1]), 1
-    buffer = io.BytesIO()
-    Image.fromarray(np.tile(block, repeats)[:height, :width]).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ from m2f_server.diagnose import diagnose
 from m2f_server.ports import pick_ports
 
 pytestmark = pytest.mark.server
+LOADER = "/lib64/ld-linux-x86-64.so.2"  # of glibc; the server runs on x86-64 only
 
 
 @pytest.fixture
@@ -81,6 +83,15 @@ def infer(url: str) -> np.ndarray:
         return client.infer("identity", [x]).as_numpy("y")
 
 
+def check_tunables(stated):
+    """glibc says nothing about a name that it does not know, or about a value that it does not allow."""
+    command = [LOADER, "--list-tunables"]
+    lines = subprocess.check_output(command, env={"GLIBC_TUNABLES": stated}, text=True).splitlines()
+    known = dict(line.split(" (")[0].split(": ") for line in lines if ": " in line)
+    for name, value in (tunable.split("=") for tunable in stated.split(":")):
+        assert int(known[name], 16) == int(value)
+
+
 def test_serves_on_loopback_only_with_our_environment(repository):
     with serve(model_repository=repository, **FREE_PORTS) as server:
         assert server.models == ["identity"]
@@ -91,6 +102,8 @@ def test_serves_on_loopback_only_with_our_environment(repository):
             assert listening(port)
         sees = next(line for line in server.read_log().splitlines() if line.startswith("SEES"))
         assert sees.split()[1:] == [m2f.__file__, np.__file__, os.environ.get("OMP_NUM_THREADS", "1")]
+        environment = Path(f"/proc/{server.pid}/environ").read_text().split("\0")
+        check_tunables(next(line.partition("=")[2] for line in environment if line.startswith("GLIBC_TUNABLES=")))
     assert not server.is_running()
 
 

@@ -31,7 +31,14 @@ from m2f_server.server_tls import ServerTls
 LOOPBACK = "127.0.0.1"
 _ATTEMPTS = 3  # another process may take a free port before the server does
 _OWN_LOG_BYTES = 8 << 20  # largest size of a temporary log
+_GLIBC = {  # a request at 800 x 1344 passes some 27 MB of logits on, step by step: new memory costs more than the copy
+    "malloc.mmap_threshold": 32 << 20,  # smaller memory is kept for the next request; glibc allows no larger value
+    "malloc.trim_threshold": 256 << 20,  # the most that a process keeps at the end of its heap
+    "malloc.hugetlb": 1,  # larger memory comes in pages of 2 MiB
+    "cpu.x86_non_temporal_threshold": 4 << 20,  # larger copies do not read what they overwrite
+}
 _ENVIRONMENT = {  # the caller's own values have priority
+    "GLIBC_TUNABLES": ":".join(f"glibc.{name}={value}" for name, value in _GLIBC.items()),
     "OMP_NUM_THREADS": "1",  # threads of each model instance; more slow each other down
     "OPENBLAS_NUM_THREADS": "1",
     **triton_2_51.ENVIRONMENT,
