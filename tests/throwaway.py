@@ -19,7 +19,7 @@ import sys
 import numpy
 import m2f
 import triton_python_backend_utils as pb_utils
-print("SEES", m2f.__file__, numpy.__file__, os.environ["OMP_NUM_THREADS"], flush=True)
+print("SEES", m2f.__file__, numpy.__file__, *map(os.environ.get, ["OMP_NUM_THREADS", "GLIBC_TUNABLES"]), flush=True)
 
 class TritonPythonModel:
     def execute(self, requests):
