@@ -24,7 +24,7 @@ from .frame.runner import Missing, run
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-PARTS: Sequence[str] = ()  # modules of this package, in the order of `make bench`
+PARTS: Sequence[str] = ("serving", "predict", "shared_memory")  # modules of this package, in the order of `make bench`
 STOPPED = 130  # the exit code after Ctrl-C
 
 
@@ -35,29 +35,43 @@ def main(parts: Sequence[str] = PARTS) -> int:
         parts: modules of this package to choose from.
     """
     arguments = _arguments(parts)
+    served = {name: value for name in ("repository", "model") if (value := getattr(arguments, name))}
     results: Path = arguments.results / "quick" if arguments.quick else arguments.results
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, _stop)
     with _only_run(results / "journal"):
         try:
-            missing = measure(arguments.parts or parts, results, console, quick=arguments.quick, fresh=arguments.fresh)
+            missing = measure(
+                arguments.parts or parts, results, console, fresh=arguments.fresh, quick=arguments.quick, **served
+            )
         except KeyboardInterrupt:
             console.print(f"stopped; what was measured is in {results}. Run the same command again to go on.")
             return STOPPED
-    console.print(*(f"{gap}" for gap in missing), sep="\n", highlight=False, soft_wrap=True)
+    for gap in missing:
+        console.print(str(gap), highlight=False, soft_wrap=True)
     console.print(f"results: {results}", highlight=False, soft_wrap=True)
     return int(any(gap.failed for gap in missing))
 
 
-def measure(names: Sequence[str], results: Path, console: Console, *, quick: bool, fresh: bool) -> list[Missing]:
-    """Measure parts in turn, write the results of each, and return the cells without figures."""
+def measure(
+    names: Sequence[str], results: Path, console: Console, *, fresh: bool = False, **options: Any
+) -> list[Missing]:
+    """Measure parts in turn, write the results of each, and return the cells without figures.
+
+    Args:
+        names: of the modules.
+        results: folder to write to.
+        console: for the progress.
+        fresh: whether to measure again what has been measured.
+        options: arguments of the modules' `part`.
+    """
     facts = machine.describe()
     missing: list[Missing] = []
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:
         for name in names:
             try:
-                part: Part = importlib.import_module(f"benchmarks.{name}").part(quick=quick)
+                part: Part = importlib.import_module(f"benchmarks.{name}").part(**options)
             except Exception as error:  # a part that cannot be read does not end the others
                 missing.append(Missing(name, {}, f"{type(error).__name__}: {error}", failed=True))
                 continue
@@ -79,7 +93,12 @@ def _arguments(parts: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer cells, in 3 minutes; results in a folder `quick`")
     parser.add_argument("--fresh", action="store_true", help="measure again what has been measured")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
+    own = parser.add_argument_group("part `serving` on a model of your own; needs --results")
+    own.add_argument("--repository", type=Path, help="folder of models")
+    own.add_argument("--model", help="name of a public model in it (default: mask2former)")
     arguments = parser.parse_args()
+    if (arguments.repository or arguments.model) and (arguments.parts != ["serving"] or arguments.results == RESULTS):
+        parser.error("--repository and --model are of part serving, and need --results: serving --results FOLDER")
     if unknown := sorted(set(arguments.parts) - set(parts)):
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(parts)}")
     return arguments

@@ -1,78 +1,130 @@
-"""Drive the served ensembles with NVIDIA's perf_analyzer, over HTTP and gRPC, at several concurrencies.
+"""NVIDIA's perf_analyzer: install it, write its inputs, run it once."""
 
-    python benchmarks/perf_analyzer.py [IMAGE ...] [--url HOST:PORT --grpc-url HOST:PORT] [--json]
+from __future__ import annotations
 
-perf_analyzer asks for every output that a model declares. So a server that this script starts gets a copy of the
-ensembles that declare the structured outputs only (`--outputs structured`), as a client would ask for them; with
-`--url` the server is taken as it is, dense masks and raw logits included.
-"""
-
-import argparse
 import base64
 import csv
 import http.client
 import json
 import os
-import platform
 import struct
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+import numpy.typing as npt
 
-from m2f.contract import PUBLIC_MODEL, PUBLIC_TENSOR_MODEL, STRUCTURED_OUTPUTS
+from m2f.ensembles import Ensemble
 from m2f.preprocess import Preprocessing
-from m2f_server import ServeError, serve
 
-ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(sys.prefix) / "perf_analyzer"
 PINNED = "tritonclient==2.50.0"  # its manylinux1 wheel holds the binary; later ones need a newer glibc
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MODELS = (PUBLIC_MODEL, PUBLIC_TENSOR_MODEL)
-STEPS = ("preprocess", "engine", "postprocess", "masks", "panoptic", "semantic", "raw")
+SHARED_MEMORY = "shared memory"
+TRANSPORTS = ("http", "grpc", SHARED_MEMORY)
+_OUTPUT_ROOM = 64 << 20  # bytes of shared memory for an output of free size
 
 
-class BenchmarkError(Exception):
-    """The benchmark cannot be run; the message says what to do."""
+class PerfAnalyzerError(Exception):
+    """perf_analyzer cannot be run, or a request failed; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement.
+class Target:
+    """A running server.
 
     Attributes:
-        model: the ensemble.
-        protocol: `http` or `grpc`.
-        concurrency: requests in flight.
-        images_per_second: throughput.
-        p50_ms, p99_ms: latency seen by the client.
-        step_ms: step to its mean compute time per request, from the server's statistics.
-        queue_ms: step to the mean time a request waited for it.
+        http_url, grpc_url: `host:port`.
+        headers: of requests to the restricted interfaces; shared memory needs them.
     """
 
-    model: str
-    protocol: str
-    concurrency: int
-    images_per_second: float
-    p50_ms: float
-    p99_ms: float
-    step_ms: dict[str, float]
-    queue_ms: dict[str, float]
+    http_url: str
+    grpc_url: str
+    headers: Mapping[str, str]
+
+
+def measure(
+    target: Target,
+    model: str,
+    *,
+    inputs: Path,
+    transport: str = "grpc",
+    in_flight: int,
+    batch: int = 1,
+    window_s: float,
+) -> dict[str, float]:
+    """Run perf_analyzer once, for three windows.
+
+    Args:
+        target: the server.
+        model: name of the model.
+        inputs: as `write_inputs` writes it.
+        transport: one of `TRANSPORTS`. Shared memory goes over HTTP: perf_analyzer sends no header over gRPC.
+        in_flight: requests at a time.
+        batch: images in a request.
+        window_s: seconds of a window; five times as long where no answer comes in that time.
+
+    Returns:
+        `images_s`, and the client's `p50_ms` and `p99_ms` of a request.
+
+    Raises:
+        PerfAnalyzerError: it failed, or a request did.
+    """
+    grpc = transport == "grpc"
+    load = ["-m", model, "-i", "grpc" if grpc else "http", "-u", target.grpc_url if grpc else target.http_url]
+    load += ["--concurrency-range", str(in_flight), "-b", str(batch)]
+    if transport == SHARED_MEMORY:
+        load += ["--shared-memory", "system", "--output-shared-memory-size", str(_OUTPUT_ROOM)]
+        load += [word for name, value in target.headers.items() for word in ("-H", f"{name}:{value}")]
+    try:
+        report = _run(load, inputs=inputs, window_s=window_s)
+    except PerfAnalyzerError as error:
+        if "larger time window" not in str(error):
+            raise
+        report = _run(load, inputs=inputs, window_s=5 * window_s)  # no answer within a window
+    return {
+        "images_s": float(report["Inferences/Second"]),
+        "p50_ms": float(report["p50 latency"]) / 1000,
+        "p99_ms": float(report["p99 latency"]) / 1000,
+    }
+
+
+def _run(load: Sequence[str], *, inputs: Path, window_s: float) -> dict[str, str]:
+    """Run the binary and return the one row of its report."""
+    binary, libraries = find_perf_analyzer(FOLDER)
+    path = inputs.with_suffix(".csv")
+    path.unlink(missing_ok=True)
+    # three windows, whose mean is reported; a tight limit would make a busy machine report nothing
+    windows = [
+        "--measurement-interval",
+        str(int(window_s * 1000)),
+        "--max-trials",
+        "3",
+        "--stability-percentage",
+        "999",
+    ]
+    command = [str(binary), *load, "--input-data", str(inputs), "-f", str(path), *windows]
+    environment, limit = _environment(libraries), 60 + 20 * window_s
+    shown = " ".join(load[:4])
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise PerfAnalyzerError(f"perf_analyzer did not end within {limit:.0f} s: {shown}") from error
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+    if not rows:
+        raise PerfAnalyzerError(f"perf_analyzer failed: {shown}\n{done.stdout}{done.stderr}")
+    return rows[0]
 
 
 def find_perf_analyzer(folder: Path) -> tuple[Path, Path]:
     """Return the binary and a folder of the libraries it needs, installing the binary into `folder` at first use.
 
     Raises:
-        BenchmarkError: it cannot be installed, or does not start.
+        PerfAnalyzerError: it cannot be installed, or does not start.
     """
     binary = folder / "bin" / "perf_analyzer"
     if not binary.is_file():
@@ -80,13 +132,15 @@ def find_perf_analyzer(folder: Path) -> tuple[Path, Path]:
         # the pinned release under a folder of its own: the environment keeps its tritonclient
         failed = subprocess.call([*pip, "--no-deps", "--upgrade", "--target", str(folder), PINNED])
         if failed or not binary.is_file():
-            raise BenchmarkError(f"could not install perf_analyzer: pip install --no-deps --target {folder} {PINNED}")
+            raise PerfAnalyzerError(
+                f"could not install perf_analyzer: pip install --no-deps --target {folder} {PINNED}"
+            )
     libraries = _link_libraries(folder / "lib")
     done = subprocess.run(
         [str(binary), "--version"], env=_environment(libraries), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise BenchmarkError(
+        raise PerfAnalyzerError(
             f"perf_analyzer does not start: {(done.stderr or done.stdout).strip()} (install m2f[server], which brings "
             "its libraries; or Debian's libb64-0d, and nvidia-cuda-runtime-cu12 on LD_LIBRARY_PATH)"
         )
@@ -112,275 +166,86 @@ def _environment(libraries: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join([str(libraries), *([before] if before else [])])}
 
 
-@contextmanager
-def structured_repository(repository: Path) -> Iterator[Path]:
-    """Make a repository whose ensembles declare the structured outputs only, and do without the other steps."""
-    with tempfile.TemporaryDirectory(prefix="m2f_benchmark_") as temporary:
-        for model in (path for path in repository.iterdir() if path.is_dir()):
-            if model.name in MODELS:
-                config = text_format.Parse((model / "config.pbtxt").read_text(), ModelConfig())
-                _keep_structured(config)
-                (Path(temporary) / model.name / "1").mkdir(parents=True)
-                (Path(temporary) / model.name / "config.pbtxt").write_text(text_format.MessageToString(config))
-            else:
-                (Path(temporary) / model.name).symlink_to(model.absolute())
-        yield Path(temporary)
+def write_inputs(path: Path, requests: Sequence[Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Write perf_analyzer's input file.
 
-
-def _keep_structured(config: Any) -> None:
-    """Drop the other outputs, the steps that make them, and the tensors that only those steps read."""
-    outputs = [output for output in config.output if output.name in STRUCTURED_OUTPUTS]
-    kept, declared = set(STRUCTURED_OUTPUTS), {output.name for output in config.output}
-    makes = [(step, declared & set(step.output_map.values())) for step in config.ensemble_scheduling.step]
-    steps = [step for step, made in makes if not made or made & kept]
-    wanted = {output.name for output in outputs}.union(*(step.input_map.values() for step in steps))
-    for step in steps:
-        for key in [key for key, tensor in step.output_map.items() if tensor not in wanted]:
-            del step.output_map[key]
-    del config.output[:], config.ensemble_scheduling.step[:]
-    config.output.extend(outputs)
-    config.ensemble_scheduling.step.extend(steps)
-
-
-def write_inputs(model: str, *, images: Sequence[Path], http_url: str, path: Path) -> None:
-    """Write perf_analyzer's input file: the image files, or what the server's own preprocessing makes of them."""
-    if model == PUBLIC_MODEL:
-        data = [
-            {"image": {"content": {"b64": _base64(_element(image.read_bytes()))}, "shape": [1]}} for image in images
-        ]
-    else:
-        preprocessing = _server_preprocessing(http_url)
-        data = [_tensors(preprocessing, image.read_bytes()) for image in images]
+    Args:
+        path: of the file.
+        requests: arrays by input name, without the batch dimension; sent in turn. Of object dtype: bytes.
+    """
+    data = [
+        {name: {"content": {"b64": _base64(array)}, "shape": list(array.shape)} for name, array in request.items()}
+        for request in requests
+    ]
     path.write_text(json.dumps({"data": data}))
 
 
-def _tensors(preprocessing: Preprocessing, encoded: bytes) -> dict[str, Any]:
-    batch, img_shape, ori_shape = preprocessing([encoded])
-    return {
-        "input": {"content": {"b64": _base64(batch[0].tobytes())}, "shape": list(batch.shape[1:])},
-        "img_shape": {"content": img_shape[0].tolist(), "shape": [2]},
-        "ori_shape": {"content": ori_shape[0].tolist(), "shape": [2]},
-    }
+def _base64(array: npt.NDArray[Any]) -> str:
+    """Encode a tensor's content as it is sent: the length of an element of a BYTES tensor stands before it."""
+    if array.dtype == object:
+        return base64.b64encode(b"".join(struct.pack("<I", len(data)) + data for data in array.flat)).decode()
+    return base64.b64encode(array.tobytes()).decode()
 
 
-def _element(data: bytes) -> bytes:
-    """Serialise one element of a BYTES tensor: base64 content is sent as it is, so the length goes first."""
-    return struct.pack("<I", len(data)) + data
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _server_preprocessing(http_url: str) -> Preprocessing:
-    """Return the preprocessing as the live server is configured."""
-    parameters = _get_json(http_url, f"/v2/models/{PUBLIC_MODEL}_preprocess/config").get("parameters", {})
+def server_preprocessing(http_url: str, step: str) -> Preprocessing:
+    """Return the preprocessing as a live server's step is configured."""
+    parameters = get_json(http_url, f"/v2/models/{step}/config").get("parameters", {})
     return Preprocessing.from_repository({key: value["string_value"] for key, value in parameters.items()})
 
 
-def _get_json(http_url: str, path: str) -> dict[str, Any]:
+def get_json(http_url: str, path: str) -> dict[str, Any]:
+    """Return what a server answers to a GET request.
+
+    Raises:
+        PerfAnalyzerError: no answer, or an error.
+    """
     connection = http.client.HTTPConnection(http_url, timeout=10)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body: dict[str, Any] = json.loads(response.read())
     except OSError as error:
-        raise BenchmarkError(f"no answer from http://{http_url}: {error}") from error
+        raise PerfAnalyzerError(f"no answer from http://{http_url}: {error}") from error
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise BenchmarkError(f"http://{http_url}{path}: {body.get('error', response.status)}")
+        raise PerfAnalyzerError(f"http://{http_url}{path}: {body.get('error', response.status)}")
     return body
 
 
-def measure(
-    model: str, *, protocol: str, concurrency: int, urls: Mapping[str, str], inputs: Path, window_s: float, folder: Path
-) -> Row:
-    """Run perf_analyzer once, for three windows.
-
-    Raises:
-        BenchmarkError: it failed, or a request did.
-    """
-    load = ["-m", model, "-i", protocol, "-u", urls[protocol], "--concurrency-range", str(concurrency)]
-    before = _statistics(urls["http"])
-    report = _perf_analyzer(load, inputs=inputs, window_s=window_s, folder=folder)
-    step_ms, queue_ms = _per_step(before, _statistics(urls["http"]))
-    return Row(
-        model=model,
-        protocol=protocol,
-        concurrency=concurrency,
-        images_per_second=float(report["Inferences/Second"]),
-        p50_ms=float(report["p50 latency"]) / 1000,
-        p99_ms=float(report["p99 latency"]) / 1000,
-        step_ms=step_ms,
-        queue_ms=queue_ms,
-    )
-
-
-def _perf_analyzer(load: Sequence[str], *, inputs: Path, window_s: float, folder: Path) -> dict[str, str]:
-    """Run the binary and return the one row of its report."""
-    binary, libraries = find_perf_analyzer(folder)
-    path = inputs.with_suffix(".csv")
-    path.unlink(missing_ok=True)
-    command = [str(binary), *load, "--input-data", str(inputs), "-f", str(path)]
-    # three windows, whose mean is reported; a tight limit would make a busy machine report nothing
-    command += [
-        "--measurement-interval",
-        str(int(window_s * 1000)),
-        "--max-trials",
-        "3",
-        "--stability-percentage",
-        "999",
-    ]
-    environment, limit = _environment(libraries), 60 + 20 * window_s
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise BenchmarkError(f"perf_analyzer did not end within {limit:.0f} s: {' '.join(load)}") from error
-    rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
-    if not rows:
-        raise BenchmarkError(f"perf_analyzer failed: {' '.join(load)}\n{done.stdout}{done.stderr}")
-    return rows[0]
-
-
-def _statistics(http_url: str) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return model -> kind of time -> (count, nanoseconds) since the server started."""
-    stats = _get_json(http_url, "/v2/models/stats")["model_stats"]
-    return {s["name"]: {kind: (v["count"], v["ns"]) for kind, v in s["inference_stats"].items()} for s in stats}
-
-
-def _per_step(before: Any, after: Any) -> tuple[dict[str, float], dict[str, float]]:
-    """Return mean milliseconds of compute and of waiting a step, over the requests between two statistics."""
-    compute: dict[str, float] = {}
-    queue: dict[str, float] = {}
-    for step in STEPS:
-        name = f"{PUBLIC_MODEL}_{step}"
-        kinds = after.get(name, {"success": (0, 0)})
-        requests = kinds["success"][0] - before.get(name, kinds)["success"][0]
-        if requests == 0:
-            continue
-        spent = {kind: (kinds[kind][1] - before[name][kind][1]) / requests / 1e6 for kind in kinds}
-        compute[step] = spent["compute_input"] + spent["compute_infer"] + spent["compute_output"]
-        queue[step] = spent["queue"]
-    return compute, queue
-
-
-def run(
-    *, images: Sequence[Path], urls: Mapping[str, str], concurrencies: Sequence[int], window_s: float, folder: Path
-) -> list[Row]:
-    """Measure both ensembles over both protocols at every concurrency.
+class Steps:
+    """The mean time of each step of an ensemble, from the server's statistics, since this object was made.
 
     Args:
-        images: encoded image files, used in turn.
-        urls: protocol to `host:port`.
-        concurrencies: requests in flight.
-        window_s: seconds of one measurement window.
-        folder: where perf_analyzer is, or is to be installed.
+        http_url: `host:port` of the server.
+        ensemble: whose steps to look at.
     """
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="m2f_benchmark_") as temporary:
-        for model in MODELS:
-            inputs = Path(temporary) / f"{model}.json"
-            write_inputs(model, images=images, http_url=urls["http"], path=inputs)
-            for protocol in urls:
-                for concurrency in concurrencies:
-                    rows.append(
-                        measure(
-                            model,
-                            protocol=protocol,
-                            concurrency=concurrency,
-                            urls=urls,
-                            inputs=inputs,
-                            window_s=window_s,
-                            folder=folder,
-                        )
-                    )
-    return rows
 
+    def __init__(self, http_url: str, ensemble: Ensemble) -> None:
+        self._http_url, self._ensemble = http_url, ensemble
+        self._before = self._totals()
 
-def _machine(http_url: str) -> dict[str, Any]:
-    """Return what a figure is worth nothing without."""
-    names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "triton": _get_json(http_url, "/v2")["version"],
-    }
+    def milliseconds(self) -> dict[str, float]:
+        """Return the compute time (`STEP_ms`) and the waiting time (`STEP_queue_ms`) of a request, by step."""
+        spent: dict[str, float] = {}
+        after = self._totals()
+        for step in self._ensemble.steps:
+            if step not in after:
+                continue  # a step that this server does without
+            kinds = {kind: after[step][kind] - self._before[step][kind] for kind in after[step]}
+            if kinds["requests"]:
+                name = step.removeprefix(f"{self._ensemble.name.removesuffix('_tensor')}_")
+                spent[f"{name}_ms"] = kinds["compute"] / kinds["requests"]
+                spent[f"{name}_queue_ms"] = kinds["queue"] / kinds["requests"]
+        return spent
 
-
-def table(rows: Sequence[Row]) -> str:
-    """Format the rows for people; a step's share is of the compute time of all steps."""
-    lines = [
-        f"{'model':<20}{'over':<6}{'in flight':>9}{'images/s':>10}{'p50 ms':>9}{'p99 ms':>9}  server ms a step (share)"
-    ]
-    for row in rows:
-        total = sum(row.step_ms.values()) or 1.0
-        steps = "  ".join(f"{step} {ms:.1f} ({ms / total:.0%})" for step, ms in row.step_ms.items())
-        lines.append(
-            f"{row.model:<20}{row.protocol:<6}{row.concurrency:>9}{row.images_per_second:>10.1f}"
-            f"{row.p50_ms:>9.1f}{row.p99_ms:>9.1f}  {steps}"
-        )
-    return "\n".join(lines)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", type=Path, help="image files; default: examples/images")
-    parser.add_argument("--url", help="HTTP host:port of a running server; default: start one")
-    parser.add_argument("--grpc-url", help="gRPC host:port of that server; default: no gRPC rows")
-    parser.add_argument("--model-repository", type=Path, default=ROOT / "model_repository")
-    parser.add_argument("--config-name", default="cpu", help="configuration to serve (default: %(default)s)")
-    parser.add_argument(
-        "--outputs", choices=("structured", "all"), default="structured", help="of a server started here"
-    )
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument(
-        "--window", type=float, default=3.0, help="seconds of a measurement window (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=Path(sys.prefix) / "perf_analyzer", help="where perf_analyzer is"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
-
-
-def _urls(arguments: argparse.Namespace, stack: ExitStack) -> dict[str, str]:
-    """Return the addresses to drive; of a server started for the length of `stack` where none is given."""
-    if arguments.url:
-        return {"http": arguments.url, **({"grpc": arguments.grpc_url} if arguments.grpc_url else {})}
-    repository = arguments.model_repository
-    if arguments.outputs == "structured":
-        repository = stack.enter_context(structured_repository(repository))
-    config_name = arguments.config_name or None
-    server = stack.enter_context(
-        serve(model_repository=repository, config_name=config_name, http_port=0, grpc_port=0, metrics_port=0)
-    )
-    return {"http": server.http_url, "grpc": server.grpc_url}
-
-
-def main() -> None:
-    """Measure and print."""
-    arguments = _arguments()
-    images = arguments.images or sorted(p for p in (ROOT / "examples/images").glob("*") if p.suffix in SUFFIXES)
-    try:
-        with ExitStack() as stack:
-            urls = _urls(arguments, stack)
-            machine = _machine(urls["http"])
-            rows = run(
-                images=images,
-                urls=urls,
-                concurrencies=arguments.concurrency,
-                window_s=arguments.window,
-                folder=arguments.folder,
-            )
-    except (BenchmarkError, ServeError) as error:
-        sys.exit(f"benchmark: {error}")
-    if arguments.json:
-        print(json.dumps({**machine, "rows": [asdict(row) for row in rows]}, indent=1))
-    else:
-        print(", ".join(f"{key} {value}" for key, value in machine.items()), table(rows), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+    def _totals(self) -> dict[str, dict[str, float]]:
+        """Return model -> requests, and milliseconds of computing and of waiting, since the server started."""
+        totals = {}
+        for model in get_json(self._http_url, "/v2/models/stats")["model_stats"]:
+            kinds = model["inference_stats"]
+            compute = sum(kinds[f"compute_{phase}"]["ns"] for phase in ("input", "infer", "output"))
+            totals[model["name"]] = {
+                "requests": kinds["success"]["count"], "compute": compute / 1e6, "queue": kinds["queue"]["ns"] / 1e6
+            }  # fmt: skip
+        return totals

@@ -1,25 +1,27 @@
 """What shared memory saves: `Client(url, shared_memory=True)` against the wire, by outputs and protocol.
 
-    python -m benchmarks.shared_memory [--requests 40]
-
 One picture of 1333 x 800 with 20 instances, one request at a time. The two ways take turns, and must give the same
 bytes before they are timed.
 """
 
-import argparse
+from __future__ import annotations
+
 import io
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.perf_analyzer import ROOT
 from m2f.contract import RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f_client import Client, Result
-from m2f_server import serve
+from m2f_server import Server, serve
+
+from .frame import Part, Row, Table
+from .serving import IMAGES, REPOSITORY
 
 OUTPUTS: dict[str, Sequence[str]] = {
     "structured": STRUCTURED_OUTPUTS,
@@ -31,39 +33,56 @@ OUTPUTS: dict[str, Sequence[str]] = {
 PARAMETERS = {"score_threshold": 0.0, "keep_top_k": 20}
 
 
-def main() -> None:
-    """Measure and print a row for each kind of output and protocol."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=40)
-    requests = parser.parse_args().requests
-    table = Table("outputs", "MB", "protocol", "wire, ms", "shared memory, ms", "ratio", box=None)
+def part(*, quick: bool) -> Part:
+    """Return a cell for each kind of output and protocol."""
+    groups = ["structured", "dense masks"] if quick else list(OUTPUTS)
+    protocols = ["grpc"] if quick else ["grpc", "http"]
+    return Part(
+        name="shared_memory",
+        title="Shared memory",
+        about="`Client(url, shared_memory=True)` against the wire, one request at a time, 1333 x 800, 20 instances.",
+        cells=[{"outputs": outputs, "protocol": protocol} for outputs in groups for protocol in protocols],
+        stage=stage,
+        measure=partial(measured, requests=10 if quick else 25),
+        tables=tables,
+    )
+
+
+@contextmanager
+def stage() -> Iterator[Server]:
+    """Serve the embedded model."""
+    with serve(model_repository=REPOSITORY, http_port=0, grpc_port=0, metrics_port=0) as server:
+        yield server
+
+
+def measured(stage: Server, *, outputs: str, protocol: str, requests: int) -> list[dict[str, float]]:
+    """Compare the answers of both ways, then time them in turns."""
+    url = f"{protocol}://{stage.http_url if protocol == 'http' else stage.grpc_url}"
     picture = large_picture()
-    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}
-    with serve(model_repository=ROOT / "model_repository", config_name="cpu", **ports) as server:
-        for protocol, address in (("grpc", server.grpc_url), ("http", server.http_url)):
-            url, headers = f"{protocol}://{address}", server.access.headers
-            with Client(url) as wire, Client(url, headers=headers, shared_memory=True) as shared:
-                for name, outputs in OUTPUTS.items():
-                    megabytes = checked(wire, shared, picture, outputs) / 1e6
-                    times = in_turns([wire, shared], picture, outputs, requests)
-                    ratio = f"{times[0] / times[1]:.2f}"
-                    table.add_row(name, f"{megabytes:.2f}", protocol, *(f"{t * 1000:.1f}" for t in times), ratio)
-    Console().print(table)
+    with Client(url) as wire, Client(url, headers=stage.access.headers, shared_memory=True) as shared:
+        size = checked(wire, shared, picture, OUTPUTS[outputs])
+        on_wire, in_memory = in_turns([wire, shared], picture, OUTPUTS[outputs], requests)
+    return [{"bytes": size, "wire_ms": on_wire, "shared_ms": in_memory, "times_faster": on_wire / in_memory}]
 
 
 def large_picture() -> bytes:
     """Return an example scene as a JPEG of 1333 x 800."""
     buffer = io.BytesIO()
-    with Image.open(sorted((ROOT / "examples/images").glob("scene_1*"))[0]) as scene:
+    with Image.open(IMAGES[0]) as scene:
         scene.convert("RGB").resize((1333, 800)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
 def checked(wire: Client, shared: Client, picture: bytes, outputs: Sequence[str]) -> int:
-    """Return the bytes of an answer, after both ways gave the same; the first is by wire for both."""
+    """Return the bytes of an answer, after both ways gave the same; the first is by wire for both.
+
+    Raises:
+        ValueError: they gave different bytes.
+    """
     for _ in range(3):
         answers = [contents(client.predict(picture, outputs=outputs, **PARAMETERS)) for client in (wire, shared)]
-        assert answers[0] == answers[1]
+        if answers[0] != answers[1]:
+            raise ValueError("shared memory and the wire give different bytes")
     return sum(len(content) for content in answers[0].values())
 
 
@@ -76,15 +95,26 @@ def contents(result: Result) -> dict[str, bytes]:
 
 
 def in_turns(clients: Sequence[Client], picture: bytes, outputs: Sequence[str], requests: int) -> list[float]:
-    """Return the median seconds of a request of each client."""
+    """Return the median milliseconds of a request of each client."""
     times: list[list[float]] = [[] for _ in clients]
     for _ in range(requests):
         for client, own in zip(clients, times, strict=True):
             started = time.perf_counter()
             client.predict(picture, outputs=outputs, **PARAMETERS)
-            own.append(time.perf_counter() - started)
+            own.append((time.perf_counter() - started) * 1e3)
     return [statistics.median(own) for own in times]
 
 
-if __name__ == "__main__":
-    main()
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Return a line for each kind of output."""
+    by_place: dict[tuple[str, str], Any] = {(row["outputs"], row["protocol"]): row for row in rows}
+    protocols = dict.fromkeys(row["protocol"] for row in rows)
+    names = {"wire_ms": ", ms", "shared_ms": ", shared, ms", "times_faster": ", times faster"}
+    label = {"grpc": "gRPC", "http": "HTTP"}
+    columns = ["outputs", "MB", *(label[protocol] + name for protocol in protocols for name in names.values())]
+    lines = []
+    for outputs in dict.fromkeys(row["outputs"] for row in rows):
+        found = [by_place.get((outputs, protocol), {}) for protocol in protocols]
+        size = next(row["bytes"] for row in found if row) / 1e6
+        lines.append([outputs, size, *(row.get(name) for row in found for name in names)])
+    return [Table("times", columns, lines)]

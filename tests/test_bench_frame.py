@@ -11,13 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from benchmarks.__main__ import main
+from benchmarks.frame import Part, UnavailableError, pivot
+from benchmarks.frame.load import closed_loop
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.frame import Part, UnavailableError, pivot  # noqa: E402
-from benchmarks.frame.load import closed_loop  # noqa: E402
 
 SQUARES = [{"number": number} for number in range(4)]
 

@@ -1,9 +1,7 @@
 """The post-processing benchmark: its parts run, and its equality check can fail."""
 
 import csv
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +12,15 @@ from m2f.settings import Settings
 
 pytestmark = [pytest.mark.more, pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
-ROOT = Path(__file__).parents[1]
 PEERS = ("mmdet", "mmdet, kept encoded", "detectron2", "huggingface", "prune + cv2")
 
 
 @pytest.fixture(scope="module")
 def bench():
     """The benchmark's package."""
-    sys.path.insert(0, str(ROOT))
-    import benchmarks.postprocess.__main__  # brings all the parts
+    import benchmarks.postprocess.__main__  # brings all the parts; here, since it needs torch
 
-    yield benchmarks.postprocess
-    sys.path.remove(str(ROOT))
+    return benchmarks.postprocess
 
 
 @pytest.fixture(scope="module")
