@@ -23,20 +23,14 @@ from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.page.page import answer, served
 from m2f_client.page.picture import draw, scaled
 from m2f_client.page.tables import instances_table, latency_table, notice
-from m2f_client.page.timed_client import StepTime, TimedAnswer, TimedClient, spent, steps_between
+from m2f_client.page.timed_client import TimedAnswer, TimedClient
+from m2f_client.step_times import StepTime
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.connect import connect
 
 IMAGES = Path(__file__).parents[1] / "examples/images"
 SCENE = IMAGES / "scene_1.jpg"
 STEPS = ("mask2former_preprocess", "mask2former_engine", "mask2former_postprocess")
-COUNTERS = {
-    "success": {"count": 2, "ns": 90},
-    "queue": {"count": 2, "ns": 5},
-    "compute_input": {"count": 2, "ns": 1},
-    "compute_infer": {"count": 2, "ns": 20},
-    "compute_output": {"count": 2, "ns": 300},
-}
 
 
 @pytest.fixture(scope="module", params=["grpc", "http"])
@@ -103,32 +97,6 @@ def test_a_server_that_keeps_its_statistics_to_itself_is_no_obstacle():
     assert server.model == "parts"
     assert (server.class_names, server.score_threshold) == (None, 0)
     assert server.ask(SCENE, score_threshold=0, classes=()).steps == ()
-
-
-@pytest.mark.parametrize(
-    "statistics",
-    [
-        [{"name": "a", "version": "1", "inference_stats": COUNTERS}],
-        [{"name": "a", "version": "1"}, {"name": "a", "version": "2", "inference_stats": COUNTERS}],  # two versions
-        [  # gRPC's JSON: 64-bit numbers are text, zeros are left out
-            {
-                "name": "a",
-                "inference_stats": {k: {m: str(n) for m, n in v.items()} for k, v in COUNTERS.items()} | {"fail": {}},
-            }
-        ],
-    ],
-)
-def test_statistics_of_both_protocols_are_read(statistics):
-    assert spent(statistics) == {"a": (2, 321, 5)}
-
-
-def test_steps_are_means_of_the_requests_in_between():
-    before = {"a": (10, 5_000_000, 0), "b": (3, 0, 0)}
-    after = {"a": (12, 9_000_000, 1_000_000), "b": (3, 0, 0), "c": (1, 7_000_000, 0)}
-    assert steps_between(before, after, ["c", "b", "a"]) == (
-        StepTime("c", 7, 0),
-        StepTime("a", 2, 0.5),
-    )  # b had no request
 
 
 class TestTables:

@@ -7,7 +7,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from m2f.contract import HEAD, HEAD_ENGINE, STEPS, TENSOR, model_name
-from m2f.ensembles import Ensemble, read_ensemble
+from m2f.ensembles import Ensemble, read_ensemble, steps_for
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "model_repository", ROOT / "export/m2f_export/head_repository")
@@ -83,3 +83,22 @@ FOREIGN = {
 @pytest.mark.parametrize(("found", "expected"), FOREIGN.values(), ids=list(FOREIGN))
 def test_a_foreign_model_is_read_as_it_is(found, expected):
     assert read_ensemble(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("outputs", "steps"),
+    [
+        (["scores", "rle"], ["preprocess", "engine", "postprocess"]),
+        (["masks"], ["preprocess", "engine", "postprocess", "masks"]),
+        (["semantic"], ["preprocess", "engine", "semantic"]),
+        (["scores", "cls_logits"], ["preprocess", "engine", "postprocess", "raw"]),
+        (["nothing"], []),
+        ([], []),
+    ],
+)
+def test_the_steps_that_a_request_runs(outputs, steps):
+    assert steps_for(config("mask2former"), outputs) == tuple(model_name("parts", step) for step in steps)
+
+
+def test_a_step_runs_no_steps():
+    assert steps_for(config("mask2former_raw"), ["cls_logits"]) == ()

@@ -4,7 +4,7 @@ Only `m2f export` composes names of models. Everything else finds the steps of a
 name, and models of other origin may stand beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,21 @@ def read_ensemble(config: Mapping[str, Any]) -> Ensemble | None:
         engine=_step(steps, takes="input"),
         postprocess=_step(steps, takes="cls_logits", makes="num_instances"),
     )
+
+
+def steps_for(config: Mapping[str, Any], outputs: Iterable[str]) -> tuple[str, ...]:
+    """Return the steps that an ensemble runs for a request, each once, in the order of the configuration.
+
+    Args:
+        config: configuration of the ensemble; see `read_ensemble`.
+        outputs: names of the outputs that the request asks for.
+    """
+    steps = config.get("ensemble_scheduling", {}).get("step", ())
+    wanted, needed = set(outputs), []
+    while found := [s for s in steps if s not in needed and wanted & set(s.get("output_map", {}).values())]:
+        needed += found
+        wanted |= {tensor for step in found for tensor in step.get("input_map", {}).values()}
+    return tuple(dict.fromkeys(step["model_name"] for step in steps if step in needed))
 
 
 def _step(steps: list[Mapping[str, Any]], *, takes: str, makes: str | None = None) -> str | None:

@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Lazy("m2f_cli.predict", "predict", "client", "tritonclient", "Find the instances of images."),
     "eval": Lazy("m2f_cli.eval", "evaluate", "eval", "faster_coco_eval", "Measure a server on a COCO data set."),
     "models": Lazy("m2f_cli.models", "models", "client", "tritonclient", "List the public models of a server."),
+    "bench": Lazy("m2f_cli.bench", "bench", "client", "tritonclient", "Measure a server with your own images."),
     "demo": Lazy("m2f_cli.demo", "demo", "demo", "gradio", "Try a server in the browser."),
     "export": Lazy(
         "m2f_cli.export", "export", "export", "torch", "Turn a trained Mask2Former into a model repository."

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from m2f.ensembles import read_ensemble
 from m2f.errors import M2FError
@@ -14,29 +13,11 @@ from m2f.settings import Settings
 from m2f_client.answer import readable
 from m2f_client.client import Client
 from m2f_client.result import Result
+from m2f_client.step_times import Spent, StepTime, spent, steps_between
 from m2f_client.transports.protocol import Connection, Deadline
 from m2f_client.transports.waiting import run_blocking
 
 _COUNTED_S = 1.0  # longest wait until the server's statistics count a request
-_COMPUTE = ("compute_input", "compute_infer", "compute_output")  # of Triton's `inference_stats`
-
-Spent = dict[str, tuple[int, int, int]]
-"""For each model the number of requests, nanoseconds of work and nanoseconds of waiting since the server started."""
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """One step of the ensemble.
-
-    Attributes:
-        name: name of the step's model.
-        work_ms: milliseconds of work for a request.
-        wait_ms: milliseconds that a request waited for the step.
-    """
-
-    name: str
-    work_ms: float
-    wait_ms: float
 
 
 @dataclass(frozen=True)
@@ -119,7 +100,7 @@ class TimedClient:
             parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         return Settings.from_repository(parameters)
 
-    def _counted(self, before: Spent) -> Spent:
+    def _counted(self, before: dict[str, Spent]) -> dict[str, Spent]:
         """Return the statistics once they count the request. Triton answers before it counts, the ensemble last."""
         deadline = Deadline(_COUNTED_S)
         after = self._spent()
@@ -128,49 +109,12 @@ class TimedClient:
             after = self._spent()
         return after
 
-    def _spent(self) -> Spent:
+    def _spent(self) -> dict[str, Spent]:
         try:
             return spent(run_blocking(self._transport.statistics(self._timeout)))
         except M2FError:
             return {}  # a proxy may block statistics; the instances are shown all the same
 
-    def _requests(self, spent: Spent) -> int:
+    def _requests(self, spent: dict[str, Spent]) -> int:
         """Return the number of requests that the model has answered."""
-        return spent.get(self.model, (0, 0, 0))[0]
-
-
-def spent(statistics: Sequence[Mapping[str, Any]]) -> Spent:
-    """Return the time of each model, summed over its versions.
-
-    Args:
-        statistics: `model_stats` from HTTP, or from gRPC, where numbers are text and zeros are left out.
-    """
-    sums: Spent = {}
-    for entry in statistics:
-        kinds = entry.get("inference_stats", {})
-        requests, work, wait = sums.get(entry["name"], (0, 0, 0))
-        sums[entry["name"]] = (
-            requests + _number(kinds, "success", "count"),
-            work + sum(_number(kinds, kind, "ns") for kind in _COMPUTE),
-            wait + _number(kinds, "queue", "ns"),
-        )
-    return sums
-
-
-def _number(kinds: Mapping[str, Any], kind: str, member: str) -> int:
-    return int(kinds.get(kind, {}).get(member, 0))
-
-
-def steps_between(before: Spent, after: Spent, names: Sequence[str]) -> tuple[StepTime, ...]:
-    """Return the mean milliseconds of each step over the requests between two statistics; idle steps are left out.
-
-    That is one request, unless other clients use the server at the same time: the mean then includes their requests.
-    """
-    steps = []
-    for name in names:
-        requests, work, wait = (
-            b - a for a, b in zip(before.get(name, (0, 0, 0)), after.get(name, (0, 0, 0)), strict=True)
-        )
-        if requests > 0:
-            steps.append(StepTime(name, work / requests / 1e6, wait / requests / 1e6))
-    return tuple(steps)
+        return spent.get(self.model, Spent()).requests

@@ -87,7 +87,9 @@ async def served_models(connection: Connection, timeout: float | None) -> list[S
             continue
         config = await connection.model_config(ensemble.engine, deadline.left())
         with readable():
-            models.append(ServedModel(ensemble.name, _size(config), _kind(config), loaded.get(ensemble.engine, ())))
+            models.append(
+                ServedModel(ensemble.name, input_size(config), engine_kind(config), loaded.get(ensemble.engine, ()))
+            )
     return models
 
 
@@ -114,14 +116,14 @@ async def _public(connection: Connection, names: Iterable[str], deadline: Deadli
     return found
 
 
-def _size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+def input_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return height and width of an engine's input [H, W, 3] or [3, H, W]; None if one of them is free."""
     sides = [int(side) for side in config["input"][0]["dims"]]
     height, width = sides[:2] if sides[-1] in (1, 3) else sides[1:]
     return None if -1 in (height, width) else (height, width)
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def engine_kind(config: Mapping[str, Any]) -> str:
     """Return the platform or backend, and the execution providers that a Python engine states."""
     kind: str = config.get("platform") or config["backend"]
     providers = config.get("parameters", {}).get("execution_providers", {}).get("string_value")
