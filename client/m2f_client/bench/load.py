@@ -98,10 +98,10 @@ class Load:
         self._lock = Lock()
 
     def first(self) -> None:
-        """Send images until the server answers one, which does not count.
+        """Send images until the server answers one, which does not count, or has refused all.
 
         Raises:
-            M2FError: the server does not answer, or refuses every image.
+            M2FError: the server does not answer.
         """
         caller = _Caller(self)
         while len(self.pictures) and not self.stop.is_set():

@@ -77,17 +77,19 @@ class _Bench:
         """Measure until the last level is done, the run is stopped, or the server is lost.
 
         Raises:
-            M2FError: the server does not answer at all, or refuses every image.
+            M2FError: the server does not answer at all.
         """
         with stopped_by_signals(self._stop), _progress(silent=self._options.as_json) as progress:
             task = progress.add_task("first answer", total=len(self._options.in_flight))
             self._load.first()
+            if not len(self._pictures):
+                return
             question = self._options.question
             self._observer = Observer(
                 self._every_server(), model=question.model, outputs=question.outputs, timeout=question.timeout
             )
             for in_flight in self._options.in_flight:
-                if self._stop.is_set() or not len(self._pictures):
+                if self._stop.is_set():
                     break
                 progress.update(task, description=f"{in_flight} in flight")
                 self._level(in_flight, self._observer)
