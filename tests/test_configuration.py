@@ -94,6 +94,18 @@ def test_an_export_of_before_the_gpu_is_served_on_the_processor(machine, reposit
     assert "an engine has no configs/gpu.pbtxt: export it again" in chosen.why
 
 
+@pytest.mark.parametrize("load", [["parts"], ["parts_engine", "other"]])
+def test_engines_that_are_not_loaded_have_no_say(machine, repository, load):
+    extra_args = machine(gpu=True, tensorrt=True, cuda=True)
+    for name in ("parts", "cells"):
+        steps = f'step [ {{ model_name: "{name}_preprocess" }}, {{ model_name: "{name}_engine" }} ]'
+        (repository / name).mkdir()
+        (repository / name / "config.pbtxt").write_text(f'platform: "ensemble"\nensemble_scheduling {{ {steps} }}\n')
+    assert choose(None, repository, load=load, extra_args=extra_args).label == "tensorrt"
+    assert choose(None, repository, load=["parts", "cells"], extra_args=extra_args).label == "gpu"
+    assert choose(None, repository, load=["other"], extra_args=extra_args) == Choice(None, "no model needs TensorRT")
+
+
 def test_models_that_need_no_tensorrt_have_no_say(tmp_path):
     assert choose(None, tmp_path) == Choice(None, "no model needs TensorRT")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 TENSORRT, GPU, CPU = "tensorrt", "gpu", "cpu"
 _NEEDS_TENSORRT = re.compile(r'^platform: "tensorrt_plan"', re.MULTILINE)
+_STEP = re.compile(r"""\bmodel_name\s*:\s*["']([^"']+)""")
 _BACKENDS = "--backend-directory="
 _BACKEND = Path("tensorrt", "libtriton_tensorrt.so")
 
@@ -34,7 +35,9 @@ class Choice:
         return self.name or TENSORRT
 
 
-def choose(asked: str | None, repository: Path, *, extra_args: Sequence[str] = ()) -> Choice:
+def choose(
+    asked: str | None, repository: Path, *, load: Sequence[str] = (), extra_args: Sequence[str] = ()
+) -> Choice:
     """Return the configuration that was asked for, else the fastest that this machine can run.
 
     That is TensorRT if Triton has its backend, every engine has a plan and there is a GPU; else `gpu` if there is a GPU
@@ -43,11 +46,12 @@ def choose(asked: str | None, repository: Path, *, extra_args: Sequence[str] = (
     Args:
         asked: `--config-name`; None: choose.
         repository: the folder of models.
+        load: names of the models that will be loaded; the engines of other models have no say. Empty for all models.
         extra_args: the options for `tritonserver`, which may name the folder of its backends.
     """
     if asked is not None:
         return Choice(None if asked == TENSORRT else asked)
-    engines = _engines(repository)
+    engines = _engines(repository, load)
     if not engines:
         return Choice(None, "no model needs TensorRT")
     no_gpu = gpu_trouble()
@@ -74,13 +78,18 @@ def gpu_trouble() -> str | None:
     return None if count.value else "no GPU: NVIDIA's driver shows none"
 
 
-def _engines(repository: Path) -> list[Path]:
-    """Return the folders of the models that are TensorRT engines in `config.pbtxt`.
+def _engines(repository: Path, load: Sequence[str]) -> list[Path]:
+    """Return the folders of the models to load that are TensorRT engines in `config.pbtxt`.
 
     An engine of other origin, without another configuration, has no say if there are engines with one.
     """
-    configs = sorted(repository.glob("*/config.pbtxt"))
-    engines = [path.parent for path in configs if _NEEDS_TENSORRT.search(path.read_text(errors="replace"))]
+    texts = {path.parent: path.read_text(errors="replace") for path in sorted(repository.glob("*/config.pbtxt"))}
+    loaded = list(load)
+    for name in loaded:  # which grows by the steps of its ensembles
+        loaded += [step for step in _STEP.findall(texts.get(repository / name, "")) if step not in loaded]
+    engines = [
+        model for model, text in texts.items() if _NEEDS_TENSORRT.search(text) and (not load or model.name in loaded)
+    ]
     return [engine for engine in engines if any(engine.glob("configs/*.pbtxt"))] or engines
 
 

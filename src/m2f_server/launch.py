@@ -117,7 +117,7 @@ def serve(
     """
     address = resolve(host, option="--host")
     repository = Path(model_repository).absolute()
-    choice = choose(config_name, repository, extra_args=extra_args)
+    choice = choose(config_name, repository, load=load, extra_args=extra_args)
     options = _LaunchOptions(
         repository=repository,
         choice=choice,
