@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import gradio
 import httpx
 import numpy as np
 import pytest
@@ -18,9 +19,10 @@ from PIL import Image
 
 from m2f_cli.main import main
 from m2f_client import Client
-from m2f_client.client_errors import ServerUnavailable
+from m2f_client.client_errors import ModelNotFound, ServerUnavailable
 from m2f_client.fake import FakeTransport, result_of, stacked
-from m2f_client.page.page import answer, served
+from m2f_client.page.models import Models
+from m2f_client.page.page import answer, choose, served
 from m2f_client.page.picture import draw, scaled
 from m2f_client.page.tables import instances_table, latency_table, notice
 from m2f_client.page.timed_client import TimedAnswer, TimedClient
@@ -162,13 +164,13 @@ def address(server):
     with (
         pytest.MonkeyPatch.context() as patch,
         closing(
-            TimedClient(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), model="mask2former", timeout=60)
-        ) as page_server,
+            Models(connect(Endpoint.parse(f"grpc://{server.grpc_url}")), first="mask2former", timeout=60)
+        ) as models,
     ):
         for variable in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
             patch.setenv(variable, "")  # restored at the end
         asked = watch_connections(patch)
-        with served(page_server, [SCENE], host="127.0.0.1", port=0) as address:
+        with served(models, [SCENE], host="127.0.0.1", port=0) as address:
             yield address
         assert asked == {"127.0.0.1"}
 
@@ -179,7 +181,7 @@ class TestPage:
     def test_an_image_comes_back_with_its_rows(self, address, truth):
         with SCENE.open("rb") as file:
             path = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()[0]
-        problem, picture, found, latency = asked_of(address, path, 0.95, [])
+        problem, picture, found, latency = asked_of(address, path, 0.95, [], "mask2former")
         assert problem["visible"] is False
         with Image.open(io.BytesIO(httpx.get(picture["url"]).content)) as shown:
             assert shown.size == tuple(truth[0].size[::-1])
@@ -187,7 +189,7 @@ class TestPage:
         assert [row[0] for row in cells(latency)][:3] == ["preprocess", "engine", "postprocess"]
 
     def test_a_file_of_this_machine_is_none_of_the_page(self, address):
-        assert "was not uploaded" in asked_of(address, str(IMAGES / "scene_3.jpg"), 0.5, [])["error"]
+        assert "was not uploaded" in asked_of(address, str(IMAGES / "scene_3.jpg"), 0.5, [], "mask2former")["error"]
 
     def test_an_example_is_shown_from_where_it_is(self, address):
         assert httpx.get(f"{address}gradio_api/file={SCENE}").content == SCENE.read_bytes()
@@ -235,16 +237,18 @@ def free_port():
     [(b"not a picture", "allowed formats: JPEG, PNG, WebP"), (SCENE.read_bytes()[:20000], "damaged")],
 )
 @pytest.mark.server
-def test_what_is_no_picture_gives_a_notice(page_server, tmp_path, content, said):
+def test_what_is_no_picture_gives_a_notice(server, tmp_path, content, said):
     (tmp_path / "file.jpg").write_bytes(content)
-    problem, picture, found, latency = answer(page_server, tmp_path / "file.jpg", 0.5, [])
+    connection = connect(Endpoint.parse(f"http://{server.http_url}"))
+    with closing(Models(connection, first="mask2former", timeout=60)) as models:
+        problem, picture, found, latency = answer(models, "mask2former", tmp_path / "file.jpg", 0.5, [])
     assert problem.visible
     assert said in problem.value
     assert (picture, found, latency) == (None, "", "")
 
 
 def test_an_upload_that_has_expired_gives_a_notice():
-    problem, *_ = answer(TimedClient(Told(), model="m", timeout=1), IMAGES / "gone.jpg", 0.5, [])
+    problem, *_ = answer(Models(Told(), first="m", timeout=1), "m", IMAGES / "gone.jpg", 0.5, [])
     assert "choose it again" in problem.value
 
 
@@ -255,8 +259,57 @@ def test_a_server_that_has_gone_gives_a_notice():
                 return await super().infer(request)
             raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
 
-    problem, *_ = answer(TimedClient(Gone(), model="m", timeout=1), SCENE, 0.5, [])
+    problem, *_ = answer(Models(Gone(), first="m", timeout=1), "m", SCENE, 0.5, [])
     assert "no gRPC server at grpc://127.0.0.1:1" in problem.value
+
+
+class Several(Told):
+    """A server with two public models and a step; `gone` has been unloaded meanwhile."""
+
+    async def statistics(self, _timeout):
+        return [{"name": name, "version": "1"} for name in ("parts", "cells", "cells_postprocess", "gone")]
+
+    async def model_config(self, model, _timeout):
+        if model == "gone":
+            raise ModelNotFound("'gone' is not found")
+        if model.endswith("_postprocess"):
+            return {"name": model, "parameters": {"score_threshold": {"string_value": "0.25"}}}
+        logits = {"cls_logits": "cls_logits"}
+        step = {"model_name": f"{model}_postprocess", "input_map": logits, "output_map": {"num_instances": "n"}}
+        return {
+            "name": model,
+            "input": [{"name": "image", "data_type": "TYPE_STRING"}],
+            "output": [{"name": "num_instances"}],
+            "ensemble_scheduling": {"step": [step]},
+        }
+
+    async def infer(self, request):
+        if request.model == "gone":
+            raise ModelNotFound("'gone' is not found")
+        return await super().infer(request)
+
+
+def test_the_models_of_a_server_are_offered_and_a_choice_sets_the_controls():
+    models = Models(Several(), first="cells", timeout=1)
+    assert models.names == ["cells", "parts"]
+    threshold, classes = choose(models, "parts")
+    assert (threshold.value, classes.value, classes.visible) == (0.25, [], False)
+    problem, picture, *_ = answer(models, "parts", SCENE, 0.3, [])
+    assert not problem.visible
+    assert picture.size == Image.open(SCENE).size
+    assert models.client("parts").model == "parts"
+
+
+def test_a_model_that_has_gone_gives_a_notice_and_leaves_the_controls():
+    models = Models(Several(), first="cells", timeout=1)
+    assert choose(models, "gone") == (gradio.skip(), gradio.skip())
+    problem, picture, *_ = answer(models, "gone", SCENE, 0.3, [])
+    assert "gone&#x27; is not found" in problem.value
+    assert picture is None
+
+
+def test_a_server_that_does_not_tell_its_models_has_one():
+    assert Models(Told(), first="parts", timeout=1).names == ["parts"]
 
 
 class TestCommand:

@@ -37,8 +37,8 @@ def demo(
 ) -> None:
     """Try a server in the browser.
 
-    Drop an image, move the minimum score, choose classes. The page shows the instances and the time of each step on
-    the server. It works without the internet and sends images to the server only. Ctrl-C stops the page.
+    Drop an image, move the minimum score, choose a model and classes. The page shows the instances and the time of each
+    step on the server. It works without the internet and sends images to the server only. Ctrl-C stops the page.
 
     Exit code: 0 stopped; 1 the server does not answer, or the port is taken; 2 wrong usage.
     """
@@ -82,11 +82,11 @@ def _serving(
 ) -> Iterator[str]:
     """Serve the page until the block ends, and give its address; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from m2f_client.page.timed_client import TimedClient  # noqa: PLC0415
+    from m2f_client.page.models import Models  # noqa: PLC0415
 
-    with closing(TimedClient(connect(endpoint), model=model, timeout=timeout)) as client:
+    with closing(Models(connect(endpoint), first=model, timeout=timeout)) as models:
         os.environ.update(no_proxy="*", NO_PROXY="*")  # from here on for Gradio, which asks its own page if it is there
         from m2f_client.page.page import served  # noqa: PLC0415 (gradio takes seconds to import)
 
-        with served(client, images, host=host, port=port) as address:
+        with served(models, images, host=host, port=port) as address:
             yield address

@@ -15,6 +15,7 @@ from PIL import Image
 
 from m2f.errors import M2FError
 from m2f.limits import MAX_IMAGE_BYTES
+from m2f_client.page.models import Models
 from m2f_client.page.picture import draw
 from m2f_client.page.tables import CSS, instances_table, latency_table, notice
 from m2f_client.page.timed_client import TimedClient
@@ -25,35 +26,33 @@ Shown = tuple[Any, Image.Image | None, str, str]
 """The parts of the page that a request changes: notice, picture, instances, latency."""
 
 
-def build(client: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
+def build(models: Models, examples: Sequence[Path]) -> gr.Blocks:
     """Return the page.
 
     Every change of a control sends a request, instead of filtering on the page: only the server knows its own settings
     (NMS, caps), and the page shows the time of exactly this request.
 
     Args:
-        client: the client to ask.
+        models: the models to choose from.
         examples: images offered as examples; may be empty.
     """
 
-    def ask(path: str | None, threshold: float, classes: list[int]) -> Shown:
+    def ask(path: str | None, threshold: float, classes: list[int], name: str) -> Shown:
         if path is None:
             return gr.HTML(visible=False), None, "", ""
-        return answer(client, Path(path), threshold, classes)
+        return answer(models, name, Path(path), threshold, classes)
 
+    first, several = models.names[0], len(models.names) > 1
     with gr.Blocks(title="m2f demo", analytics_enabled=False, delete_cache=(_KEEP_S, _KEEP_S)) as page:
-        gr.Markdown(f"### `{client.model}` at `{client.url}`")
+        gr.Markdown(f"### `{models.url}`" if several else f"### `{first}` at `{models.url}`")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 image = gr.File(
                     label="Image: JPEG, PNG, WebP, TIFF, BMP, ...", file_types=["image"], type="filepath", height=130
                 )
                 chosen = _examples(examples)
-                threshold = gr.Slider(0, 1, client.score_threshold, step=0.01, label="Minimum score")
-                names = [(name, index) for index, name in enumerate(client.class_names or ())]
-                classes = gr.Dropdown(
-                    names, value=[], multiselect=True, label="Classes", info="None chosen: all", visible=bool(names)
-                )
+                model = gr.Dropdown(models.names, value=first, label="Model", visible=several)
+                threshold, classes = _controls(models.client(first))
             with gr.Column(scale=3, min_width=300):
                 problem = gr.HTML(visible=False, elem_classes="m2f-html", apply_default_css=False)
                 picture = gr.Image(
@@ -69,17 +68,37 @@ def build(client: TimedClient, examples: Sequence[Path]) -> gr.Blocks:
             chosen.click(
                 lambda index: str(examples[index]), chosen, image, show_progress="hidden", api_visibility="private"
             )
-        gr.on(
-            [image.change, threshold.change, classes.change],
-            ask,
-            [image, threshold, classes],
-            [problem, picture, found, spent],
-            show_progress="minimal",
-            trigger_mode="always_last",
-            api_name="ask",
-            api_visibility="undocumented",
-        )
+        asking = {
+            "fn": ask,
+            "inputs": [image, threshold, classes, model],
+            "outputs": [problem, picture, found, spent],
+            "show_progress": "minimal",
+            "trigger_mode": "always_last",
+        }
+        gr.on([image.change, threshold.change, classes.change], **asking, api_name="ask", api_visibility="undocumented")
+        model.change(
+            lambda name: choose(models, name), model, [threshold, classes], show_progress="hidden",
+            api_visibility="private",
+        ).then(**asking, api_visibility="private")  # fmt: skip
     return page
+
+
+def _controls(client: TimedClient) -> tuple[gr.Slider, gr.Dropdown]:
+    """Return the controls that depend on the model, as they are before somebody moves them."""
+    threshold = gr.Slider(0, 1, client.score_threshold, step=0.01, label="Minimum score")
+    names = [(name, index) for index, name in enumerate(client.class_names or ())]
+    classes = gr.Dropdown(
+        names, value=[], multiselect=True, label="Classes", info="None chosen: all", visible=bool(names)
+    )
+    return threshold, classes
+
+
+def choose(models: Models, name: str) -> tuple[Any, Any]:
+    """Return the controls for another model; unchanged if the model does not answer, as the next request will say."""
+    try:
+        return _controls(models.client(name))
+    except M2FError:
+        return gr.skip(), gr.skip()
 
 
 def _examples(examples: Sequence[Path]) -> gr.Dataset | None:
@@ -92,11 +111,12 @@ def _examples(examples: Sequence[Path]) -> gr.Dataset | None:
     )
 
 
-def answer(client: TimedClient, path: Path, threshold: float, classes: Sequence[int]) -> Shown:
+def answer(models: Models, name: str, path: Path, threshold: float, classes: Sequence[int]) -> Shown:
     """Return what the page shows for an image: picture and tables, or a notice with the error."""
     if not path.is_file():
         return _refused("the page has deleted this image: choose it again")
     try:
+        client = models.client(name)
         found = client.ask(path, score_threshold=threshold, classes=classes)
         picture = draw(path, found.result, client.class_names)
     except M2FError as error:
@@ -116,13 +136,13 @@ def _theme() -> gr.themes.Base:
 
 
 @contextmanager
-def served(client: TimedClient, examples: Sequence[Path], *, host: str, port: int) -> Iterator[str]:
+def served(models: Models, examples: Sequence[Path], *, host: str, port: int) -> Iterator[str]:
     """Serve the page until the block ends, and give its address.
 
     The page loads nothing from other machines. At its end all uploads are deleted.
 
     Args:
-        client: the client to ask.
+        models: the models to choose from.
         examples: images offered as examples; may be empty.
         host: IP address or name to listen on.
         port: port to listen on; 0 picks a free one.
@@ -133,7 +153,7 @@ def served(client: TimedClient, examples: Sequence[Path], *, host: str, port: in
     host, port = _free_address(host, port)
     with tempfile.TemporaryDirectory(prefix="m2f_demo_") as uploads:
         os.environ.update(GRADIO_TEMP_DIR=uploads, GRADIO_ANALYTICS_ENABLED="False")
-        page = build(client, examples)
+        page = build(models, examples)
         try:
             yield _launch(page, host, port)
         finally:
