@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from staging import put
 
 try:
     import tomllib
@@ -31,6 +32,23 @@ LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "ca
 
 def load(path):
     return yaml.safe_load((DEPLOY / path).read_text())
+
+
+def locked_down(*command):
+    """Run a command as the image does: user 1000 without capabilities, on a read-only disk, with /tmp and /dev/shm."""
+    setup = "mount -o remount,bind,ro / && mount -t proc proc /proc"
+    setup += "".join(f" && mount -t tmpfs -o noexec,nosuid,nodev tmpfs {folder}" for folder in ("/tmp", "/dev/shm"))
+    setup += " && cd /tmp"
+    user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--", *command]
+    own = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--"]
+    return [*own, "sh", "-c", f'{setup} && exec "$@"', "sh", *user]
+
+
+def can_lock_down():
+    if not shutil.which("unshare"):
+        return False
+    command = locked_down(sys.executable, "-c", "pass")  # which a fresh /tmp hides, if it is in there
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -137,6 +155,32 @@ def test_tensors_have_room():
     assert named["m2f"]["resources"]["limits"]["memory"] == f"{service['mem_limit'].removesuffix('g')}Gi"
 
 
+def test_the_folder_above_the_repository_is_mounted():
+    _, named = containers()
+    service = load("compose.yaml")["services"]["m2f"]
+    (image,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    for arguments in (named["m2f"]["args"], service["command"], json.loads(image)):
+        assert option(arguments, "--model-repository") == "/models/repository"
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in named["m2f"]["volumeMounts"]
+    assert [volume.rpartition("}")[2] for volume in service["volumes"]] == [":/models:ro"]
+
+
+@pytest.mark.skipif(not can_lock_down(), reason="no user namespaces here")
+@pytest.mark.parametrize(("mounted", "is_seen"), [("", True), ("repository", False)])
+def test_an_export_on_the_host_is_seen_through_that_mount(mounted, is_seen, tmp_path):
+    models, place = tmp_path / "models", tmp_path / "container" / mounted
+    place.mkdir(parents=True)
+    put(models / "repository", content="old")
+    shows = 'mount --bind "$1" "$2" && echo mounted && read line && cat "$3/mask2former/config.pbtxt"'
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "--", "sh", "-c", shows, "sh"]
+    command = [*inside, models / mounted, place, tmp_path / "container/repository"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as container:
+        assert container.stdout.readline() == "mounted\n"
+        put(models / "repository", content="new")
+        seen, _ = container.communicate("\n", timeout=60)
+    assert (seen == "new") == is_seen
+
+
 def test_compose_is_as_strict():
     services = load("compose.yaml")["services"]
     for service in services.values():
@@ -182,23 +226,6 @@ def test_bodies_have_room():
         int(limit.removesuffix("Gi")) * 1024 > 2 * int(megabytes) * int(requests) + 512
     )  # njs copies what came by HTTP/2
     assert load("compose.yaml")["services"]["front"]["mem_limit"] == limit.removesuffix("i").lower()
-
-
-def locked_down(*command):
-    """Run a command as the image does: user 1000 without capabilities, on a read-only disk, with /tmp and /dev/shm."""
-    setup = "mount -o remount,bind,ro / && mount -t proc proc /proc"
-    setup += "".join(f" && mount -t tmpfs -o noexec,nosuid,nodev tmpfs {folder}" for folder in ("/tmp", "/dev/shm"))
-    setup += " && cd /tmp"
-    user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--", *command]
-    own = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--"]
-    return [*own, "sh", "-c", f'{setup} && exec "$@"', "sh", *user]
-
-
-def can_lock_down():
-    if not shutil.which("unshare"):
-        return False
-    command = locked_down(sys.executable, "-c", "pass")  # which a fresh /tmp hides, if it is in there
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.server
