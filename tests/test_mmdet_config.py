@@ -279,8 +279,6 @@ BASE = "_base_ = ['mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py']\n"
         ("_base_ = 'nobody::c.py'", r"c\.py is not a configuration .*mmdet::"),
         (BASE + "model = 3", r"c\.py: its model has no 'type'"),
         (BASE + "model = dict(_delete_=True)", r"c\.py: its model has no 'type'; allowed: Mask2Former"),
-        (BASE + "model = dict(data_preprocessor=dict(_delete_=True, type='DetDataPreprocessor'))",
-         r"c\.py: model\.data_preprocessor\.pad_size_divisor is 1; allowed: a multiple of 32"),
         (BASE + "test_dataloader = dict(dataset=dict(_delete_=True, pipeline=[]))",
          r"dataset\.pipeline is \[\]; allowed: a list of steps"),
         ("custom_imports = dict(imports=['nobodys_module'])",

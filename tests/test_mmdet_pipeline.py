@@ -262,15 +262,11 @@ REFUSED = [
         ({"std": "[58, 0, 57]"}, "std is .* other than 0"), ({"std": "[float('inf')]"}, "std is"),
         ({"pad_value": "None"}, "pad_value is None; allowed: a number"), ({"pad_value": "[0, 0, 0]"}, "pad_value is"),
         ({"pad_value": "True"}, "pad_value is True"), ({"pad_value": "float('inf')"}, "pad_value is inf"),
-        ({"pad_size_divisor": None}, "pad_size_divisor is 1; allowed: a multiple of 32"),
-        ({"pad_size_divisor": "48"}, "pad_size_divisor is 48; allowed: a multiple of 32"),
         ({"pad_size_divisor": "0"}, "pad_size_divisor is 0; allowed: a whole number from 1 to 4096"),
         ({"pad_size_divisor": "-32"}, "pad_size_divisor is -32"),
         ({"pad_size_divisor": "32.0"}, r"pad_size_divisor is 32\.0"),
         ({"pad_size_divisor": "None"}, "pad_size_divisor is None"),
         ({"pad_size_divisor": "10**9"}, "pad_size_divisor is"),
-        ({"pad_size_divisor": "1", "pipeline": resized("scale=(90, 50)")},
-         "pad_size_divisor is 1; allowed: a multiple of 32, for images of 90 x 50"),
         ({"bgr_to_rgb": "1"}, "bgr_to_rgb is 1; allowed: true or false"),
         ({"rgb_to_bgr": "'no'"}, "rgb_to_bgr is 'no'"),
         ({"to_rgb": "True"}, "to_rgb is not an option that m2f export knows; allowed: mean, std, bgr_to_rgb"),
@@ -290,6 +286,21 @@ def test_what_cannot_be_reproduced_is_refused_by_file_and_key(options, message, 
 
     with pytest.raises(ExportError, match=rf"c\.py: .*{message}"):
         describe_mmdet(write_config(tmp_path, **options))
+
+
+@pytest.mark.parametrize(("options", "size", "divisor", "note"), [
+    ({"pad_size_divisor": None}, None, 32, "does not pad images; the server pads them to multiples of 32"),
+    ({"pad_size_divisor": "48"}, None, 96, "pads images to multiples of 48; the server pads them to multiples of 96"),
+    ({"pad_size_divisor": "64"}, None, 64, None),
+    ({"pad_size_divisor": "1", "pipeline": resized("scale=(90, 50)")}, (64, 96), 32, "does not pad images; the server"),
+    ({"pad_size_divisor": "48", "pipeline": resized("scale=(90, 50)")}, (96, 96), 96, None),
+])  # fmt: skip
+def test_images_are_padded_to_multiples_of_32(options, size, divisor, note, tmp_path):
+    from m2f_export.sources.mmdetection import describe_mmdet
+
+    source = describe_mmdet(write_config(tmp_path, **options))
+    assert (source.preprocessing.input_size, source.preprocessing.pad_divisor) == (size, divisor)
+    assert [note in said for said in source.notes] == [True] * (note is not None)
 
 
 @pytest.mark.parametrize(("middle", "size"), [

@@ -20,6 +20,8 @@ CONFIGS = [
     "mask2former_swin-b-p4-w12-384_8xb2-lsj-50e_coco-panoptic",
     "mask2former_swin-b-p4-w12-384-in21k_8xb2-lsj-50e_coco-panoptic",
     "mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic",
+    "maskformer_r50_ms-16xb1-75e_coco",
+    "maskformer_swin-l-p4-w12_64xb1-ms-300e_coco",
 ]
 END_TO_END = {CONFIGS[0], CONFIGS[4]}  # R50, Swin-T: to a repository, through Triton, with the head
 
@@ -28,7 +30,7 @@ def official(name, folder):
     """Write a configuration that is the official one, but for weights to fetch and the size of the test images."""
     path = folder / f"{name}.py"
     path.write_text(f"""
-_base_ = ["mmdet::mask2former/{name}.py"]
+_base_ = ["mmdet::{name.partition("_")[0]}/{name}.py"]
 model = dict(backbone=dict(init_cfg=None))
 test_dataloader = dict(dataset=dict(pipeline=[dict(type="Resize", scale=(512, 320), keep_ratio=True)]))
 """)
@@ -38,8 +40,9 @@ test_dataloader = dict(dataset=dict(pipeline=[dict(type="Resize", scale=(512, 32
 def test_the_list_is_complete():
     import mmdet
 
-    folder = Path(mmdet.__file__).parent / ".mim" / "configs" / "mask2former"
-    assert {path.stem for path in folder.glob("*.py")} == set(CONFIGS)
+    configs = Path(mmdet.__file__).parent / ".mim/configs"
+    folders = [configs / name for name in ("mask2former", "maskformer")]
+    assert {path.stem for folder in folders for path in folder.glob("*.py")} == set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -23,9 +23,8 @@ from m2f_export.sources.detectron2_datasets import classes_of
 from m2f_export.sources.detectron2_maskformer import MASKFORMER, is_maskformer, maskformer
 from m2f_export.sources.detectron2_names import MASK2FORMER, OriginalNames, Renames
 from m2f_export.sources.detectron2_network import mask2former
-from m2f_export.sources.maskformer import padded
 from m2f_export.sources.mmdet_options import Table
-from m2f_export.sources.mmdet_pipeline import DIVISOR, Preparation, pixel_of, within_limits
+from m2f_export.sources.mmdet_pipeline import DIVISOR, Preparation, padded, pixel_of, within_limits
 from m2f_export.sources.mmdetection import SMALL_MODEL, Network, build_model
 
 from mmengine.config import Config  # isort: skip (after the stand-in for mmcv's operators)
@@ -149,9 +148,7 @@ def _notes(config: Detectron2Config, stated: dict[str, Any], trained_on: Any, *,
     notes = []
     if not named:
         data_set = trained_on[0] if trained_on else "none"
-        notes.append(
-            f"{config.file}: the classes of the data set {data_set} are not known; they are served without names"
-        )
+        notes.append(f"{config.file}: the classes of the data set {data_set} are not known")
     if not stated["PANOPTIC_ON"] and not stated["INSTANCE_ON"]:
         notes.append(
             f"{config.file}: a semantic model; ask for the output 'semantic': instances are regions of a class"

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from m2f.limits import MAX_CLASSES, MAX_QUERIES
-from m2f.parameters import is_int
 from m2f.settings import Settings
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import MAX_JSON_BYTES, check_file
 from m2f_export.quiet import quiet
 from m2f_export.sources import mmdet_options as options
 from m2f_export.sources.base import checked_names
-from m2f_export.sources.maskformer import padded
 from m2f_export.sources.mmcv_ops import ensure_mmcv_ops
 from m2f_export.sources.mmdet_options import Place, class_of, named, read_options, whole_number
 from m2f_export.sources.mmdet_pipeline import Preparation, read_preparation
@@ -133,9 +131,6 @@ def describe(settings: Config, file: Path) -> Described:
     assert architecture is not None  # else refused
     num_things, num_classes = _classes(model, place)
     preprocessor, preprocessor_at = _preprocessor(settings, file)
-    notes: tuple[str, ...] = ()
-    if architecture is MaskFormer:
-        preprocessor, notes = _padded(preprocessor, file)
     found = [
         (
             read_preparation(*_pipeline(dataset, at, settings), preprocessor, preprocessor_at),
@@ -156,7 +151,7 @@ def describe(settings: Config, file: Path) -> Described:
         num_classes=num_classes,
         stated_names=stated_names,
         usual_names=usual_names,
-        notes=notes,
+        notes=preparation.notes,
     )
 
 
@@ -251,17 +246,6 @@ def _preprocessor(settings: Config, file: Path) -> tuple[object, Place]:
     if "data_preprocessor" in settings.model or "data_preprocessor" not in settings:
         return settings.model.get("data_preprocessor", {}), Place(file, "model").at("data_preprocessor")
     return settings["data_preprocessor"], place
-
-
-def _padded(preprocessor: object, file: Path) -> tuple[object, tuple[str, ...]]:
-    """Return the data preprocessor of a MaskFormer with another padding, and what to say of it."""
-    if not isinstance(preprocessor, Mapping):
-        return preprocessor, ()  # refused by its reader
-    divisor = preprocessor.get("pad_size_divisor", 1)
-    if not is_int(divisor) or divisor < 1:
-        return preprocessor, ()  # as above
-    wider, notes = padded(divisor, file)
-    return {**preprocessor, "pad_size_divisor": wider}, notes
 
 
 def _stated_names(metainfo: object, place: Place, num_classes: int) -> tuple[str, ...]:

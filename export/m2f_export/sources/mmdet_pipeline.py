@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from m2f import size_steps
@@ -66,10 +67,12 @@ class Preparation(NamedTuple):
     Attributes:
         preprocessing: up to normalised RGB.
         takes_bgr: whether the network takes BGR instead.
+        notes: where the server prepares images in another way, each in a sentence.
     """
 
     preprocessing: Preprocessing
     takes_bgr: bool
+    notes: tuple[str, ...] = ()
 
 
 class _Stated(NamedTuple):
@@ -104,7 +107,7 @@ def read_preparation(pipeline: object, at: Place, preprocessor: object, preproce
         mean, std = mean[::-1], std[::-1]
     padding = pixel_of(values["pad_value"], mean, std)
     steps = [_step(each, floats=load["to_float32"], grey=grey) for each in stated]
-    size, divisor = _input(steps, values["pad_size_divisor"], preprocessor_at.at("pad_size_divisor"))
+    size, divisor, notes = _input(steps, values["pad_size_divisor"], preprocessor_at.file)
     resize, then = size_steps.Resize(), steps
     if steps and isinstance(steps[0], size_steps.Resize):
         resize, then = steps[0], steps[1:]
@@ -122,7 +125,7 @@ def read_preparation(pipeline: object, at: Place, preprocessor: object, preproce
         mean=mean,
         std=std,
     )
-    return Preparation(preprocessing, takes_bgr)
+    return Preparation(preprocessing, takes_bgr, notes)
 
 
 # --- the pipeline ----------------------------------------------------------------------------------------------------
@@ -232,26 +235,37 @@ def _as_json(step: size_steps.Resize | size_steps.Pad) -> dict[str, Any]:
 # --- the input -------------------------------------------------------------------------------------------------------
 
 
-def _input(steps: _Steps, divisor: int, place: Place) -> tuple[SizeHW | None, int]:
-    """Return the input's size (None if it is free), and what divides its edges.
+def _input(steps: _Steps, divisor: int, file: Path) -> tuple[SizeHW | None, int, tuple[str, ...]]:
+    """Return the input's size (None if it is free), what divides its edges, and what to say of that.
 
     Args:
         steps: the steps that change the size of an image.
         divisor: the configuration's `pad_size_divisor`.
-        place: the divisor's key, for messages.
+        file: the configuration's file, for people.
     """
     size, multiple = _outcome(steps)
-    if size is not None:
-        height, width = size
-        size = size_steps.round_up(height, width, divisor)
-        if any(side % DIVISOR for side in size):
-            raise place.refusal(divisor, f"a multiple of {DIVISOR}, for images of {width} x {height}")
-        return size, math.lcm(DIVISOR, divisor)
+    wider, notes = padded(divisor, file)
+    if size is None:
+        return None, wider, () if multiple % wider == 0 else notes  # the last step may pad to it
+    own = size_steps.round_up(*size, divisor)
+    return size_steps.round_up(*own, DIVISOR), wider, notes if any(side % DIVISOR for side in own) else ()
+
+
+def padded(divisor: int, file: Path) -> tuple[int, tuple[str, ...]]:
+    """Return a multiple of 32 that images are padded to, and what to say of it.
+
+    Official configurations of MaskFormer do not pad images: those of mmdetection and MMSegmentation, and the original's
+    for COCO. Neither does mmdetection's default. Such a network takes any size. The server pads to multiples of 32.
+
+    Args:
+        divisor: what the configuration pads to.
+        file: the configuration's file, for people.
+    """
     if divisor % DIVISOR == 0:
-        return None, divisor
-    if math.lcm(DIVISOR, divisor) > multiple or multiple % math.lcm(DIVISOR, divisor):
-        raise place.refusal(divisor, f"a multiple of {DIVISOR}: the network halves its input five times")
-    return None, math.lcm(DIVISOR, divisor)  # the last step pads to it
+        return divisor, ()
+    wider = math.lcm(divisor, DIVISOR)
+    stated = f"pads images to multiples of {divisor}" if divisor > 1 else "does not pad images"
+    return wider, (f"{file} {stated}; the server pads them to multiples of {wider}",)
 
 
 def _outcome(steps: _Steps) -> tuple[SizeHW | None, int]:

@@ -92,23 +92,22 @@ def _described(config: Path) -> tuple[Config, Described]:
     settings = read_config(config)
     if not is_segmentor(settings.model):
         return settings, describe(settings, config)
-    detector, notes = as_detector(settings, config)
-    return detector, _as_segmentor(describe(detector, config), notes)
+    detector = as_detector(settings, config)
+    return detector, _as_segmentor(describe(detector, config))
 
 
-def _as_segmentor(described: Described, notes: tuple[str, ...]) -> Described:
+def _as_segmentor(described: Described) -> Described:
     """Return what is said of MMSegmentation's model.
 
     Args:
         described: what is said of the model in mmdetection, by `describe`.
-        notes: as `as_detector` returned them.
     """
     architecture = described.kind.split()[-1]
     return described._replace(
         kind=f"MMSegmentation {architecture}",
         head=HEAD,
         settings=replace(described.settings, semantic_resize="scores"),
-        notes=(*described.notes, *notes, "the model is for semantic segmentation: ask for the output 'semantic'"),
+        notes=(*described.notes, "the model is for semantic segmentation: ask for the output 'semantic'"),
     )
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from m2f.limits import MAX_CLASSES, MAX_QUERIES
 from m2f.parameters import Allowed
-from m2f_export.sources.maskformer import padded
 from m2f_export.sources.mmdet_options import NO_EFFECT, Option, Place, Table, only, read_options, whole_number
 
 if TYPE_CHECKING:
@@ -65,8 +64,8 @@ def is_segmentor(model: Mapping[str, Any]) -> bool:
     return _name(model["type"]) == SEGMENTOR
 
 
-def as_detector(settings: Config, file: Path) -> tuple[Config, tuple[str, ...]]:
-    """Return the configuration of mmdetection's model with the same network and the same images, and what to say of it.
+def as_detector(settings: Config, file: Path) -> Config:
+    """Return the configuration of mmdetection's model with the same network and the same images.
 
     Args:
         settings: the configuration of an `EncoderDecoder`.
@@ -85,7 +84,7 @@ def as_detector(settings: Config, file: Path) -> tuple[Config, tuple[str, ...]]:
     owner, at = (settings, Place(file, "data_preprocessor"))
     if "data_preprocessor" in settings.model or "data_preprocessor" not in settings:
         owner, at = settings.model, place.at("data_preprocessor")
-    owner["data_preprocessor"], notes = _preprocessor(owner.get("data_preprocessor", {}), at)
+    owner["data_preprocessor"] = _preprocessor(owner.get("data_preprocessor", {}), at)
     settings.model = {
         "type": architecture,
         "backbone": _backbone(model["backbone"], place.at("backbone")),
@@ -93,7 +92,7 @@ def as_detector(settings: Config, file: Path) -> tuple[Config, tuple[str, ...]]:
         "panoptic_fusion_head": {"type": "MaskFormerFusionHead", **counts},
         **({"data_preprocessor": settings.model.data_preprocessor} if owner is settings.model else {}),
     }
-    return settings, notes
+    return settings
 
 
 def _as_in_mmdetection(value: Any) -> Any:
@@ -157,14 +156,13 @@ def _backbone(stated: Mapping[str, Any], place: Place) -> dict[str, Any]:
     return options
 
 
-def _preprocessor(stated: object, place: Place) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the options of mmdetection's data preprocessor, and what to say of them."""
+def _preprocessor(stated: object, place: Place) -> dict[str, Any]:
+    """Return the options of mmdetection's data preprocessor."""
     values = read_options(stated, _PREPROCESSOR, place)
     assert isinstance(stated, Mapping)  # else refused
     if (kind := _name(stated.get("type", "SegDataPreProcessor"))) != "SegDataPreProcessor":
         raise place.at("type").refusal(kind, "'SegDataPreProcessor'")
     padding = read_options(values["test_cfg"] or {}, _PADDING, place.at("test_cfg"))
     kept = {key: stated[key] for key in ("mean", "std", "bgr_to_rgb", "rgb_to_bgr") if key in stated}
-    divisor, notes = padded(padding["size_divisor"] or 1, place.file)
-    padding = {"pad_value": values["pad_val"], "pad_size_divisor": divisor}
-    return {"type": "DetDataPreprocessor", **kept, **padding}, notes
+    padding = {"pad_value": values["pad_val"], "pad_size_divisor": padding["size_divisor"] or 1}
+    return {"type": "DetDataPreprocessor", **kept, **padding}
