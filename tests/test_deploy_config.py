@@ -228,7 +228,7 @@ def test_a_deploy_config_is_utf_8(tmp_path, encoding):
     if encoding == "utf-8-sig":
         assert read_deploy_config(path).settings.score_threshold == 0.8
     else:
-        with pytest.raises(ExportError, match=r"deploy_config\.json is not JSON: it is not UTF-8"):
+        with pytest.raises(ExportError, match=r"deploy_config\.json is not text in UTF-8"):
             read_deploy_config(path)
 
 

@@ -12,7 +12,6 @@ transformers = pytest.importorskip("transformers")
 from huggingface_models import MASK2FORMER, build, save  # noqa: E402
 
 from m2f_export.export_errors import ExportError  # noqa: E402
-from m2f_export.pipeline import with_stuff  # noqa: E402
 from m2f_export.sources.huggingface import load_huggingface  # noqa: E402
 from m2f_export.sources.huggingface_things import read_things  # noqa: E402
 
@@ -87,22 +86,6 @@ def test_a_file_outside_the_folder_is_not_read(tmp_path):
     inside.mkdir()
     for name in ("../classes.json", str(tmp_path / "classes.json"), "nowhere.json", 7):
         assert read(inside, processor={"class_info_file": name}) is None
-
-
-@pytest.mark.parametrize(
-    ("stuff", "things"),
-    [
-        ("sky, grey", {0, 2}),
-        ("cat,1", {2}),
-        ('["sky, grey", 0]', {2}),
-        ("2", {0, 1}),
-        ("[]", {0, 1, 2}),
-        ("", {0, 1, 2}),
-    ],
-)
-def test_stuff_is_given_by_names_or_indices(folder, stuff, things):
-    source = load_huggingface(folder)
-    assert with_stuff(source, stuff).facts.thing_classes == things
 
 
 def test_an_unknown_class_is_named(folder, tmp_path):

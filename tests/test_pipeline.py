@@ -33,6 +33,8 @@ def test_an_engine_is_built_beside_the_graph(exported):
     assert not (target / "mask2former_engine/1/model.plan").exists()
     assert engine["target"] == "26.07-py3"
     assert "TensorRT-RTX" in engine["target_message"]
+    assert engine["profile"] == report["profile"]
+    assert engine["comparison"] is None  # no GPU runs it
     assert (target.parent / "timing.cache").stat().st_size > 0
 
 

@@ -223,7 +223,7 @@ def test_one_at_a_time_and_what_a_killed_one_leaves(served):
     before, number = versions(served), serving(served)
     process = subprocess.Popen(command(served), stderr=subprocess.PIPE, text=True)
     assert "loading" in process.stderr.readline()
-    with pytest.raises(RolloutError, match="another rollout is under way"):
+    with pytest.raises(RolloutError, match="another rollout, or m2f engine, is under way"):
         roll(served, GOOD)
     process.send_signal(signal.SIGKILL)
     process.communicate()

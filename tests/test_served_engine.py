@@ -1,14 +1,22 @@
 """`m2f engine`: an export's engine, built where it will run. Here TensorRT-RTX builds; no GPU runs what it builds."""
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from exports import compare_on, m2f_export
 from lean_environment import lean_environment
+from sources import CHECKPOINT, CONFIG
 
 from m2f_cli.main import main
+from m2f_export.export_errors import ExportError
+
+ROOT = Path(__file__).parents[1]
 
 ABSENT = ("torch", "mmdet", "transformers", "tritonclient")
 
@@ -52,7 +60,8 @@ def test_it_is_built_without_torch_and_mmdetection(repository, tmp_path):
 
 def exports(folder, *names):
     for name in names:
-        (folder / name).mkdir(parents=True)
+        (folder / f"{name}_engine/1").mkdir(parents=True)
+        (folder / name).mkdir()
         (folder / name / "export.json").write_text("{}")
     return folder
 
@@ -70,6 +79,49 @@ def test_what_is_not_there_is_named(names, arguments, message, tmp_path):
     code, output = m2f_engine(exports(tmp_path, *names), *arguments)
     assert code == 1
     assert message in output
+
+
+def test_repositories_that_no_export_made_are_named(tmp_path):
+    shipped = ROOT / "model_repository"
+    before = sorted(shipped.rglob("*"))
+    (tmp_path / "old/mask2former").mkdir(parents=True)
+    (tmp_path / "old/export.json").write_text("{}")
+    (tmp_path / "half/parts").mkdir(parents=True)
+    (tmp_path / "half/parts/export.json").write_text("{}")
+    for repository, message in (
+        (shipped, "no export in it (a folder with export.json); m2f export makes one. Its models were not made by"),
+        (tmp_path / "old", "holds an export of an earlier version: run the m2f export command that made it again"),
+        (tmp_path / "half", "half/parts_engine: no such folder, though"),
+        (tmp_path / "gone", "gone: no such folder"),
+    ):
+        code, output = m2f_engine(repository)
+        assert (code, output.count("\n")) == (1, 1)
+        assert message in output
+    assert sorted(shipped.rglob("*")) == before
+
+
+def test_it_waits_for_an_export_and_reads_what_that_has_put_there(tmp_path):
+    """The first report lacks everything; the one that is there after the wait lacks only the number of classes."""
+    from m2f_export.served_engine import build_in_repository
+
+    mine = exports(tmp_path / "mine", "parts")
+    descriptor = os.open(mine / "parts_engine", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    said = []
+
+    def finish_the_export(line):
+        said.append(line)
+        newer = exports(tmp_path / "newer", "parts")
+        (newer / "parts/export.json").write_text(
+            '{"thing_classes": [], "source": "", "preprocessing": {"scale": null}}'
+        )
+        mine.rename(tmp_path / "older")
+        newer.rename(mine)
+        os.close(descriptor)
+
+    with pytest.raises(ExportError, match="KeyError: 'classes'"):
+        build_in_repository(mine, name=None, images=[], target=None, timing_cache=None, say=finish_the_export)
+    assert said == [f"waiting for another command that changes {mine / 'parts_engine'}"]
 
 
 class Runner:
@@ -117,6 +169,20 @@ def test_an_engine_that_agrees_is_put_in_place(repository):
 
 
 @pytest.mark.more
+@pytest.mark.usefixtures("on_a_gpu")
+def test_it_is_built_for_the_version_that_triton_serves(repository):
+    engine = repository / "mask2former_engine"
+    shutil.copytree(engine / "1", engine / "10")
+    shutil.copytree(engine / "1", engine / "9")
+    assert m2f_engine(repository)[0] == 0
+    assert [path.parent.name for path in engine.glob("*/model.plan")] == ["10"]
+    (engine / "11").mkdir()
+    code, output = m2f_engine(repository)
+    assert code == 1
+    assert "11/model.onnx: no such file, and Triton serves the newest version" in output
+
+
+@pytest.mark.more
 def test_an_engine_that_drifts_is_not_put_in_place(repository, on_a_gpu):
     on_a_gpu.setattr(Runner, "moved", 20.0)
     before = (repository / "mask2former/export.json").read_bytes()
@@ -125,3 +191,13 @@ def test_an_engine_that_drifts_is_not_put_in_place(repository, on_a_gpu):
     assert "TensorRT drifts from what came before it" in output
     assert sorted(path.name for path in (repository / "mask2former_engine/1").iterdir()) == ["model.onnx", "model.py"]
     assert (repository / "mask2former/export.json").read_bytes() == before
+
+
+@pytest.mark.more
+def test_an_export_whose_engine_drifts_writes_nothing(tmp_path, on_a_gpu):
+    on_a_gpu.setattr(Runner, "moved", 20.0)
+    pictures = compare_on(sorted((ROOT / "examples/images").glob("scene_1*")))
+    done = m2f_export(CONFIG, CHECKPOINT, "--repository", tmp_path / "mine", "--size", 256, 256, "--engine", *pictures)
+    assert done.exit_code == 1
+    assert "TensorRT drifts from what came before it" in done.output
+    assert list(tmp_path.iterdir()) == []

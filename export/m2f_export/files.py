@@ -75,11 +75,11 @@ def listing(folder: Path) -> list[str]:
         raise ExportError(f"{folder} cannot be read: {error.strerror}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8.
 
     Raises:
-        ExportError: the file cannot be read, is larger than `MAX_JSON_BYTES`, is not JSON, or has a key twice.
+        ExportError: the file cannot be read, is larger than `MAX_JSON_BYTES`, or is not UTF-8.
     """
     check_file(path)
     try:
@@ -87,10 +87,23 @@ def read_json(path: Path) -> Any:
             content = file.read(MAX_JSON_BYTES + 1)
         if len(content) > MAX_JSON_BYTES:
             raise ExportError(f"{path} is larger than a configuration can be: {MAX_JSON_BYTES} bytes")
-        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique)
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ExportError(f"{path} is not JSON: it is not UTF-8 ({reason(error)})") from error
-    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{path} is not text in UTF-8: {reason(error)}") from error
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ExportError: see `read_text`; or the file is not JSON, or has a key twice.
+    """
+    content = read_text(path)
+    try:
+        return json.loads(content, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} is not JSON: {reason(error)}") from error
 
 

@@ -14,23 +14,23 @@ from typing import Any
 import onnx
 
 from m2f.agreement import CONFIDENT, Found
-from m2f.class_lists import ClassNames
 from m2f.contract import PUBLIC_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS, models_of
-from m2f.errors import InputError, M2FError
+from m2f.errors import M2FError
 from m2f.preprocess import Preprocessing
 from m2f.settings import INSTANCE_KEYS, Settings
 from m2f_export import repository_place, repository_writer
 from m2f_export.deploy_config import read_deploy_config
-from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
+from m2f_export.engine import Profile
 from m2f_export.export_errors import ExportError
 from m2f_export.graph import export_onnx, run_torch, with_input
 from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx
 from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
-from m2f_export.served_engine import PLAN, RTX_PLAN, engine_profile
+from m2f_export.served_engine import build_compared, engine_profile
 from m2f_export.sources.base import Source
 from m2f_export.sources.recognise import ONNX, recognise
+from m2f_export.stated_classes import with_names, with_stuff
 
 NOT_ON_CPU = "bf16"  # ONNX Runtime has no kernels for it on a CPU
 SHIPPED_THRESHOLD = 0.5  # without a deploy config: mmdetection's own threshold, 0, keeps a hundred instances an image
@@ -47,6 +47,7 @@ class ExportRequest:
         weights: the checkpoint of a configuration, or an ONNX file that was made from it; None for a folder.
         describe: the description of an ONNX file of any origin.
         task: the task of a Hugging Face OneFormer: `instance`, `panoptic` or `semantic`.
+        classes: text file of the class names, one a line; None: what the source says.
         stuff: names or indices of the stuff classes, comma-separated or a JSON list; None: what the source says.
         deploy_config: MMDeploy's deploy config; the attributes below override its values.
         layout: layout of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX keeps its own.
@@ -65,6 +66,7 @@ class ExportRequest:
     weights: Path | None = None
     describe: Path | None = None
     task: str | None = None
+    classes: Path | None = None
     stuff: str | None = None
     deploy_config: Path | None = None
     layout: str = "uint8_hwc"
@@ -194,24 +196,6 @@ def read_source(request: ExportRequest) -> Source:
     return describe_mmdet(request.model) if kind == "ONNX" else load_mmdet(request.model, request.weights)
 
 
-def with_stuff(source: Source, stuff: str) -> Source:
-    """Return the source with its stuff classes stated; all others are things.
-
-    Args:
-        source: the source.
-        stuff: names or indices, comma-separated or a JSON list; empty: there is no stuff.
-
-    Raises:
-        ExportError: the model does not have a class.
-    """
-    names, count = source.facts.class_names, source.num_classes
-    try:
-        labels = ClassNames(names, count).labels(stuff, key="--stuff") if stuff.strip() else []
-    except InputError as error:
-        raise ExportError(str(error)) from error
-    return replace(source, facts=replace(source.facts, thing_classes=frozenset(range(count)) - set(labels)))
-
-
 class _Export:
     """One run of an export: its request, its steps so far, and the ladder that its artefacts climb."""
 
@@ -246,23 +230,32 @@ class _Export:
             if not deploy.settings.export_postprocess_mask:
                 self.say(f"{request.deploy_config}: export_postprocess_mask is false: rle and masks will be empty")
         with self.step("read"):
-            source = read_source(request)
-            if request.stuff is not None:
-                source = with_stuff(source, request.stuff)
-            own = source.settings
-            if not source.states_threshold:
-                own = replace(own, score_threshold=SHIPPED_THRESHOLD)
-            source = replace(source, settings=deploy.settings_for(own) if deploy else own)
-            for note in source.notes:
-                self.say(note)
-            if source.facts.thing_classes is None:
-                self.say(f"{request.model} does not say which classes are stuff: all are served as things")
+            source = self._read()
         self._adopt(source, output) if source.network is None else self._trace(source, output)
         with self.step("batches against one by one"):
             check_batches(output, self.ladder.source.preprocessing)
         if precision not in (None, "fp32"):
             with self.step(precision):
                 self._convert(output, precision)
+
+    def _read(self) -> Source:
+        """Read the model, with what the request and the deploy config state in its place."""
+        request = self.request
+        source = read_source(request)
+        if request.classes:
+            source = with_names(source, request.classes)
+        if request.stuff is not None:
+            source = with_stuff(source, request.stuff)
+        own = source.settings
+        if not source.states_threshold:
+            own = replace(own, score_threshold=SHIPPED_THRESHOLD)
+        for note in source.notes:
+            self.say(note)
+        if not source.facts.class_names:
+            self.say(f"{request.model} does not name its classes: they are numbers, unless --classes FILE names them")
+        if source.facts.thing_classes is None:
+            self.say(f"{request.model} does not say which classes are stuff: all are served as things")
+        return replace(source, settings=self.deploy.settings_for(own) if self.deploy else own)
 
     def _trace(self, source: Source, output: Path) -> None:
         request = self.request
@@ -326,23 +319,20 @@ class _Export:
         self.ladder.check_head(path, known)
 
     def add_engine(self, folder: Path) -> dict[str, Any]:
-        """Build the engine from the graph in a folder; Triton does not load the name of a TensorRT-RTX plan."""
-        plan, target = folder / PLAN, self.request.target
-        built = build_engine(
-            load_onnx(folder / "model.onnx"),
-            plan,
+        """Build the engine from the graph in a folder, and compare it with the graph where it can run."""
+        made = build_compared(
+            folder / "model.onnx",
+            self.ladder.source,
             profile=self.profile(),
+            samples=self.ladder.samples,
+            target=self.request.target,
             timing_cache=self.request.timing_cache,
             workspace=self.deploy.max_workspace_size or None if self.deploy else None,
+            say=self.say,
         )
-        if built.backend == TENSORRT_RTX:
-            plan.rename(folder / RTX_PLAN)
-        message = None
-        if target or built.backend == TENSORRT_RTX:
-            message = check_target(built.backend, built.version, target or "")
-        if message:
-            self.say(message)
-        return {**asdict(built), "target": target, "target_message": message}
+        if made["target_message"]:
+            self.say(made["target_message"])
+        return made
 
     def profile(self) -> Profile:
         """Return the input sizes that an engine of this export is built for."""

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -53,14 +53,14 @@ def staged(target: Path, models: Sequence[str]) -> Iterator[Path]:
         try:
             _kept(target, models)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target.parent):
+            with locked(target.parent):
                 _sweep(target)
                 stage.mkdir()
-                held.enter_context(_locked(stage))
+                held.enter_context(locked(stage))
             yield stage
             for cache in list(stage.rglob("__pycache__")):  # of the server that tried it
                 shutil.rmtree(cache)
-            with _locked(target.parent):  # another export may have finished meanwhile
+            with locked(target.parent):  # another export may have finished meanwhile
                 _put_in_place(stage, target, _kept(target, models))
         except OSError as error:
             if error.errno == errno.ENOSPC:
@@ -154,10 +154,10 @@ def _put_in_place(stage: Path, target: Path, kept: list[Path]) -> None:
     if not target.exists():
         stage.rename(target)
         return
-    with ExitStack() as rollouts:
+    with ExitStack() as changes:  # of engines, by other commands
         for path in target.iterdir():
             if path.is_dir():
-                rollouts.enter_context(_locked(path))  # m2f rollout holds the lock of the engine that it changes
+                changes.enter_context(locked(path))
         for path in kept:
             _link(path, stage / path.name)
         _like(target, stage)
@@ -217,15 +217,33 @@ def _exchange_in_turn(one: Path, other: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; on a file system without locks, hold none."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def locked(folder: Path, *, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of a folder; on a file system without locks, hold none.
+
+    `m2f rollout` and `m2f engine` hold the lock of the engine that they change, and an export the locks of all models
+    while it exchanges the repository.
+
+    Args:
+        folder: the folder. If it is replaced during the wait, the lock of the new one is taken.
+        waits: called before the wait if another process holds the lock.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    while True:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waits()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def _sweep(target: Path) -> None:

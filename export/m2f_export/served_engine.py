@@ -23,14 +23,14 @@ from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
 from m2f_export import repository_writer
 from m2f_export.deploy_config import ShapeRange
-from m2f_export.engine import TENSORRT_RTX, Profile, build_engine, check_target
+from m2f_export.engine import TENSORRT, TENSORRT_RTX, Profile, build_engine, check_target
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import read_object
 from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, read_samples, run_onnx
 from m2f_export.onnx_files import INPUT, OUTPUTS, load_onnx
 from m2f_export.plan_runner import PlanRunner
 from m2f_export.precision import rounded
-from m2f_export.repository_place import REPORT
+from m2f_export.repository_place import REPORT, locked
 from m2f_export.sources.base import Source
 
 PLAN, RTX_PLAN = "model.plan", "model.rtx.plan"  # Triton loads the first name only
@@ -64,37 +64,81 @@ def build_in_repository(
             is replaced.
     """
     name = _export_name(repository, name)
-    path = repository / name / REPORT
-    report = read_object(path)
-    source = _source(report, path)
-    model = repository / model_name(name, "engine")
-    graph, cache = model / "1" / "model.onnx", timing_cache or model / "timing.cache"
-    profile = Profile(**report["profile"]) if "profile" in report else engine_profile(source.preprocessing, None)
-    say(trtexec_line(graph, profile, source.preprocessing, cache))
-    draft = graph.with_name(f".{PLAN}")
+    path, model = repository / name / REPORT, repository / model_name(name, "engine")
+    if not model.is_dir():
+        raise ExportError(f"{model}: no such folder, though {path} tells of its export; export the model again")
     try:
-        built = build_engine(load_onnx(graph), draft, profile=profile, timing_cache=cache)
-        say(f"{built.backend} {built.version}: built in {built.seconds:.0f} s, {built.size / 1e6:.0f} MB")
-        runner, comparison = _runner(draft, built.backend, say), None
-        if runner:
-            pictures = images or _pictures(report)
-            comparison = _compare(runner, graph, source, images=pictures, backend=built.backend)
-        draft.replace(graph.with_name(RTX_PLAN if built.backend == TENSORRT_RTX else PLAN))
+        with locked(model, waits=lambda: say(f"waiting for another command that changes {model}")):
+            report = read_object(path)  # an export may have replaced it during the wait
+            source = _source(report, path)
+            graph = _newest_graph(model)
+            profile = _profile(report, path) or engine_profile(source.preprocessing)
+            cache = timing_cache or model / "timing.cache"
+            say(trtexec_line(graph, profile, source.preprocessing, cache))
+            made = build_compared(
+                graph,
+                source,
+                profile=profile,
+                samples=read_samples(source, images or _pictures(report)),
+                target=target,
+                timing_cache=cache,
+                say=say,
+            )
+            _write_report(path, {**report, "engine": made})
     except OSError as error:
-        raise ExportError(f"{graph.parent} cannot be written to: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
-    rtx = built.backend == TENSORRT_RTX
-    message = check_target(built.backend, built.version, target or "") if target or rtx else None
-    made = {
-        **asdict(built), "profile": asdict(profile), "target": target, "target_message": message,
-        "comparison": comparison,
-    }  # fmt: skip
-    _write_report(path, {**report, "engine": made})
+        raise ExportError(f"{error.filename or model} cannot be used: {error.strerror}") from error
     return made
 
 
-def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None) -> Profile:
+def build_compared(
+    graph: Path,
+    source: Source,
+    *,
+    profile: Profile,
+    samples: Sequence[Sample],
+    target: str | None,
+    timing_cache: Path | None,
+    say: Callable[[str], None],
+    workspace: int | None = None,
+) -> dict[str, Any]:
+    """Build the engine of a graph beside it, and compare it with the graph where it can run.
+
+    Args:
+        graph: the ONNX file.
+        source: the model's preprocessing, settings and facts.
+        profile: the input sizes that the engine takes.
+        samples: the pictures to compare on.
+        target: as `build_in_repository`.
+        timing_cache: file of TensorRT's measured kernel times, read if it exists and written afterwards; None: no file.
+        say: receives a line for each step.
+        workspace: bytes of device memory that a layer may use; None: all there is.
+
+    Returns:
+        What was built, and how it compares.
+
+    Raises:
+        ExportError: the engine cannot be built, or it drifts from the graph; an earlier engine stays.
+    """
+    if target:
+        check_target(TENSORRT, "", target)  # refuses what is no target, before minutes of building
+    draft = graph.with_name(f".{PLAN}")
+    try:
+        built = build_engine(load_onnx(graph), draft, profile=profile, timing_cache=timing_cache, workspace=workspace)
+        say(f"{built.backend} {built.version}: built in {built.seconds:.0f} s, {built.size / 1e6:.0f} MB")
+        runner = _runner(draft, built.backend, say)
+        comparison = _compare(runner, graph, source, samples, built.backend) if runner else None
+        rtx = built.backend == TENSORRT_RTX
+        draft.replace(graph.with_name(RTX_PLAN if rtx else PLAN))
+    finally:
+        draft.unlink(missing_ok=True)
+    message = check_target(built.backend, built.version, target or "") if target or rtx else None
+    return {
+        **asdict(built), "profile": asdict(profile), "target": target, "target_message": message,
+        "comparison": comparison,
+    }  # fmt: skip
+
+
+def engine_profile(preprocessing: Preprocessing, stated: ShapeRange | None = None) -> Profile:
     """Return the input sizes that an engine is built for.
 
     Args:
@@ -131,12 +175,39 @@ def _export_name(repository: Path, name: str | None) -> str:
     """Return the name of the export that was asked for, or of the only one."""
     names = sorted(path.parent.name for path in repository.glob(f"*/{REPORT}"))
     if not names:
-        raise ExportError(f"{repository}: no export in it (a folder with {REPORT}); m2f export makes one")
+        raise ExportError(_no_export(repository))
     if name is None and len(names) > 1:
         raise ExportError(f"{repository} has several exports: give --model with one of {', '.join(names)}")
     if name is not None and name not in names:
         raise ExportError(f"{repository} has no export {name!r}; there are: {', '.join(names)}")
     return name or names[0]
+
+
+def _no_export(repository: Path) -> str:
+    """Return why a folder has no export to build an engine for, and what to do."""
+    if not repository.is_dir():
+        return f"{repository}: no such folder"
+    if (repository / REPORT).is_file():
+        return (
+            f"{repository} holds an export of an earlier version: run the m2f export command that made it again, with "
+            f"--repository {repository}"
+        )
+    lacks = f"{repository}: no export in it (a folder with {REPORT}); m2f export makes one"
+    if any(repository.glob("*/config.pbtxt")):
+        lacks += ". Its models were not made by m2f export, so nothing says what their engine must answer"
+    return lacks
+
+
+def _newest_graph(model: Path) -> Path:
+    """Return the ONNX of an engine's newest version, which is the one that Triton serves."""
+    versions = [path for path in model.iterdir() if path.name.isdecimal() and path.is_dir()]
+    newest = max(versions, key=lambda path: int(path.name), default=model / "1")
+    graph = newest / "model.onnx"
+    if not graph.is_file():
+        raise ExportError(
+            f"{graph}: no such file, and Triton serves the newest version: m2f rollout replaces a plan by another one"
+        )
+    return graph
 
 
 def _source(report: dict[str, Any], path: Path) -> Source:
@@ -156,7 +227,19 @@ def _source(report: dict[str, Any], path: Path) -> Source:
             settings=Settings(**_tuples(report["settings"])),
         )
     except (KeyError, TypeError, InputError) as error:
-        raise ExportError(f"{path} is not what m2f export writes: {reason(error)}; export the model again") from error
+        raise _not_a_report(path, error) from error
+
+
+def _profile(report: dict[str, Any], path: Path) -> Profile | None:
+    """Return the sizes that an export's report states; None if it states none."""
+    try:
+        return Profile(**_tuples(report["profile"])) if "profile" in report else None
+    except (AttributeError, TypeError) as error:
+        raise _not_a_report(path, error) from error
+
+
+def _not_a_report(path: Path, error: Exception) -> ExportError:
+    return ExportError(f"{path} is not what m2f export writes: {reason(error)}; export the model again")
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
@@ -180,12 +263,12 @@ def _runner(plan: Path, backend: str, say: Callable[[str], None]) -> PlanRunner 
 
 
 def _compare(
-    runner: PlanRunner, graph: Path, source: Source, *, images: Sequence[Path], backend: str
+    runner: PlanRunner, graph: Path, source: Source, samples: Sequence[Sample], backend: str
 ) -> dict[str, Any]:
     """Compare an engine with its ONNX."""
     model = load_onnx(graph)
     half = any(tensor.data_type in _HALF_TYPES for tensor in model.graph.initializer)
-    ladder = Ladder(source, read_samples(source, images))
+    ladder = Ladder(source, samples)
     # a half-precision graph as a device rounds it; ONNX Runtime's processor has no bfloat16
     ladder.climb("ONNX Runtime", run_onnx(_serialised(rounded(model)) if half else graph))
     ladder.climb(backend, _run_plan(runner), HALF if half else EXACT)

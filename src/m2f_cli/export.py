@@ -35,6 +35,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--describe", type=PATH, metavar="FILE",
               help="MODEL is an ONNX file of any origin; this JSON file describes it.")
 @click.option("--task", type=click.Choice(TASKS), help="The task of a Hugging Face OneFormer.")
+@click.option("--classes", type=PATH, metavar="FILE",
+              help="Text file of the class names, one a line in the order of the labels.  [default: the model's]")
 @click.option("--stuff", metavar="CLASSES",
               help="These classes are stuff, by name or index: \"sky,3\" or a JSON list.  [default: the model's]")
 @click.option("--onnx", type=PATH, help="Write only the ONNX graph, to this file.")

@@ -168,7 +168,7 @@ def _only_one(folder: Path) -> Iterator[Path]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
     except BlockingIOError:
-        raise RolloutError(f"{folder}: another rollout is under way") from None
+        raise RolloutError(f"{folder}: another rollout, or m2f engine, is under way") from None
     finally:
         os.close(descriptor)
 
