@@ -86,6 +86,17 @@ TEST: {DETECTIONS_PER_IMAGE: 20}
 """
 
 
+# As wide, as deep and as many queries as the embedded model, and inputs of its size
+EMBEDDED_SIZE = """
+MODEL:
+  RESNETS: {DEPTH: 18, STEM_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 16, RES2_OUT_CHANNELS: 16}
+  SEM_SEG_HEAD: {NUM_CLASSES: 5, CONVS_DIM: 64, MASK_DIM: 64, TRANSFORMER_ENC_LAYERS: 2}
+  MASK_FORMER: {HIDDEN_DIM: 64, NUM_OBJECT_QUERIES: 40, DIM_FEEDFORWARD: 256, DEC_LAYERS: 4}
+DATASETS: {TRAIN: ["my_shapes_train"]}
+INPUT: {MIN_SIZE_TEST: 256, MAX_SIZE_TEST: 256}
+"""
+
+
 def write_config(folder, name, more=""):
     """Write the configuration of a tiny model, `r50` or `swin`, and its bases; return its path."""
     for each, text in (("base", _BASE), ("r50", _HEADS), ("swin", _SWIN)):
@@ -99,6 +110,17 @@ def write_config(folder, name, more=""):
 def reference(name):
     """What the original's code computes: see the docstring of test_detectron2_source.py."""
     return json.loads((REFERENCES / f"detectron2_{name}.json").read_text())
+
+
+def shapes_of(config):
+    """The names and shapes of the weights of a configuration, in the original's words."""
+    from m2f_export.sources.detectron2_config import read_detectron2_config
+    from m2f_export.sources.detectron2_names import MASK2FORMER, OriginalNames
+    from m2f_export.sources.detectron2_network import mask2former
+    from m2f_export.sources.mmdetection import Config, build_model
+
+    network = build_model(Config({"model": mask2former(read_detectron2_config(config))}), config)
+    return {name: values.shape for name, values in OriginalNames(network, MASK2FORMER).state_dict().items()}
 
 
 def weights(shapes):

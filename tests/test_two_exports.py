@@ -1,13 +1,15 @@
 """Two exports in one repository, served at once: each answers as it does alone, whatever happens to the other.
 
-One is the embedded model, which is mmdetection's; the other is exported from files of the original Mask2Former.
+One is the embedded model, which is mmdetection's. The other is exported from files of the original Mask2Former: it is
+as large, and its weights are random.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import IMAGES
-from detectron2_models import reference, smooth_picture, weights, write_config, write_pickle
+from detectron2_models import EMBEDDED_SIZE, shapes_of, smooth_picture, weights, write_config, write_pickle
 from exports import compare_on, m2f_export
 from exposition import read
 from load import Load, learn, summary
@@ -34,12 +36,15 @@ RATE = 3  # requests a second
 def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("both") / "mine"
     put_embedded(folder, FIRST)
-    config = write_config(tmp_path_factory.mktemp("original"), "r50")
-    checkpoint = write_pickle(config.with_name("model_final.pkl"), weights(reference("r50")["weights"]))
+    config = write_config(tmp_path_factory.mktemp("original"), "r50", EMBEDDED_SIZE)
+    checkpoint = write_pickle(config.with_name("model_final.pkl"), weights(shapes_of(config)))
     picture = config.with_name("picture.png")
-    picture.write_bytes(encode(smooth_picture(60, 83)))
-    exact = ["--layout", "float32_chw"]  # padding is 0, not the nearest pixel
-    done = m2f_export(config, checkpoint, "--name", SECOND, "--repository", folder, *exact, *compare_on([picture]))
+    picture.write_bytes(encode(smooth_picture(160, 220)))
+    exact = ["--layout", "float32_chw", "--size", 256, 256]  # padding is 0, not the nearest pixel
+    named = ["--classes", config.with_name("classes.txt")]
+    named[1].write_text("circle\nsquare\ntriangle\nstar\nring\n")
+    options = ["--name", SECOND, "--repository", folder, *exact, *named]
+    done = m2f_export(config, checkpoint, *options, *compare_on([picture]))
     assert done.exit_code == 0, done.output
     return folder
 
@@ -116,11 +121,10 @@ def test_one_is_killed_and_reloaded_while_the_other_answers(running, alone):
     assert metrics.total("m2f_restarts_total") == 0
 
 
-def roll(running, repository, **options):
-    engine = repository / f"{FIRST}_engine/1/model.onnx"
-    return roll_out(
-        engine, repository=repository, control=running.control, images=PICTURES, min_agreement=0.95, **options
-    )
+def roll(running, repository, model=None, engine=FIRST):
+    file = repository / f"{engine}_engine/1/model.onnx"
+    control = running.control
+    return roll_out(file, repository=repository, control=control, images=PICTURES, min_agreement=0.95, model=model)
 
 
 def versions(running, model):
@@ -136,6 +140,19 @@ def test_one_is_rolled_while_both_answer(running, repository, alone):
     assert_well(load)
     assert (versions(running, f"{FIRST}_engine"), versions(running, f"{SECOND}_engine")) == (["2"], ["1"])
     assert not (repository / f"{SECOND}_engine/2").exists()
+
+
+def test_both_are_rolled_at_once_while_both_answer(running, repository, alone):
+    before = {name: max(map(int, versions(running, f"{name}_engine"))) for name in (FIRST, SECOND)}
+    cases = [case for both in zip(*alone.values(), strict=True) for case in both]
+    with Load(running.grpc_url, cases, rate=RATE) as load, ThreadPoolExecutor() as pool:
+        rollouts = [pool.submit(roll, running, repository, model=name, engine=name) for name in before]
+        done = {one.result().model: one.result() for one in rollouts}
+        wait_for_answers(load, 4)
+    assert_well(load)
+    for name, version in before.items():
+        assert (done[name].before, done[name].version) == (version, version + 1)
+        assert versions(running, f"{name}_engine") == [str(version + 1)]
 
 
 def test_a_rollout_says_which_models_there_are(running, repository):

@@ -1,7 +1,8 @@
 """The post-processing settings: MMDeploy's `post_processing` keys, checked and typed.
 
-A repository states its settings in the `parameters` of `mask2former_postprocess`. A client overrides them for one
-request with Triton request parameters of the same names.
+A repository states a setting in the `parameters` of the step that reads it: the `PANOPTIC_KEYS` in the step that makes
+`panoptic`, the `SEMANTIC_KEYS` in the step that makes `semantic`, all others in the step that makes the instances. A
+client overrides settings for one request with Triton request parameters of the same names.
 """
 
 from __future__ import annotations

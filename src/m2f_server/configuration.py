@@ -35,9 +35,7 @@ class Choice:
         return self.name or TENSORRT
 
 
-def choose(
-    asked: str | None, repository: Path, *, load: Sequence[str] = (), extra_args: Sequence[str] = ()
-) -> Choice:
+def choose(asked: str | None, repository: Path, *, load: Sequence[str] = (), extra_args: Sequence[str] = ()) -> Choice:
     """Return the configuration that was asked for, else the fastest that this machine can run.
 
     That is TensorRT if Triton has its backend, every engine has a plan and there is a GPU; else `gpu` if there is a GPU
