@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,6 +53,46 @@ def check_shapes(inputs: Mapping[str, npt.NDArray[Any]], wanted: Mapping[str, tu
             raise InputError(f"{name} has the shape ({', '.join(map(str, array.shape))}); the network takes ({stated})")
 
 
+def on_host(tensor: Tensor) -> npt.NDArray[Any]:
+    """Return an output as an array."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()  # type: ignore[no-any-return]
+
+
+class ByImage:
+    """A network that computes the images of a batch side by side, one in each stream (`Engine`).
+
+    On a processor a larger batch is no faster than its images one by one, but a core for each image is: threads that
+    share an image wait for each other. A single image still gets all cores.
+
+    Args:
+        alone: the network that computes one image with all cores.
+        busy: the network that computes an image in each stream; called from several threads at a time.
+        streams: number of streams.
+
+    Attributes:
+        streams: number of streams.
+    """
+
+    def __init__(self, alone: Engine, busy: Engine, *, streams: int) -> None:
+        self._alone, self._busy, self.streams = alone, busy, streams
+        self._pool = ThreadPoolExecutor(streams)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+        """Compute a batch (see `Engine.run`); the outputs of several images are arrays.
+
+        Images that would leave half of the streams idle are computed with all cores, one after another.
+        """
+        count = len(next(iter(inputs.values())))
+        images = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(count)]
+        rest = count % self.streams
+        side_by_side = count - rest if 2 * rest <= self.streams else count
+        found = list(self._pool.map(self._busy.run, images[:side_by_side]))
+        found += map(self._alone.run, images[side_by_side:])
+        if count == 1:
+            return found[0]
+        return {name: np.concatenate([on_host(outputs[name]) for outputs in found]) for name in found[0]}
+
+
 class ByShape:
     """A network that is compiled for the shapes that it sees (`Engine`).
 
@@ -66,13 +107,21 @@ class ByShape:
         compile_for: makes the network of some shapes.
         general: the network that takes all shapes; used for those that are not compiled or do not compile.
         room: largest number of compiled shapes.
+        compiler: compiles while `general` answers; None: the request that needs a shape waits for it.
     """
 
     PATIENCE = 5
     _REMEMBERED = 1000  # shapes that wait for room
 
-    def __init__(self, compile_for: Callable[[Shapes], Engine], *, general: Engine, room: int) -> None:
-        self._compile_for, self._general, self._room = compile_for, general, room
+    def __init__(
+        self,
+        compile_for: Callable[[Shapes], Engine],
+        *,
+        general: Engine,
+        room: int,
+        compiler: Executor | None = None,
+    ) -> None:
+        self._compile_for, self._general, self._room, self._compiler = compile_for, general, room, compiler
         self._compiled: OrderedDict[Shapes, Engine] = OrderedDict()
         self._asked: Counter[Shapes] = Counter()
 
@@ -84,7 +133,7 @@ class ByShape:
         outputs = self._engine_for(tuple((name, array.shape) for name, array in padded.items())).run(padded)
         if size == count:
             return outputs
-        return {name: tensor.numpy()[:count] for name, tensor in outputs.items()}
+        return {name: on_host(tensor)[:count] for name, tensor in outputs.items()}
 
     def _engine_for(self, shapes: Shapes) -> Engine:
         if shapes in self._compiled:
@@ -98,11 +147,22 @@ class ByShape:
                 return self._general
             del self._asked[shapes]
             self._compiled.popitem(last=False)
-        try:
-            self._compiled[shapes] = self._compile_for(shapes)
-        except Exception:  # the library's own: a shape that the network does not take, or no memory left
-            self._compiled[shapes] = self._general
+        self._compiled[shapes] = self._general
+        if self._compiler:
+            self._compiler.submit(self._compile, shapes)
+        else:
+            self._compile(shapes)
         return self._compiled[shapes]
+
+    def _compile(self, shapes: Shapes) -> None:
+        if shapes not in self._compiled:  # replaced while it waited for the compiler
+            return
+        try:
+            compiled = self._compile_for(shapes)
+        except Exception:  # the library's own: a shape that the network does not take, or no memory left
+            return
+        if shapes in self._compiled:
+            self._compiled[shapes] = compiled
 
 
 def _padded(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

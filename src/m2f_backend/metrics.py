@@ -96,6 +96,11 @@ def set_info(**labels: str) -> None:
     _family("m2f_info", "What serves: the package and the kernel", "GAUGE").Metric(labels=labels).set(1)
 
 
+def set_engine_info(**labels: str) -> None:
+    """Export the metric `m2f_engine_info`: 1, with the labels given."""
+    _family("m2f_engine_info", "What computes the network of a model", "GAUGE").Metric(labels=labels).set(1)
+
+
 def _family(name: str, description: str, kind: str) -> Any:
     kinds = pb_utils.MetricFamily
     return never_freed(kinds(name=name, description=description, kind=getattr(kinds, kind)))

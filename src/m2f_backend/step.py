@@ -21,9 +21,9 @@ from m2f.contract import CANARY_ID
 from m2f.errors import InputError
 from m2f.limits import MAX_PARAMETERS
 from m2f.record import recorded
-from m2f_backend.engine import Tensor
+from m2f_backend.engine import Tensor, on_host
 from m2f_backend.logfmt import logfmt
-from m2f_backend.metrics import FAULT, Metrics
+from m2f_backend.metrics import FAULT, Metrics, set_engine_info
 from m2f_backend.stub_2_51 import let_siblings_begin
 
 LOG_REQUESTS = "M2F_LOG_REQUESTS"  # environment variable; 1 logs every request, not only those that fail
@@ -130,6 +130,11 @@ class BatchedModel(_Model):
 
     alone = True  # the steps behind it wait for its answer
 
+    def loaded(self, facts: Mapping[str, str]) -> None:
+        """Write what computes to the server's log, and to the metric `m2f_engine_info`."""
+        self.log("loaded", **facts)
+        set_engine_info(model=self._model, **facts)
+
     @abstractmethod
     def infer(self, arrays: Arrays) -> Mapping[str, Tensor]:
         """Return the output tensors for input arrays whose first dimension is the batch.
@@ -189,8 +194,7 @@ def _split(outputs: Mapping[str, Tensor], sizes: Sequence[int]) -> list[Mapping[
     if len(sizes) == 1:
         return [outputs]
     edges = np.cumsum(sizes)[:-1]
-    on_host = {name: tensor if isinstance(tensor, np.ndarray) else tensor.numpy() for name, tensor in outputs.items()}
-    parts = {name: np.split(array, edges) for name, array in on_host.items()}
+    parts = {name: np.split(on_host(tensor), edges) for name, tensor in outputs.items()}
     return [{name: part[i] for name, part in parts.items()} for i in range(len(sizes))]
 
 

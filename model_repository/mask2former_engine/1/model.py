@@ -1,9 +1,9 @@
-"""Run 1/model.onnx on ONNX Runtime: the engine of `--model-config-name=cpu` and `gpu`."""
+"""Run 1/model.onnx: the engine of `--model-config-name=cpu`, on OpenVINO or ONNX Runtime, and of `gpu`."""
 
 import numpy as np
 
 from m2f.errors import InputError
-from m2f_backend.onnx_session import open_engine
+from m2f_backend.engines import open_engine
 from m2f_backend.step import BatchedModel
 
 
@@ -12,7 +12,8 @@ class TritonPythonModel(BatchedModel):
 
     def initialize(self, args):
         super().initialize(args)
-        self.engine = open_engine(args, self.parameters)
+        self.engine, facts = open_engine(args, self.parameters, self.warn)
+        self.loaded(facts)
 
     def infer(self, arrays):
         if arrays["input"].dtype == np.float32 and not np.isfinite(arrays["input"]).all():

@@ -1,0 +1,180 @@
+"""The engine of `--model-config-name=cpu`: which library computes, with how many threads and streams."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from m2f_backend.cores import usable_cores
+from m2f_backend.engine import ByImage, ByShape, Engine, Shapes, on_host
+from m2f_backend.onnx_session import VERSION as ORT_VERSION
+from m2f_backend.onnx_session import OnnxNetwork, open_network
+
+AUTO, OPENVINO, ONNX_RUNTIME = "auto", "openvino", "onnxruntime"
+_PRECISIONS = ("float32", "bfloat16")
+_LARGE = 64 << 20  # bytes of a graph: from here on, an image keeps several cores busy
+_THREADS_OF_LARGE = 4  # of a stream
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}  # mean difference to the mean logit; measured: 1e-6 and 0.07
+
+Warn = Callable[[str], None]
+Facts = Mapping[str, str]
+"""What an engine is, for the log and the metrics: `engine`, `version`, `precision`, `threads`, `streams`."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the parameters and the machine say."""
+
+    path: Path
+    config: Mapping[str, Any]
+    engine: str
+    precision: str
+    threads: int
+    streams: int
+    room: int  # compiled shapes of a graph of free size
+
+    @property
+    def fixed(self) -> Shapes | None:
+        """The shapes of one image; None if the configuration leaves a side free."""
+        shapes = tuple((tensor["name"], (1, *map(int, tensor["dims"]))) for tensor in self.config["input"])
+        return None if any(-1 in shape for _, shape in shapes) else shapes
+
+
+def open_engine(args: Mapping[str, str], parameters: Mapping[str, str], warn: Warn) -> tuple[Engine, Facts]:
+    """Load the `model.onnx` of a model, and say what was chosen.
+
+    Args:
+        args: the arguments of the model's `initialize`.
+        parameters: the model's parameters. `engine`: the library that computes, `openvino` or `onnxruntime`; `auto`:
+            OpenVINO if it is installed and its answer equals ONNX Runtime's, else ONNX Runtime. `precision`: `float32`
+            or `bfloat16`. `threads`: number of threads; 0: one for each core that may be used. `streams`: number of
+            images that are computed at a time; 0: one for each thread, or for four threads of a graph above 64 MB.
+            `compiled_shapes`: number of input sizes for which a graph of free size is compiled.
+        warn: called with the reason if `auto` does not use OpenVINO though it is installed.
+
+    Raises:
+        ValueError: a parameter is wrong, or the graph's inputs and outputs are not those of the configuration; or
+            `engine` is `openvino` and it is not installed, does not take the graph, or answers differently.
+    """
+    plan = _plan(args, parameters)
+    if plan.engine != ONNX_RUNTIME:
+        try:
+            return _on_openvino(plan, warn)
+        except Exception as error:
+            if plan.engine == OPENVINO:
+                raise ValueError(f"engine: openvino cannot serve this model: {error}") from error
+            warn(f"ONNX Runtime serves this model, because OpenVINO cannot: {error}")
+    return _on_onnx_runtime(plan)
+
+
+def _plan(args: Mapping[str, str], parameters: Mapping[str, str]) -> _Plan:
+    config = json.loads(args["model_config"])
+    path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
+    threads = _number(parameters, "threads") or usable_cores()
+    large = path.stat().st_size >= _LARGE
+    streams = _number(parameters, "streams") or (max(1, threads // _THREADS_OF_LARGE) if large else threads)
+    return _Plan(
+        path=path,
+        config=config,
+        engine=_word(parameters, "engine", (AUTO, OPENVINO, ONNX_RUNTIME)),
+        precision=_word(parameters, "precision", _PRECISIONS),
+        threads=threads,
+        streams=min(streams, threads, max(1, int(config.get("max_batch_size", 0)))),
+        room=_number(parameters, "compiled_shapes"),
+    )
+
+
+def _word(parameters: Mapping[str, str], key: str, allowed: tuple[str, ...]) -> str:
+    """Return the value of a parameter; the first allowed one is the default."""
+    value = parameters.get(key, allowed[0])
+    if value not in allowed:
+        raise ValueError(f"{key}: {value!r} is unknown; allowed: {', '.join(allowed)}")
+    return value
+
+
+def _number(parameters: Mapping[str, str], key: str) -> int:
+    value = parameters.get(key, "0")
+    if not value.isdecimal():
+        raise ValueError(f"{key}: {value!r} is no number; allowed: 0 and above")
+    return int(value)
+
+
+def _on_onnx_runtime(plan: _Plan) -> tuple[Engine, Facts]:
+    if plan.precision != "float32":
+        raise ValueError(f"precision: {plan.precision} needs OpenVINO; ONNX Runtime computes in float32 on a processor")
+    alone = open_network(plan.path, plan.config, threads=plan.threads)
+    busy = alone
+    if plan.streams > 1:
+        busy = open_network(plan.path, plan.config, threads=plan.threads // plan.streams)
+    return _described(plan, ByImage(alone, busy, streams=plan.streams), ONNX_RUNTIME, ORT_VERSION, "float32")
+
+
+def _on_openvino(plan: _Plan, warn: Warn) -> tuple[Engine, Facts]:
+    from m2f_backend.openvino_network import VERSION, OpenVinoNetwork  # noqa: PLC0415  # it may not be installed
+
+    reference = open_network(plan.path, plan.config, threads=plan.threads)
+
+    def compile_for(shapes: Shapes, streams: int = 1) -> OpenVinoNetwork:
+        network = OpenVinoNetwork(
+            plan.path, shapes, reference.names,
+            threads=plan.threads, streams=streams, bfloat16=plan.precision == "bfloat16",
+        )  # fmt: skip
+        _check_equal(network, reference, shapes, plan)
+        return network
+
+    if plan.fixed:
+        alone = compile_for(plan.fixed)
+        busy = compile_for(plan.fixed, plan.streams) if plan.streams > 1 else alone
+        engine = ByImage(alone, busy, streams=plan.streams)
+        return _described(plan, engine, OPENVINO, VERSION, alone.precision)
+
+    def compile_or_warn(shapes: Shapes) -> OpenVinoNetwork:
+        try:
+            return compile_for(shapes)
+        except Exception as error:
+            warn(f"ONNX Runtime serves images of the shape {shapes}, because OpenVINO cannot: {error}")
+            raise
+
+    compiler = ThreadPoolExecutor(1)
+    by_shape = ByShape(compile_or_warn, general=reference, room=plan.room, compiler=compiler)
+    return _described(plan, ByImage(by_shape, by_shape, streams=1), OPENVINO, VERSION, plan.precision)
+
+
+def _described(plan: _Plan, engine: ByImage, library: str, version: str, precision: str) -> tuple[Engine, Facts]:
+    return engine, {
+        "engine": library,
+        "version": version,
+        "precision": precision,
+        "threads": str(plan.threads),
+        "streams": str(engine.streams),
+    }
+
+
+def _check_equal(network: Engine, reference: OnnxNetwork, shapes: Shapes, plan: _Plan) -> None:
+    """Compare the answers to an image of noise, which is also the first inference, the slow one.
+
+    Raises:
+        ValueError: the answers differ by more than the rounding of the precision.
+    """
+    rng = np.random.default_rng(0)
+    kinds = {tensor["name"]: tensor["data_type"] for tensor in plan.config["input"]}
+    noise = {name: _noise(rng, kinds[name], shape) for name, shape in shapes}
+    wanted = reference.run(noise)
+    for name, tensor in network.run(noise).items():
+        logits = on_host(wanted[name])
+        difference = float(np.abs(on_host(tensor) - logits).mean() / np.abs(logits).mean())
+        if not difference <= _TOLERANCE[plan.precision]:  # NaN is not
+            raise ValueError(f"{name} differs from ONNX Runtime's by {difference:.1%} on average")
+
+
+def _noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    if kind == "TYPE_UINT8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape, dtype=np.float32)
