@@ -16,6 +16,7 @@ from m2f.preprocess import Preprocessing
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.onnx_files import INPUT, OPSET, OUTPUTS, check_graph, check_input_size
 from m2f_export.quiet import quiet
+from m2f_export.rewrite import rewritten
 from m2f_export.sources.base import Source
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _as_floats(preprocessing: Preprocessing, kind: str) -> Preprocessing:
 
 
 def export_onnx(source: Source, output: Path) -> EngineGraph:
-    """Trace a source, simplify and check the graph, and write it.
+    """Trace a source, simplify, rewrite and check the graph, and write it.
 
     Args:
         source: a source that `with_input` returned.
@@ -116,7 +117,7 @@ def export_onnx(source: Source, output: Path) -> EngineGraph:
                 graph, (example,), traced, input_names=[INPUT], output_names=list(OUTPUTS),
                 dynamic_axes=axes, opset_version=OPSET, dynamo=False,
             )  # fmt: skip
-            slim = onnxslim.slim(onnx.load_from_string(traced.getvalue()))
+            slim = rewritten(onnxslim.slim(onnx.load_from_string(traced.getvalue())))
         except Exception as error:  # PyTorch's, or of any module of the network
             raise ExportError(f"{source.kind} cannot be traced: {reason(error)}") from error
     _state_shapes(slim, outputs, fixed=source.preprocessing.input_size is not None)

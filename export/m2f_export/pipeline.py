@@ -27,6 +27,7 @@ from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx
 from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
+from m2f_export.rewrite import rewritten
 from m2f_export.served_engine import build_compared, engine_profile
 from m2f_export.sources.base import Source
 from m2f_export.sources.recognise import ONNX, recognise
@@ -290,6 +291,12 @@ class _Export:
         self.ladder = Ladder(source, read_samples(source, self.request.images))
         with self.step("ONNX Runtime"):
             self.ladder.climb("ONNX Runtime", run_onnx(output))
+        given = load_onnx(output)
+        faster = rewritten(given)
+        if faster is not given:
+            with self.step("rewritten"):
+                onnx.save(faster, output)
+                self.ladder.climb("rewritten", run_onnx(output))
 
     def _convert(self, output: Path, precision: Precision) -> None:
         half = convert(load_onnx(output), precision)

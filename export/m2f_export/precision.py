@@ -110,7 +110,8 @@ def _kept_float32(graph: _Graph, precision: Precision) -> dict[str, frozenset[in
         "pixels": _downstream(graph, inputs),
         "logits": _upstream(graph, graph.outputs, with_product=True),
         "attention": _upstream(graph, compared, with_product=True) | _of_type(graph, _COMPARISONS),
-        "norm": _of_type(graph, _NORMS),
+        # and what leads to a deviation: the variance, and the centred values that it is of
+        "norm": _of_type(graph, _NORMS) | _upstream(graph, _inputs_of(graph, {"Sqrt"}), with_product=False),
         "sampling": _upstream(graph, [*sampled, *_inputs_of(graph, _ENCODINGS)], with_product=False)
         | _of_type(graph, {"GridSample", *_ENCODINGS}),
         "range": frozenset(i for i, node in enumerate(graph.nodes) if large & set(node.input)),
