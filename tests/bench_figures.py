@@ -10,9 +10,9 @@ IMAGES = Images(
     count=5, found=5, bytes=60e3, read_ms=0.1, transcoded=0, height=300, width=400, instances=9.0
 )  # fmt: skip
 STEPS = {
-    "preprocess": Step("m_preprocess", "preprocess", "python", 2, 8, True, None),
-    "engine": Step("m_engine", "engine", "python", 1, 8, True, (256, 256)),
-    "postprocess": Step("m_postprocess", "postprocess", "python", 1, 8, False, None),
+    "preprocess": Step("m_preprocess", "preprocess", "python", 2, 8, True, None, {}),
+    "engine": Step("m_engine", "engine", "python", 1, 8, True, (256, 256), {"threads": "0", "precision": "float32"}),
+    "postprocess": Step("m_postprocess", "postprocess", "python", 1, 8, False, None, {}),
 }
 
 

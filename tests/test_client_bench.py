@@ -14,7 +14,7 @@ from fake_server import serving
 from until import until
 
 from m2f_cli.main import main
-from m2f_client import InvalidRequest, ModelNotFound
+from m2f_client import InvalidRequest, ModelNotFound, ServerError
 from m2f_client.bench.server import Observer
 from m2f_client.fake import result_of, stacked
 from m2f_client.step_times import spent
@@ -236,6 +236,19 @@ def test_a_server_that_goes_away():
     assert not level["complete"]
     assert level["images"] == life - 1 - 2  # without the first answer, and one of each caller
     assert sum(level["failed"].values()) >= 3
+
+
+def test_a_level_without_an_answer_says_why():
+    def answer(_request):
+        if len(fake.requests) == 3:  # after the first answer and the one that does not count
+            raise ServerError("the engine broke")
+        return found()
+
+    with serving(answer) as fake:
+        ran = bench("--url", fake.url, "--seconds", 0.1, "--concurrency", "1,2", "--json")
+    assert ran.exit_code == 1
+    assert ran.stderr == "m2f: no answer with 1 in flight, 1 failed: the engine broke\n"
+    assert [level["in_flight"] for level in json.loads(ran.stdout)["levels"]] == [2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

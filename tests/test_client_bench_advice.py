@@ -35,7 +35,11 @@ CASES = {  # the benchmark; a text of the one advice, or None for no advice
         "Keep more requests in flight, and measure again",
     ),
     "it grows a little": (measured(level(4, 30.0, **IDLE), level(8, 32.5, **IDLE)), None),
-    "the engine on a processor": (measured(level(8, 37.0)), "bf16 on a processor with AMX"),
+    "the engine on a processor": (measured(level(8, 37.0)), "precision bfloat16 of m_engine on a processor with AMX"),
+    "an engine of half precision": (
+        measured(level(8, 37.0), steps={"engine": replace(STEPS["engine"], parameters={"precision": "bfloat16"})}),
+        "more cores, a smaller --size of m2f export, or a GPU.",
+    ),
     "an engine that takes a request at a time": (
         measured(level(8, 37.0), steps={"engine": replace(GPU, batches=False)}),
         "Add dynamic_batching { } to the configuration of m_engine",
@@ -133,7 +137,7 @@ def rows(text):
 def test_the_tables():
     text = printed(measured(alone(), level(8, 40.0, complete=False, failed={"late": 2})))
     assert "m at grpc://far:8001, 5 images, median 400x300, 60 kB each, 9.0 instances each" in text
-    assert "engine m_engine: python, 1 x, batches up to 8" in text
+    assert "engine m_engine: python, 1 x, batches up to 8; threads=0, precision=float32\n" in text
     found = rows(text)
     assert ["1", "33.0", "30.3", "45.5", "60", "kB", "3", "kB", "100", "0"] in found
     assert ["8", "*", "40.0", "200.0", "300.0", "60", "kB", "3", "kB", "100", "2"] in found

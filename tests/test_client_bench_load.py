@@ -18,7 +18,7 @@ from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.predict.sources import Sources
 from m2f_client.step_times import Spent, StepTime
 
-STEPS = (Step("e", "engine", "python", 1, 8, True, None),)
+STEPS = (Step("e", "engine", "python", 1, 8, True, None, {}),)
 QUESTION = Question("m", ("scores", "size"), {"keep_top_k": 3}, 5.0)
 PICTURES = [Picture(name, name.encode()) for name in ("a", "bb", "ccc")]
 

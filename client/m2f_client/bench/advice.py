@@ -1,6 +1,6 @@
 """What to turn, and why: rules over the figures of a benchmark.
 
-A rule looks at the figures and returns an `Advice`, or None where it does not apply. docs/performance.md lists them.
+A rule looks at the figures and returns an `Advice`, or None where it does not apply. docs/bench.md lists them.
 """
 
 from __future__ import annotations
@@ -137,9 +137,10 @@ def _faster(step: Step, *, cores_full: bool) -> str:
 
 def _faster_engine(step: Step) -> str:
     if step.runs_on == "python":
+        bfloat16 = f"precision bfloat16 of {step.name} on a processor with AMX, "
         return (
-            "Make the engine faster, for which everything else waits: more cores, a smaller --size of m2f export, bf16 "
-            "on a processor with AMX, or a GPU."
+            "Make the engine faster, for which everything else waits: more cores, a smaller --size of m2f export, "
+            f"{'' if step.parameters.get('precision') == 'bfloat16' else bfloat16}or a GPU."
         )
     if not step.batches and step.max_batch > 1:
         return f"Add dynamic_batching {{ }} to the configuration of {step.name}: it works on one request at a time."

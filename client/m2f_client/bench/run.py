@@ -72,6 +72,7 @@ class _Bench:
         self._levels: list[Level] = []
         self._calls: list[Call] = []
         self._observer: Observer | None = None
+        self._failed = False
 
     def measure(self) -> None:
         """Measure until the last level is done, the run is stopped, or the server is lost.
@@ -111,8 +112,8 @@ class _Bench:
         elif self._stop.is_set():
             done = ", ".join(str(level.in_flight) for level in self._levels) or "nothing"
             complain(f"stopped; measured in flight: {done}")
-        failed = self._stop.is_set() or self._pictures.refused or any(level.failed for level in self._levels)
-        return 1 if failed or not self._levels else 0
+        failed = self._failed or self._stop.is_set() or self._pictures.refused or not self._levels
+        return 1 if failed else 0
 
     def _level(self, in_flight: int, observer: Observer) -> None:
         """Measure one number of requests in flight; without an answer there is no figure."""
@@ -120,7 +121,10 @@ class _Bench:
             callers.warm_up()
             before, answered = observer.spent(self._load.answered), self._load.answered
             window = callers.work(self._options.seconds)
+        self._failed = self._failed or bool(window.failed)
         if not window.calls:
+            for reason, count in window.failed.items():
+                complain(f"no answer with {in_flight} in flight, {count} failed: {reason}")
             return
         after = observer.spent(self._load.answered)
         model = observer.counted(before, after, self._load.answered - answered)

@@ -32,6 +32,7 @@ class Step:
         max_batch: largest batch.
         batches: whether Triton collects requests to batches.
         input_size: height and width of the engine's input; None for another step, and if the size is free.
+        parameters: the step's parameters in the repository.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Step:
     max_batch: int
     batches: bool
     input_size: tuple[int, int] | None
+    parameters: Mapping[str, str]
 
 
 class Observer:
@@ -152,4 +154,5 @@ def _step(config: Mapping[str, Any], role: str) -> Step:
         max_batch=int(config.get("max_batch_size", 0)),
         batches="dynamic_batching" in config,
         input_size=input_size(config) if role == "engine" else None,
+        parameters={name: value["string_value"] for name, value in config.get("parameters", {}).items()},
     )
