@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -196,6 +197,15 @@ def test_one_message_for_what_is_wrong(arguments, code, said):
 def test_an_empty_folder(tmp_path):
     ran = bench(tmp_path)
     assert (ran.exit_code, ran.stdout, ran.stderr) == (1, "", f"m2f: {tmp_path}: no images in this folder\n")
+
+
+def test_a_server_is_not_asked_without_an_image():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ran = bench("nowhere.jpg", "--url", f"http://127.0.0.1:{server.getsockname()[1]}", "--timeout", 1)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert ran.exit_code == 1
 
 
 def test_broken_images_are_named_and_left_out(tmp_path):
