@@ -39,9 +39,11 @@ def show(measured: Measured, advice: tuple[Advice, ...], console: Console) -> No
     if measured.blind:
         _say(console, f"no times by step: {measured.blind}\n")
     console.print(Text("what to turn", style="bold"))
+    lines = Table.grid(padding=(0, 1))
     for number, one in enumerate(advice, 1):
-        _say(console, f"{number}. {one.turn}")
-        _say(console, f"   because {one.because}", style="dim")
+        lines.add_row(f"{number}.", Text(printable(one.turn)))
+        lines.add_row("", Text(printable(f"because {one.because}"), style="dim"))
+    console.print(lines)
     if not advice:
         _say(console, "nothing: no figure stands out")
 
@@ -99,5 +101,5 @@ def _row(table: Table, name: str, numbers: Sequence[float | None]) -> None:
         table.add_row(Text(printable(name)), *("-" if number is None else f"{number:.1f}" for number in numbers))
 
 
-def _say(console: Console, line: str, style: str = "") -> None:
-    console.print(Text(printable(line), style=style), soft_wrap=True)
+def _say(console: Console, line: str) -> None:
+    console.print(Text(printable(line)), soft_wrap=True)
