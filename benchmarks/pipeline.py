@@ -32,7 +32,7 @@ from m2f_server.stubs import Stubs
 SERVER, ENGINE, CLIENT = "tritonserver", "engine", "client (not counted)"
 SIZES = {"embedded": embedded, "production": production}
 _TICKS = os.sysconf("SC_CLK_TCK")
-_WARM_UP = 20  # images
+_WARM_UP = 60  # images
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Row:
 
     Attributes:
         work: the sizes.
-        dtype: datatype of the engine's logits.
+        dtype: datatype of the engine's mask logits.
         process: which: the server, the model that a stub runs, or the client.
         user_ms, system_ms: processor time.
         faults: memory pages that the kernel had to find.
@@ -83,7 +83,7 @@ def measure(
 
     Args:
         work: what is sent, and what the engine answers.
-        dtype: datatype of the engine's logits.
+        dtype: datatype of the engine's mask logits.
         images: how many requests.
         in_flight: how many at a time.
         sleep_ms: milliseconds that the engine sleeps for an image.
@@ -231,7 +231,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, nargs="+", default=list(SIZES))
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["FP32"], help="of the engine's logits")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["FP32"], help="of the engine's mask logits")
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--sleep", type=float, default=0.0, help="milliseconds that the engine sleeps for an image")

@@ -23,7 +23,7 @@ from benchmarks.shared_memory import large_picture
 from m2f.contract import PUBLIC_MODEL, model_name
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
-from m2f_export.repository_writer import configure, copy_template
+from m2f_export.repository_writer import configure, copy_template, set_mask_logits_type
 
 DTYPES = ("FP32", "FP16")
 _ENGINE = model_name(PUBLIC_MODEL, "engine")
@@ -115,7 +115,7 @@ def sleeping_repository(work: Work, *, milliseconds: float = 0.0, dtype: str = "
     Args:
         work: what the engine answers, and the preprocessing.
         milliseconds: how long the engine sleeps for each image; several requests wait for one another.
-        dtype: datatype of the engine's logits, `FP32` or `FP16`.
+        dtype: datatype of the engine's mask logits, `FP32` or `FP16`.
     """
     with TemporaryDirectory(prefix="m2f_benchmark_") as folder:
         repository = Path(folder)
@@ -125,6 +125,7 @@ def sleeping_repository(work: Work, *, milliseconds: float = 0.0, dtype: str = "
             PUBLIC_MODEL,
             SimpleNamespace(preprocessing=work.preprocessing, facts=ModelFacts(), settings=work.scene.settings),
         )
+        set_mask_logits_type(repository, PUBLIC_MODEL, dtype)
         _write_engine(repository / _ENGINE, work.scene, milliseconds, dtype)
         yield repository
 
@@ -137,12 +138,8 @@ def _write_engine(folder: Path, scene: Case, milliseconds: float, dtype: str) ->
     config.backend = "python"
     config.instance_group[0].kind = config.instance_group[0].KIND_CPU
     config.parameters["milliseconds"].string_value = str(milliseconds)
-    for output in config.output:
-        output.data_type = f"TYPE_{dtype}"
     path.write_text(text_format.MessageToString(config))
     shutil.rmtree(folder / "configs")
     kind = {"FP32": np.float32, "FP16": np.float16}[dtype]
-    np.savez(
-        folder / "1" / _LOGITS, cls_logits=scene.cls_logits.astype(kind), mask_logits=scene.mask_logits.astype(kind)
-    )
+    np.savez(folder / "1" / _LOGITS, cls_logits=scene.cls_logits, mask_logits=scene.mask_logits.astype(kind))
     (folder / "1/model.py").write_text(_MODEL)

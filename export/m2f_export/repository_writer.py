@@ -25,6 +25,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _LONGEST_NAME = 100
 
 _FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
+_MASK_LOGITS_OF = {  # name of the tensor between the steps by step
+    **dict.fromkeys(("engine", "postprocess", "panoptic", "semantic"), "mask_logits"),
+    "raw": "inner_mask_logits",
+}
 _NO_LIMIT = 4  # longer edge / shorter edge
 _USUAL = 1333, 800  # edges of an image that is not resized
 _INPUT = re.compile(r'(\{ name: "input" data_type: )TYPE_\w+ dims: \[[^\]]*\]')
@@ -151,6 +155,20 @@ def _set_input(text: str, preprocessing: Preprocessing) -> str:
 
     text = _INPUT.sub(stated(preprocessing.input_size or (-1, -1)), text)
     return _WARM_UP.sub(stated(warm_up_size(preprocessing)), text)
+
+
+def set_mask_logits_type(stage: Path, name: str, kind: str) -> None:
+    """State the type of the mask logits that the engine makes and the steps read; `raw` still gives FP32.
+
+    Args:
+        stage: the repository.
+        name: name of the export.
+        kind: `FP32` or `FP16`.
+    """
+    for step, tensor in _MASK_LOGITS_OF.items():
+        for path in (stage / model_name(name, step)).rglob("*.pbtxt"):
+            pattern = rf'(\{{ name: "{tensor}" data_type: )TYPE_\w+'
+            path.write_text(re.sub(pattern, rf"\g<1>TYPE_{kind}", path.read_text()))
 
 
 def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:

@@ -169,6 +169,8 @@ def _objects(values: Sequence[bytes]) -> npt.NDArray[np.object_]:
 
 
 def _padded(images: Sequence[npt.NDArray[Any]], rows: int, fill: object) -> npt.NDArray[Any]:
+    if len(images) == 1:
+        return images[0][None]
     stacked = np.full((len(images), rows, *images[0].shape[1:]), fill, images[0].dtype)
     for row, values in zip(stacked, images, strict=True):
         row[: len(values)] = values

@@ -16,6 +16,7 @@ from m2f.errors import InputError
 from m2f.limits import MAX_SIDE
 
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 Ints = npt.NDArray[np.int64]
 SizeHW = tuple[int, int]  # height, width
 

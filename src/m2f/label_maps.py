@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from m2f.errors import InputError
 from m2f.geometry import Floats, Ints
+from m2f.half import of_queries
 from m2f.kernels import Kernel
 from m2f.limits import MAX_MAP_BYTES
 from m2f.logits import ImageLogits
@@ -36,13 +37,12 @@ def probability_blocks(
         The rows of the block, and a new array of its probabilities, float32 [N, rows, W].
     """
     operator = kernel.operator(image.geometry)
-    mask_logits = np.ascontiguousarray(image.mask_logits, np.float32)
-    queries = np.ascontiguousarray(queries, np.int64)
+    mask_logits, places = of_queries(image.mask_logits, queries, kernel)
     height, width = image.geometry.original
-    step = min(max(1, max_values // (width * max(1, len(queries)))), _MAX_ROWS)
+    step = min(max(1, max_values // (width * max(1, len(places)))), _MAX_ROWS)
     for begin in range(0, height, step):
         rows = slice(begin, min(begin + step, height))
-        yield rows, operator.probabilities(mask_logits, queries, rows)
+        yield rows, operator.probabilities(mask_logits, places, rows)
 
 
 def check_size(name: str, ori_shapes: Sequence[Sequence[int]], *, max_bytes: int = MAX_MAP_BYTES) -> None:

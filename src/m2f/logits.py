@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from m2f.errors import InputError
-from m2f.geometry import Floats, ImageGeometry, SizeHW
+from m2f.geometry import Floats, Halves, ImageGeometry, SizeHW
 from m2f.limits import MAX_CLASSES, MAX_QUERIES, MAX_SIDE
 
 
@@ -13,13 +13,15 @@ class ImageLogits:
     """The logits of one image and its sizes, which fit together.
 
     Args:
-        cls_logits: float32 [Q, C+1].
-        mask_logits: float32 [Q, h, w], not upsampled.
+        cls_logits: float32 or float16 [Q, C+1].
+        mask_logits: float32 or float16 [Q, h, w], not upsampled.
         img_shape: (height, width) of the image inside the padded network input.
         ori_shape: (height, width) of the original image.
         mask_stride: network-input pixels per mask cell along each axis.
 
     Attributes:
+        cls_logits: float32 [Q, C+1].
+        mask_logits: as given; `half.of_queries` converts what a step reads.
         geometry: the sizes that the mask logits pass through.
 
     Raises:
@@ -27,10 +29,17 @@ class ImageLogits:
     """
 
     def __init__(
-        self, cls_logits: Floats, mask_logits: Floats, *, img_shape: SizeHW, ori_shape: SizeHW, mask_stride: int = 4
+        self,
+        cls_logits: Floats | Halves,
+        mask_logits: Floats | Halves,
+        *,
+        img_shape: SizeHW,
+        ori_shape: SizeHW,
+        mask_stride: int = 4,
     ) -> None:
         _check(cls_logits.shape, mask_logits.shape)
-        self.cls_logits, self.mask_logits = cls_logits, mask_logits
+        self.cls_logits: Floats = cls_logits.astype(np.float32, copy=False)
+        self.mask_logits = mask_logits
         height, width = mask_logits.shape[1:]
         self.geometry = ImageGeometry.of(
             (height, width), img_shape=img_shape, ori_shape=ori_shape, mask_stride=mask_stride

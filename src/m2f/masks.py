@@ -5,6 +5,7 @@ The dense masks are never made: `NumpyOperator.sample` and kernel/masks.c say ho
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f.errors import InputError
-from m2f.geometry import Floats, Ints, SizeHW
+from m2f.geometry import Floats, Halves, Ints, SizeHW
 from m2f.kernels import Kernel, Operator
 from m2f.limits import WORK_LIMITS, WorkLimits
-from m2f.sampling import Budget, Edges
+from m2f.sampling import Budget, Edges, Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +71,12 @@ class Masks:
 
 
 def sample_masks(
-    mask_logits: Floats, queries: Ints, operator: Operator, *, kernel: Kernel, limits: WorkLimits = WORK_LIMITS
+    mask_logits: Floats | Halves, queries: Ints, operator: Operator, *, kernel: Kernel, limits: WorkLimits = WORK_LIMITS
 ) -> Masks:
     """Threshold the logits of some queries at 0, at the image's size.
 
     Args:
-        mask_logits: float32 [Q, h, w].
+        mask_logits: float32 or float16 [Q, h, w].
         queries: int64 [N].
         operator: operator from cells to pixels, made by `kernel`.
         kernel: its `threads` share the queries; it encodes and compares the masks.
@@ -88,9 +89,11 @@ def sample_masks(
         raise InputError(f"mask logits are {mask_logits.shape[1:]}; expected {operator.cells}")
     if len(queries) and not 0 <= queries.min() <= queries.max() < len(mask_logits):
         raise InputError(f"queries must lie within 0 and {len(mask_logits) - 1}; got {queries.tolist()}")
-    logits = np.ascontiguousarray(mask_logits, np.float32)
-    parts = np.array_split(np.ascontiguousarray(queries, np.int64), kernel.threads)
-    run = map if kernel.threads == 1 else _pool(kernel.threads).map
+    logits = np.ascontiguousarray(mask_logits, None if mask_logits.dtype == np.float16 else np.float32)
+    parts = [np.ascontiguousarray(queries, np.int64)]
+    run: Callable[..., Iterable[tuple[Records, Edges]]] = map
+    if kernel.threads > 1:
+        parts, run = np.array_split(parts[0], kernel.threads), _pool(kernel.threads).map
     budget = Budget(limits)
     records, edges = zip(*run(lambda part: operator.sample(logits, part, budget), parts), strict=True)
     found = np.concatenate(records)

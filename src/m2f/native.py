@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from m2f.geometry import AxisGeometry, Floats, ImageGeometry, Ints, SizeHW, Taps
+from m2f.geometry import AxisGeometry, Floats, Halves, ImageGeometry, Ints, SizeHW, Taps
 from m2f.sampling import RECORD, Budget, Edges, Records
 
 LIBRARY = Path(__file__).with_name("_kernel.so")  # made by hatch_build.py
@@ -48,7 +48,8 @@ def load(path: Path = LIBRARY) -> tuple[NativeKernel, ...]:
         ("m2f_level", _int, ()),
         ("m2f_mask_taps", None, (_int, _int, _pointer)),
         ("m2f_outputs_reading", None, (_pointer,)),
-        ("m2f_sample", _int, (_int, _pointer, _pointer, _int, *[_pointer] * 4, _int, _pointer)),
+        ("m2f_widen", None, (_int, _pointer, _pointer, _int)),
+        ("m2f_sample", _int, (_int, _pointer, _int, _pointer, _int, *[_pointer] * 4, _int, _pointer)),
         ("m2f_probabilities", _int, (_int, _pointer, _pointer, _int, _pointer, _pointer, _int, _int, _pointer)),
         ("m2f_compete", None, (_int, _pointer, _int, _int, _pointer, _pointer, _pointer)),
         ("m2f_intersection", _int, (_pointer, _int, _pointer, _int)),
@@ -91,6 +92,13 @@ class NativeKernel:
     def taps_operator(self, cells: SizeHW, rows: Taps, columns: Taps) -> NativeOperator:
         """Return the operator of any taps."""
         return NativeOperator(self, *map(self._taps_axis, cells, (rows, columns)))
+
+    def widen(self, halves: Halves) -> Floats:
+        """Return numbers of half precision in single precision."""
+        halves = np.ascontiguousarray(halves)
+        out = np.empty(halves.shape, np.float32)
+        self.library.m2f_widen(self.level, halves.ctypes.data, out.ctypes.data, out.size)
+        return out
 
     def compete(self, probabilities: Floats, scores: Floats, areas: Ints) -> npt.NDArray[np.int32]:
         """Find the query with the largest score x probability at each pixel of a block."""
@@ -149,7 +157,7 @@ class NativeOperator:
         """(height, width) of the image."""
         return self.rows.size_out, self.columns.size_out
 
-    def sample(self, mask_logits: Floats, queries: Ints, budget: Budget) -> tuple[Records, Edges]:
+    def sample(self, mask_logits: Floats | Halves, queries: Ints, budget: Budget) -> tuple[Records, Edges]:
         """Threshold the logits of some queries at 0; the room for edges never exceeds the budget."""
         masks = np.empty(len(queries), RECORD)
         parts: list[Edges] = []
@@ -158,7 +166,8 @@ class NativeOperator:
             enough = budget.edges + self.rows.size_out + _COLUMN_MORE  # a mask that needs more exceeds the budget
             edges, doubts = np.empty(min(capacity, enough), np.uint32), _int(before := budget.doubts)
             step = self.kernel.library.m2f_sample(
-                self.kernel.level, mask_logits.ctypes.data, queries[done:].ctypes.data, len(queries) - done,
+                self.kernel.level, mask_logits.ctypes.data, mask_logits.dtype == np.float16,
+                queries[done:].ctypes.data, len(queries) - done,
                 ctypes.byref(self.rows), ctypes.byref(self.columns), masks[done:].ctypes.data, edges.ctypes.data,
                 len(edges), ctypes.byref(doubts),
             )  # fmt: skip

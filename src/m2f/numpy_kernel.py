@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from m2f.geometry import Floats, ImageGeometry, Ints, SizeHW, Taps, apply_rows, mask_taps, outputs_reading
+from m2f.geometry import Floats, Halves, ImageGeometry, Ints, SizeHW, Taps, apply_rows, mask_taps, outputs_reading
 from m2f.interpolate import Stages, doubtful, pixels, rounding
 from m2f.sampling import RECORD, Budget, Edges, Records
 
@@ -44,6 +44,10 @@ class NumpyKernel:
     def taps_operator(self, cells: SizeHW, rows: Taps, columns: Taps) -> NumpyOperator:
         """Return the operator of any taps, 2 or 4 a pixel, whose sources span at most 3 neighbouring cells."""
         return NumpyOperator(cells, rows, columns)
+
+    def widen(self, halves: Halves) -> Floats:
+        """Return numbers of half precision in single precision."""
+        return halves.astype(np.float32)
 
     def compete(self, probabilities: Floats, scores: Floats, areas: Ints) -> npt.NDArray[np.int32]:
         """Find the query with the largest score x probability at each pixel of a block; the first among equals.
@@ -129,11 +133,11 @@ class NumpyOperator:
         """(height, width) of the image."""
         return self.rows.source.shape[1], self.columns.source.shape[1]
 
-    def sample(self, mask_logits: Floats, queries: Ints, budget: Budget) -> tuple[Records, Edges]:
+    def sample(self, mask_logits: Floats | Halves, queries: Ints, budget: Budget) -> tuple[Records, Edges]:
         """Threshold the logits of some queries at 0, at the image's size.
 
         Args:
-            mask_logits: float32 [Q, h, w], contiguous.
+            mask_logits: float32 or float16 [Q, h, w], contiguous.
             queries: int64 [N], contiguous, each below Q.
             budget: budget of the image; edges and doubtful pixels are taken from it.
 
@@ -146,7 +150,7 @@ class NumpyOperator:
         records = np.zeros(len(queries), RECORD)
         edges = [np.zeros(0, np.uint32)]
         for i, query in enumerate(queries.tolist()):
-            found, sigmoid_sum = self._sample_query(mask_logits[query], budget)
+            found, sigmoid_sum = self._sample_query(mask_logits[query].astype(np.float32, copy=False), budget)
             budget.take(edges=len(found))
             area = int((found[1::2] - found[0::2]).sum(dtype=np.int64))
             records[i] = (area, len(found), sigmoid_sum, _box(found, self.original[0]))

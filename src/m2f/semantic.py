@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from m2f.geometry import Floats, ImageGeometry, SizeHW, Taps, bilinear_taps
+from m2f.half import of_queries
 from m2f.kernels import BEST, Kernel
 from m2f.label_maps import LabelMap, probability_blocks
 from m2f.logits import ImageLogits
@@ -64,7 +65,7 @@ def _of_resized_scores(image: ImageLogits, settings: Settings, kernel: Kernel) -
     height, width = image.geometry.original
     inside = ImageGeometry(*(axis._replace(original=axis.valid) for axis in image.geometry))
     operator = kernel.operator(inside)
-    mask_logits, queries = np.ascontiguousarray(image.mask_logits, np.float32), np.arange(len(scores))
+    mask_logits, queries = of_queries(image.mask_logits, np.arange(len(scores)), kernel)
     row_step, column_step = _steps(image.geometry, *scores.shape)
     classes = np.empty((height, width), np.int32)
     for top in range(0, height, row_step):

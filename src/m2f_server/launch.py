@@ -35,7 +35,7 @@ _GLIBC = {  # a request at 800 x 1344 passes some 27 MB of logits on, step by st
     "malloc.mmap_threshold": 32 << 20,  # smaller memory is kept for the next request; glibc allows no larger value
     "malloc.trim_threshold": 256 << 20,  # the most that a process keeps at the end of its heap
     "malloc.hugetlb": 1,  # larger memory comes in pages of 2 MiB
-    "cpu.x86_non_temporal_threshold": 4 << 20,  # larger copies do not read what they overwrite
+    "cpu.x86_non_temporal_threshold": 1 << 20,  # larger copies do not read what they overwrite
 }
 _ENVIRONMENT = {  # the caller's own values have priority
     "GLIBC_TUNABLES": ":".join(f"glibc.{name}={value}" for name, value in _GLIBC.items()),

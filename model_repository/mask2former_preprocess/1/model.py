@@ -17,11 +17,12 @@ class TritonPythonModel(StepModel):
     def initialize(self, args):
         cv2.setNumThreads(1)  # concurrency comes from Triton's instances
         super().initialize(args)
+        self.settings = Settings()
         self.preprocessing = Preprocessing.from_repository(self.parameters)
         self.backpressure = Backpressure(args["model_name"], self.warn)
 
     def infer(self, arrays, parameters):
-        Settings().override(parameters)  # a wrong parameter fails here, before the engine has worked for it
+        self.settings.override(parameters)  # a wrong parameter fails here, before the engine has worked for it
         with phase("wait"):
             self.backpressure.wait()
         batch, img_shape, ori_shape = self.preprocessing(arrays["image"].reshape(-1).tolist())

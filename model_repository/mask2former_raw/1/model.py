@@ -1,5 +1,6 @@
-"""The engine's outputs, unchanged."""
+"""The engine's outputs, in single precision."""
 
+from m2f.half import single_precision
 from m2f.settings import Settings
 from m2f_backend.step import StepModel
 
@@ -9,4 +10,4 @@ class TritonPythonModel(StepModel):
 
     def infer(self, arrays, parameters):
         Settings().override(parameters)  # a wrong parameter is an error whatever was asked for
-        return {"cls_logits": arrays["inner_cls_logits"], "mask_logits": arrays["inner_mask_logits"]}
+        return {name: single_precision(arrays[f"inner_{name}"]) for name in ("cls_logits", "mask_logits")}

@@ -38,6 +38,20 @@ typedef struct {
 // Computes interpolate.pixels for one pixel of the image, as PyTorch does.
 float pytorch_pixel(const float *logits, const Axis *rows, const Axis *columns, int64_t y, int64_t x);
 
+// Returns the number whose half-precision bits are given, exactly. The exponents differ in their bias, by 112. The
+// product also makes denormal numbers normal.
+INLINE float single(uint16_t half) {
+    uint32_t bits = (uint32_t)(half & 0x7fff) << 13, sign = (uint32_t)(half & 0x8000) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f;
+    memcpy(&bits, &value, sizeof bits);
+    bits |= (half & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;  // infinity and NaN
+    bits |= sign;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t floor_to(int64_t a, int64_t step) { return a / step * step; }

@@ -27,6 +27,7 @@ typedef struct {
     float *ring;            // [RING][pitch]: cell columns interpolated to all rows of the image
     float *values;          // logits of pixel columns, collected until there are BATCH
     uint8_t *inside;        // [pitch]: whether each logit of the current pixel column is above 0
+    float *widened;         // [h * w]: logits of the current query, if they came in half precision
     int64_t pitch;
     int64_t doubts;         // doubtful pixels that the budget still allows
 } Scratch;
@@ -251,21 +252,31 @@ INLINE int64_t sample_query(const float *logits, const Axis *rows, const Axis *c
     return count;
 }
 
-INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, const Axis *rows, const Axis *columns,
+// Returns the logits of a query in single precision.
+INLINE const float *logits_of(const void *logits, int half, int64_t query, int64_t cells, const Scratch *s) {
+    if (!half) return (const float *)logits + query * cells;
+    const uint16_t *halves = (const uint16_t *)logits + query * cells;
+    for (int64_t i = 0; i < cells; i++) s->widened[i] = single(halves[i]);
+    return s->widened;
+}
+
+INLINE int64_t sample(const void *logits, int half, const int64_t *queries, int64_t n, const Axis *rows, const Axis *columns,
                       Mask *masks, uint32_t *edges, int64_t capacity, int64_t *doubts, int fma) {
-    int64_t w = columns->size_in, pitch = ceil_to(rows->size_out, STRIP);
+    int64_t w = columns->size_in, cells = rows->size_in * w, pitch = ceil_to(rows->size_out, STRIP);
     if (pitch % (2 * STRIP) == 0) pitch += STRIP;  // columns a power of two apart would share cache sets
     int64_t values = BATCH + pitch + 4 * STRIP;
-    float *memory = aligned_alloc(64, (size_t)ceil_to((RING * pitch + values + 2 * w) * 4 + pitch, 64));
+    int64_t floats = RING * pitch + values + 2 * w + (half ? cells : 0);
+    float *memory = aligned_alloc(64, (size_t)ceil_to(floats * 4 + pitch, 64));
     if (!memory) return -1;
     Scratch s = {.ring = memory, .pitch = pitch, .doubts = *doubts};
     s.values = s.ring + RING * pitch;
     s.first = (int32_t *)(s.values + values);
     s.last = s.first + w;
-    s.inside = (uint8_t *)(s.last + w);
+    s.widened = (float *)(s.last + w);
+    s.inside = (uint8_t *)(s.widened + (half ? cells : 0));
     int64_t used = 0, done = 0;
     for (; done < n; done++) {
-        const float *query = logits + queries[done] * rows->size_in * w;
+        const float *query = logits_of(logits, half, queries[done], cells, &s);
         Mask *mask = masks + done;
         int64_t count = columns->taps == 2
             ? sample_query(query, rows, columns, 2, fma, &s, mask, edges + used, capacity - used)
@@ -279,10 +290,10 @@ INLINE int64_t sample(const float *logits, const int64_t *queries, int64_t n, co
 }
 
 #define LEVEL(name, fma, target)                                                                                    \
-    target static int64_t sample_##name(const float *logits, const int64_t *queries, int64_t n, const Axis *rows,   \
-                                        const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity,        \
-                                        int64_t *doubts) {                                                          \
-        return sample(logits, queries, n, rows, columns, masks, edges, capacity, doubts, fma);                      \
+    target static int64_t sample_##name(const void *logits, int half, const int64_t *queries, int64_t n,            \
+                                        const Axis *rows, const Axis *columns, Mask *masks, uint32_t *edges,        \
+                                        int64_t capacity, int64_t *doubts) {                                        \
+        return sample(logits, half, queries, n, rows, columns, masks, edges, capacity, doubts, fma);                      \
     }
 
 EACH_LEVEL(LEVEL)
@@ -297,12 +308,13 @@ EXPORT int64_t m2f_level(void) {
     return 0;
 }
 
-// Samples the masks of n queries of logits [Q][h][w]. The edges of each mask follow those of the mask before. Doubtful
+// Samples the masks of n queries of logits [Q][h][w], which are floats, or of half precision. The edges of each mask follow those of the mask before. Doubtful
 // pixels are subtracted from `doubts`. Returns how many masks were done before `edges` was full or `doubts` fell below
 // 0, or -1 without memory.
-EXPORT int64_t m2f_sample(int64_t level, const float *logits, const int64_t *queries, int64_t n, const Axis *rows,
-                          const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity, int64_t *doubts) {
+EXPORT int64_t m2f_sample(int64_t level, const void *logits, int64_t half, const int64_t *queries, int64_t n,
+                          const Axis *rows, const Axis *columns, Mask *masks, uint32_t *edges, int64_t capacity,
+                          int64_t *doubts) {
 #define SAMPLE(name, fma, target) sample_##name,
     __typeof__(sample_baseline) *const levels[] = {EACH_LEVEL(SAMPLE)};
-    return levels[level](logits, queries, n, rows, columns, masks, edges, capacity, doubts);
+    return levels[level](logits, half != 0, queries, n, rows, columns, masks, edges, capacity, doubts);
 }
