@@ -1,10 +1,14 @@
-"""Networks compiled by shape: which are kept, which go, how batches are padded."""
+"""Networks compiled by shape: which are kept, which go, how batches are padded; images computed side by side."""
+
+import threading
+from concurrent.futures import Executor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from m2f.errors import InputError
-from m2f_backend.engine import ByShape, check_shapes
+from m2f_backend.engine import ByImage, ByShape, check_shapes
 
 
 class Network:
@@ -96,3 +100,88 @@ def test_what_does_not_compile_runs_on_the_network_for_all(engine, general):
 def test_a_shape_that_differs_is_named():
     with pytest.raises(InputError, match=r"input has the shape \(2, 5\); the network takes \(any, 4\)"):
         check_shapes({"input": np.zeros((2, 5))}, {"input": (None, 4)})
+
+
+class Streams:
+    """Adds one to its input; several threads may call it, and it waits until as many do."""
+
+    def __init__(self, together):
+        self.together, self.runs = threading.Barrier(together), []
+
+    def run(self, inputs):
+        self.runs.append(len(inputs["input"]))
+        self.together.wait(timeout=60)
+        return {"output": inputs["input"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("count", "streams", "side_by_side"),
+    [
+        (1, 4, 0),
+        (2, 4, 0),
+        (3, 4, 3),
+        (4, 4, 4),
+        (5, 4, 4),
+        (6, 4, 4),
+        (8, 4, 8),
+        (1, 2, 0),
+        (3, 2, 2),
+        (1, 1, 1),
+        (3, 1, 3),
+    ],
+)
+def test_images_are_computed_side_by_side(count, streams, side_by_side):
+    alone, busy = Streams(1), Streams(min(side_by_side, streams) or 1)
+    pixels = np.arange(count * 3).reshape(count, 3)
+    (found,) = ByImage(alone, busy, streams=streams).run({"input": pixels}).values()
+    assert np.array_equal(found, pixels + 1)
+    assert (busy.runs, alone.runs) == ([1] * side_by_side, [1] * (count - side_by_side))
+
+
+def test_an_image_that_fails_is_told():
+    def fail(inputs):
+        if inputs["input"][0] == 2:
+            raise InputError("two")
+        return {"output": inputs["input"]}
+
+    network = SimpleNamespace(run=fail)
+    engine = ByImage(network, network, streams=2)
+    with pytest.raises(InputError, match="two"):
+        engine.run({"input": np.arange(4)})
+    assert engine.run({"input": np.arange(2)})["output"].tolist() == [0, 1]
+
+
+class Later(Executor):
+    """Runs what was submitted when told to."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def submit(self, function, *args):
+        self.waiting.append(lambda: function(*args))
+
+    def run(self):
+        for work in self.waiting:
+            work()
+        self.waiting.clear()
+
+
+def test_while_a_shape_is_compiled_the_network_for_all_answers(general):
+    compiled, later = Network(), Later()
+    engine = ByShape(lambda _shapes: compiled, general=general, room=1, compiler=later)
+    ask(engine, 1, 8)
+    ask(engine, 1, 8)
+    assert (general.runs, compiled.runs, len(later.waiting)) == ([(1, 8)] * 2, [], 1)
+    later.run()
+    ask(engine, 1, 8)
+    assert compiled.runs == [(1, 8)]
+
+
+def test_a_shape_that_was_replaced_meanwhile_is_not_compiled(general):
+    made, later = [], Later()
+    engine = ByShape(lambda shapes: made.append(shapes) or Network(), general=general, room=1, compiler=later)
+    ask(engine, 1, 8)
+    for _ in range(ByShape.PATIENCE):
+        ask(engine, 1, 16)
+    later.run()
+    assert made == [(("input", (1, 16)),)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
-_MOUNT = re.compile(r"^\S+ \S+ \S+ (?P<root>\S+) (?P<place>\S+) .* - cgroup2? \S+ (?P<options>\S+)$", re.MULTILINE)
-_GROUP = re.compile(r"^\d+:(?P<controllers>[^:]*):(?P<path>.*)$", re.MULTILINE)
+_MOUNT = re.compile(r"^\S+ \S+ \S+ (?P<root>\S+) (?P<place>\S+) .*- (?P<kind>cgroup2?) \S+ (?P<options>\S+)$", re.M)
+_GROUP = re.compile(r"^\d+:(?P<controllers>[^:]*):(?P<path>.*)$", re.M)
 
 
 def usable_cores(proc: Path = Path("/proc/self")) -> int:
@@ -21,40 +23,42 @@ def usable_cores(proc: Path = Path("/proc/self")) -> int:
         proc: folder with this process's `cgroup` and `mountinfo`.
     """
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(cores, *(int(quota) for quota in _quotas(proc)))) if cores > 1 else 1
+    return max(1, min([cores, *map(int, _quotas(proc))]))
 
 
 def _quotas(proc: Path) -> Iterator[float]:
     """Return the quotas, in cores, of this process's control groups (v1 and v2) and of the groups above them."""
-    yield float(os.cpu_count() or 1)  # so that there is one
     try:
         mounts, groups = (proc / "mountinfo").read_text(), (proc / "cgroup").read_text()
     except OSError:
         return
-    for group in _GROUP.finditer(groups):
-        controllers = group["controllers"].split(",")
-        if controllers not in ([""], ["cpu"]) and "cpu" not in controllers:
-            continue
-        for mount in _MOUNT.finditer(mounts):
-            options = mount["options"].split(",")
-            if controllers == [""] or "cpu" in options:
-                yield from _quotas_above(Path(mount["place"]), Path(mount["root"]), Path(group["path"]))
+    for group, mount in product(_GROUP.finditer(groups), _MOUNT.finditer(mounts)):
+        if mount["kind"] == "cgroup2":
+            shown = group["controllers"] == ""
+        else:
+            shown = "cpu" in group["controllers"].split(",") and "cpu" in mount["options"].split(",")
+        if shown:
+            yield from _quotas_above(Path(mount["place"]), Path(mount["root"]), Path(group["path"]))
 
 
 def _quotas_above(place: Path, root: Path, group: Path) -> Iterator[float]:
-    """Return the quotas of a group and of those above it, as far as a mount shows them."""
-    inside = group.relative_to(root) if group.is_relative_to(root) else Path()
-    for folder in (place / inside, *(place / inside).parents):
-        if folder.is_relative_to(place):
-            yield from _quota(folder)
+    """Return the quotas of a group and of those above it, as far as a mount shows them.
+
+    Args:
+        place: where the mount is.
+        root: the group that is shown there.
+        group: the group of the process. In a container it may be the host's name of the group that is shown.
+    """
+    folder = place / (group.relative_to(root) if group.is_relative_to(root) else "")
+    for above in (folder, *folder.parents):
+        if above.is_relative_to(place):
+            yield from _quota(above)
 
 
 def _quota(folder: Path) -> Iterator[float]:
     """Return the quota of a group, if the group has one."""
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
-            if float(quota) > 0:
-                yield float(quota) / float(period)
-        except (OSError, ValueError):  # no such file; v2 writes "max" where there is no quota
-            continue
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # v2, v1
+        with suppress(OSError, ValueError):  # no such file; v2 writes "max" where there is no quota, v1 -1
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0:
+                yield quota / period

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,6 +126,7 @@ class ByShape:
         self._compile_for, self._general, self._room, self._compiler = compile_for, general, room, compiler
         self._compiled: OrderedDict[Shapes, Engine] = OrderedDict()
         self._asked: Counter[Shapes] = Counter()
+        self._lock = Lock()  # between looking for a shape and replacing its network
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
         """Compute a batch (see `Engine.run`); the outputs of a padded batch are arrays."""
@@ -146,23 +149,23 @@ class ByShape:
             if self._asked[shapes] < self.PATIENCE:
                 return self._general
             del self._asked[shapes]
-            self._compiled.popitem(last=False)
+            with self._lock:
+                self._compiled.popitem(last=False)
         self._compiled[shapes] = self._general
         if self._compiler:
             self._compiler.submit(self._compile, shapes)
-        else:
-            self._compile(shapes)
+            return self._general
+        self._compile(shapes)
         return self._compiled[shapes]
 
     def _compile(self, shapes: Shapes) -> None:
         if shapes not in self._compiled:  # replaced while it waited for the compiler
             return
-        try:
+        with suppress(Exception):  # the library's own: a shape that the network does not take, or no memory left
             compiled = self._compile_for(shapes)
-        except Exception:  # the library's own: a shape that the network does not take, or no memory left
-            return
-        if shapes in self._compiled:
-            self._compiled[shapes] = compiled
+            with self._lock:
+                if shapes in self._compiled:
+                    self._compiled[shapes] = compiled
 
 
 def _padded(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
