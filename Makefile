@@ -39,7 +39,7 @@ demo: setup  ## serve the embedded model and segment the example images; picture
 page: $(VENV)/.page  ## serve the embedded model and a web page to try it in, until Ctrl-C
 	$(BIN)/python examples/page.py
 
-serve: setup  ## serve model_repository/ on the CPU (ONNX Runtime), until Ctrl-C
+serve: setup  ## serve model_repository/ on the CPU, until Ctrl-C
 	$(BIN)/m2f serve --config-name cpu
 
 export: setup-dev  ## make a model repository of your model: make export CONFIG=... CHECKPOINT=... REPOSITORY=... [ARGS=...]

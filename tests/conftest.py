@@ -53,7 +53,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def server():
-    """`tritonserver` with the embedded model on ONNX Runtime, on free loopback ports; one for each worker."""
+    """`tritonserver` with the embedded model on a processor, on free loopback ports; one for each worker."""
     from m2f_server import serve
 
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0}

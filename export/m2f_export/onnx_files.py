@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime as ort
+from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from m2f_export.export_errors import ExportError, reason
@@ -94,6 +95,11 @@ def check_graph(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise ExportError(f"ONNX's checker refuses the graph: {reason(error)}") from error
+
+
+def is_half(model: onnx.ModelProto) -> bool:
+    """Return whether the model has weights in half precision."""
+    return any(tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) for tensor in model.graph.initializer)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto
 
 from m2f.contract import model_name
 from m2f.errors import InputError
@@ -27,14 +26,13 @@ from m2f_export.engine import TENSORRT, TENSORRT_RTX, Profile, build_engine, che
 from m2f_export.export_errors import ExportError, reason
 from m2f_export.files import read_object
 from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, read_samples, run_onnx
-from m2f_export.onnx_files import INPUT, OUTPUTS, load_onnx
+from m2f_export.onnx_files import INPUT, OUTPUTS, is_half, load_onnx
 from m2f_export.plan_runner import PlanRunner
 from m2f_export.precision import rounded
 from m2f_export.repository_place import REPORT, locked
 from m2f_export.sources.base import Source
 
 PLAN, RTX_PLAN = "model.plan", "model.rtx.plan"  # Triton loads the first name only
-_HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def build_in_repository(
@@ -267,7 +265,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Compare an engine with its ONNX."""
     model = load_onnx(graph)
-    half = any(tensor.data_type in _HALF_TYPES for tensor in model.graph.initializer)
+    half = is_half(model)
     ladder = Ladder(source, samples)
     # a half-precision graph as a device rounds it; ONNX Runtime's processor has no bfloat16
     ladder.climb("ONNX Runtime", run_onnx(_serialised(rounded(model)) if half else graph))

@@ -5,7 +5,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -162,8 +162,16 @@ def _ready_line(server: Server, health_url: str) -> str:
         f"m2f: ready  http://{server.http_url}  {_grpc_url(server)}  metrics {server.metrics_url}"
         f"  health {health_url}"
         f"  ({', '.join([*server.public, _number_of_models(server)])}, {server.start_seconds:.1f} s)"
+        f"{''.join(f'  engine {engine}' for engine in dict.fromkeys(map(_engine, server.engines.values())))}"
         f"{f'  chose {server.choice.label}: {server.choice.why}' if server.choice.why else ''}"
     )
+
+
+def _engine(facts: Mapping[str, str]) -> str:
+    """Return what computes, in words."""
+    counts = [f"{facts[name]} {name}" for name in ("threads", "streams") if name in facts]
+    what = facts.get("precision") or facts.get("providers", "")
+    return ", ".join([f"{facts['engine']} {facts['version']}", what, *counts])
 
 
 def _number_of_models(server: Server) -> str:
@@ -188,6 +196,7 @@ def _as_json(server: Server, health_url: str) -> str:
             "public": server.public,
             "config": server.choice.label,
             "config_chosen_because": server.choice.why,
+            "engines": server.engines,
             "start_seconds": round(server.start_seconds, 2),
             "pid": server.pid,
         }

@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +17,8 @@ from m2f_server.triton_2_51 import with_a_change
 
 _RESTRICTED = "/v2/repository/"
 _LOAD_TIMEOUT_S = 300.0  # for a large engine
+_ENGINE = re.compile(r"^m2f_engine_info\{(.*)\} 1", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Control:
@@ -85,6 +88,11 @@ class Control:
     def metrics(self) -> str:
         """Return the Prometheus metrics."""
         return fetch(self._metrics_url, "GET", "/metrics").decode()
+
+    def engines(self) -> dict[str, dict[str, str]]:
+        """Return by model what computes its network, as the engines in Python models report it in their metrics."""
+        found = (dict(_LABEL.findall(labels)) for labels in _ENGINE.findall(self.metrics()))
+        return {facts.pop("model"): facts for facts in found}
 
     def index(self) -> list[dict[str, str]]:
         """Return `name`, `version`, `state` and `reason` of every model."""

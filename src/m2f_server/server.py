@@ -55,6 +55,7 @@ class Server:
         strict: whether the server is refused if one of `needed` does not load. If not, it runs without that model.
         models: names of the models that are ready.
         public: names of the public ensembles among them.
+        engines: what computes the network, by model: `engine`, `version`, ...; engines outside Python are not in it.
         failures: reason by model for the models that did not load; causes come before their consequences.
         start_seconds: time from the start of the process until every model was ready.
         control: calls to this server, with the secret.
@@ -74,6 +75,7 @@ class Server:
     strict: bool = True
     models: list[str] = field(default_factory=list)
     public: list[str] = field(default_factory=list)
+    engines: dict[str, dict[str, str]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     start_seconds: float = 0.0
 
@@ -199,6 +201,7 @@ class Server:
         """Note what is loaded, and refuse the server if that is too little."""
         self.models = models
         self.public = [model for model in models if takes_image(self.control.config(model))]
+        self.engines = self.control.engines()
         self.failures = model_failures(self.read_log())
         for name in sorted(set(self.wanted).difference(models)):
             self.failures.setdefault(name, "the log does not say why")
