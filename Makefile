@@ -25,6 +25,14 @@ $(VENV)/.dev: $(VENV)/.serve pyproject.toml export/openmmlab.txt export/constrai
 	$(PIP) --no-deps --requirement export/openmmlab.txt
 	@touch $@
 
+# the services that m2f is compared with, in an environment of their own
+$(VENV)/.peers: $(VENV)/.dev benchmarks/peers/requirements.txt
+	$(BIN)/python -m venv $(VENV)/peers
+	$(VENV)/peers/bin/pip install --quiet --disable-pip-version-check '.[export]' --requirement benchmarks/peers/requirements.txt \
+	  --constraint export/constraints.txt
+	$(VENV)/peers/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement export/openmmlab.txt
+	@touch $@
+
 $(VENV)/.page: $(VENV)/.serve
 	$(PIP) --editable '.[demo]'
 	@touch $@
@@ -95,7 +103,7 @@ fuzz: setup-dev  ## fuzz the native kernel under AddressSanitizer and UBSan for 
 
 ##@ Measure
 
-bench: setup-dev  ## measure everything, half an hour; run again to go on; make bench ARGS=--quick takes 3 minutes
+bench: setup-dev $(VENV)/.peers  ## measure everything, half an hour; run again to go on; make bench ARGS=--quick takes 3 minutes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton

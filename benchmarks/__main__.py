@@ -24,7 +24,8 @@ from .frame.runner import Missing, run
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-PARTS: Sequence[str] = ("serving", "predict", "shared_memory")  # modules of this package, in the order of `make bench`
+# modules of this package, in the order of `make bench`
+PARTS: Sequence[str] = ("peers", "serving", "predict", "shared_memory")
 STOPPED = 130  # the exit code after Ctrl-C
 
 
