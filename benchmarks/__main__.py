@@ -25,7 +25,7 @@ from .frame.runner import Missing, run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 # modules of this package, in the order of `make bench`
-PARTS: Sequence[str] = ("peers", "serving", "predict", "shared_memory")
+PARTS: Sequence[str] = ("peers", "serving", "predict", "shared_memory", "engines")
 STOPPED = 130  # the exit code after Ctrl-C
 
 
