@@ -52,8 +52,8 @@ def _images(images: Images) -> str:
     some = f" of {images.found}" if images.found > images.count else ""
     count = f"{images.count}{some} image{'' if images.count == 1 else 's'}"
     sides = f", median {images.width}x{images.height}" if images.width is not None else ""
-    found = f", {images.instances:.1f} instances each" if images.instances is not None else ""
-    return f"{count}{sides}, {size(images.bytes)} each{found}"
+    found = f", {images.instances:.1f} instances in each" if images.instances is not None else ""
+    return f"{count}{sides}, {size(images.bytes)} and {images.read_ms:.1f} ms to read each{found}"
 
 
 def _levels(measured: Measured) -> Table:
