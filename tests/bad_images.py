@@ -1,10 +1,12 @@
 """Files that are not the plain pictures a server hopes for, by name: which are images all the same, and which not."""
 
+import functools
 import gzip
 import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +27,6 @@ JPEG, PROGRESSIVE = encode(PHOTO, "jpg"), encode(PHOTO, "jpg", progressive=True)
 CMYK = encode(Image.fromarray(np.full((61, 83, 4), 99, np.uint8), "CMYK"), "jpg")
 PNG, PALETTE, INTERLACED = encode(PHOTO), encode(PHOTO.convert("P")), encode_cv2(photo())
 WEBP, WEBP_ALPHA = encode(PHOTO, "webp"), encode(RGBA, "webp", lossless=True)
-MANY_ZEROS = b"".join(
-    (packer := zlib.compressobj(1), *(packer.compress(bytes(1 << 24)) for _ in range(16)), packer.flush())[1:]
-)
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,22 @@ class File:
     """What a client may send as an image.
 
     Attributes:
-        data: the file.
+        content: the file, or what makes it: together the large ones have 340 MB, and every worker imports this module.
         reason: regular expression of the error; None: it is an image.
     """
 
-    data: bytes
+    content: bytes | Callable[[], bytes]
     reason: str | None = None
+
+    @property
+    def data(self):
+        return self.content() if callable(self.content) else self.content
+
+
+@functools.cache
+def _many_zeros():
+    packer = zlib.compressobj(1)
+    return b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(16)), packer.flush()])
 
 
 def _animated(extension):
@@ -149,20 +158,20 @@ def _vp8x(width, height):
 
 
 def _text_chunk_of_256_megabytes():
-    return _png_with(chunk(b"zTXt", b"Comment\0\0" + MANY_ZEROS))
+    return _png_with(chunk(b"zTXt", b"Comment\0\0" + _many_zeros()))
 
 
 def _international_text_of_256_megabytes():
-    return _png_with(chunk(b"iTXt", b"Comment\0\1\0\0\0" + MANY_ZEROS))
+    return _png_with(chunk(b"iTXt", b"Comment\0\1\0\0\0" + _many_zeros()))
 
 
 def _profile_of_256_megabytes():
-    return _png_with(chunk(b"iCCP", b"icc\0\0" + MANY_ZEROS))
+    return _png_with(chunk(b"iCCP", b"icc\0\0" + _many_zeros()))
 
 
 def _pixels_of_256_megabytes():
     header = struct.pack(">IIBBBBB", 83, 61, 8, 2, 0, 0, 0)
-    parts = [chunk(b"IHDR", header), chunk(b"IDAT", MANY_ZEROS), chunk(b"IEND", b"")]
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", _many_zeros()), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -184,9 +193,10 @@ NOT_IMAGES = {
     "data address of text": File(b"data:text/html;base64,PGh0bWw+", "has the media type 'text/html'"),
     "data address without base64": File(b"data:image/svg+xml,%3Csvg/%3E", "has no ';base64'"),
     "data address without an end": File(b"data:" + b"image/png;" * 100_000, "has no comma"),
-    "data address of white space": File(b"data:image/png;base64," + b"\n" * 10_000_000, "the image is empty"),
+    "data address of white space": File(lambda: b"data:image/png;base64," + b"\n" * 10_000_000, "the image is empty"),
     "data address of a file that is too large": File(
-        b"data:image/png;base64," + b"A" * (MAX_IMAGE_BYTES // 3 * 4 + 8), f"{LARGE}: 6710886. bytes in its data URL"
+        lambda: b"data:image/png;base64," + b"A" * (MAX_IMAGE_BYTES // 3 * 4 + 8),
+        f"{LARGE}: 6710886. bytes in its data URL",
     ),
     "pdf": File(b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF", NOT_AN_IMAGE),
     "postscript": File(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", NOT_AN_IMAGE),
@@ -194,9 +204,9 @@ NOT_IMAGES = {
     "pickle": File(b"\x80\x04cos\nsystem\n(S'true'\ntR.", NOT_AN_IMAGE),
     "numpy file": File(b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}", NOT_AN_IMAGE),
     "zip": File(_zipped(), NOT_AN_IMAGE),
-    "zip bomb": File(_zipped("zeros", bytes(1 << 24)), NOT_AN_IMAGE),
+    "zip bomb": File(lambda: _zipped("zeros", bytes(1 << 24)), NOT_AN_IMAGE),
     "gzip of a png": File(gzip.compress(PNG), NOT_AN_IMAGE),
-    "gzip bomb": File(gzip.compress(bytes(1 << 24)), NOT_AN_IMAGE),
+    "gzip bomb": File(lambda: gzip.compress(bytes(1 << 24)), NOT_AN_IMAGE),
     "gif": File(encode(PHOTO, "gif"), NOT_AN_IMAGE),
     "gif header": File(b"GIF89a\xff\xff\xff\xff\xf7\0\0", NOT_AN_IMAGE),
     "gif header before a jpeg": File(b"GIF89a" + JPEG, NOT_AN_IMAGE),
@@ -207,7 +217,9 @@ NOT_IMAGES = {
     "jpeg 2000": File(b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100), NOT_AN_IMAGE),
     "heic header": File(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", NOT_AN_IMAGE),
     "avif header": File(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", NOT_AN_IMAGE),
-    "more bytes than allowed": File(JPEG + bytes(MAX_IMAGE_BYTES - len(JPEG) + 1), f"{LARGE}: 67108865 bytes encoded"),
+    "more bytes than allowed": File(
+        lambda: JPEG + bytes(MAX_IMAGE_BYTES - len(JPEG) + 1), f"{LARGE}: 67108865 bytes encoded"
+    ),
 }
 
 JPEGS = {
@@ -231,13 +243,13 @@ JPEGS = {
     "jpeg exif cut off": File(_jpeg_with(_segment(0xE1, _orientation(6)[:17]))),
     "jpeg exif of a megabyte": File(_jpeg_with(*[_segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 16)),
     "jpeg exif whose values share 40 kB": File(_jpeg_with(*_exif_segments(_shared(600, 40_000)))),
-    "jpeg exif whose values share a megabyte": File(_jpeg_with(*_exif_segments(_shared(2000, 1_000_000)))),
-    "jpeg exif in 16,000 segments": File(_jpeg_with(*[_segment(0xE1, b"Exif\0\0" + bytes(2000))] * 16_000)),
+    "jpeg exif whose values share a megabyte": File(lambda: _jpeg_with(*_exif_segments(_shared(2000, 1_000_000)))),
+    "jpeg exif in 16,000 segments": File(lambda: _jpeg_with(*[_segment(0xE1, b"Exif\0\0" + bytes(2000))] * 16_000)),
     "jpeg index whose values share 30 kB": File(
         _jpeg_with(_segment(0xE2, b"MPF\0" + _shared(2700, 32_000, kind=5)[6:65_000]))
     ),
     "jpeg settings of Photoshop, a million of them": File(
-        _jpeg_with(*[_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5400)] * 190)
+        lambda: _jpeg_with(*[_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5400)] * 190)
     ),
     "jpeg profile of no sense": File(_jpeg_with(_segment(0xE2, b"ICC_PROFILE\0\1\2nonsense"))),
     "jpeg index of pictures that lies": File(_jpeg_with(_segment(0xE2, b"MPF\0MM\0*\0\0\0\x08\xff\xff" + bytes(40)))),
@@ -257,22 +269,28 @@ JPEGS = {
     "jpeg of 12 bits": File(JPEG.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c", 1), DAMAGED),
     "jpeg of a component too many": File(JPEG.replace(b"\xff\xc0\0\x11", b"\xff\xc0\0\x10", 1), DAMAGED),
     "jpeg without its tables": File(JPEG.replace(b"\xff\xdb", b"\xff\xef"), DAMAGED),
-    "jpeg of very many segments": File(_jpeg_with(b"\xff\xe5\0\2" * 300_000), SLOW),
+    "jpeg of very many segments": File(lambda: _jpeg_with(b"\xff\xe5\0\2" * 300_000), SLOW),
     "jpeg of very many scans": File(
-        PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 5000 + b"\xff\xd9", SLOW
+        lambda: PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 5000 + b"\xff\xd9", SLOW
     ),
-    "jpeg of very many scans of a component": File(grey_scans(3000, 8192), f"{SLOW}: 3000 scans; allowed are 20"),
+    "jpeg of very many scans of a component": File(
+        lambda: grey_scans(3000, 8192), f"{SLOW}: 3000 scans; allowed are 20"
+    ),
     "jpeg of 64 scans of 8192 x 8192": File(
-        _jpeg_sized(8192, 8192, PROGRESSIVE[:-2], b"\xff\xc2")
-        + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 54
-        + b"\xff\xd9",
+        lambda: (
+            _jpeg_sized(8192, 8192, PROGRESSIVE[:-2], b"\xff\xc2")
+            + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 54
+            + b"\xff\xd9"
+        ),
         f"{SLOW}: 64 scans; allowed are 20 of 8192 x 8192 pixels",
     ),
-    "jpeg of 16 MB of fill bytes in a scan": File(fill_bytes_in_a_scan(16 << 20), DAMAGED),
-    "jpeg progressive of 16 MB of fill bytes in a scan": File(fill_bytes_in_a_scan(16 << 20, of=PROGRESSIVE), DAMAGED),
-    "jpeg of 10 MB of tables": File(_jpeg_with(_segment(0xDB, bytes(65 * 1000)) * 160), SLOW),
+    "jpeg of 16 MB of fill bytes in a scan": File(lambda: fill_bytes_in_a_scan(16 << 20), DAMAGED),
+    "jpeg progressive of 16 MB of fill bytes in a scan": File(
+        lambda: fill_bytes_in_a_scan(16 << 20, of=PROGRESSIVE), DAMAGED
+    ),
+    "jpeg of 10 MB of tables": File(lambda: _jpeg_with(_segment(0xDB, bytes(65 * 1000)) * 160), SLOW),
     "jpeg of millions of components": File(
-        _jpeg_with(_segment(0xC0, b"\x08\0\x08\0\x08\3" + bytes(65_499)) * 160), SLOW
+        lambda: _jpeg_with(_segment(0xC0, b"\x08\0\x08\0\x08\3" + bytes(65_499)) * 160), SLOW
     ),
 }
 
@@ -294,19 +312,23 @@ PNGS = {
     "png with many chunks": File(_png_with(chunk(b"prVt", b"x") * 5000)),
     "png of one pixel": File(encode(photo(1, 1))),
     "png of one row of 65535": File(encode(photo(1, 65_535))),
-    "png whose pixels unpack to 256 MB": File(_pixels_of_256_megabytes()),
-    "png text of 256 MB": File(_text_chunk_of_256_megabytes(), DAMAGED),
-    "png international text of 256 MB": File(_international_text_of_256_megabytes(), DAMAGED),
-    "png profile of 256 MB": File(_profile_of_256_megabytes(), DAMAGED),
-    "png of 64 profiles of a megabyte": File(packed_megabytes(b"iCCP", 64)),
-    "png of 65 profiles of a megabyte": File(packed_megabytes(b"iCCP", 65), SLOW),
-    "png of 65 texts of a megabyte": File(packed_megabytes(b"zTXt", 65), SLOW),
-    "png of 65 texts of a megabyte, each with a wrong checksum": File(packed_megabytes(b"zTXt", 65, b"1234"), SLOW),
-    "png of 65 international texts, each with a wrong checksum": File(packed_megabytes(b"iTXt", 65, b"1234"), SLOW),
-    "png of two million chromaticities": File(_png_with(chunk(b"cHRM", bytes(8_000_000))), DAMAGED),
-    "png exif whose values share a megabyte": File(_png_with(chunk(b"eXIf", _shared(2000, 1_000_000)[6:]))),
+    "png whose pixels unpack to 256 MB": File(_pixels_of_256_megabytes),
+    "png text of 256 MB": File(_text_chunk_of_256_megabytes, DAMAGED),
+    "png international text of 256 MB": File(_international_text_of_256_megabytes, DAMAGED),
+    "png profile of 256 MB": File(_profile_of_256_megabytes, DAMAGED),
+    "png of 64 profiles of a megabyte": File(lambda: packed_megabytes(b"iCCP", 64)),
+    "png of 65 profiles of a megabyte": File(lambda: packed_megabytes(b"iCCP", 65), SLOW),
+    "png of 65 texts of a megabyte": File(lambda: packed_megabytes(b"zTXt", 65), SLOW),
+    "png of 65 texts of a megabyte, each with a wrong checksum": File(
+        lambda: packed_megabytes(b"zTXt", 65, b"1234"), SLOW
+    ),
+    "png of 65 international texts, each with a wrong checksum": File(
+        lambda: packed_megabytes(b"iTXt", 65, b"1234"), SLOW
+    ),
+    "png of two million chromaticities": File(lambda: _png_with(chunk(b"cHRM", bytes(8_000_000))), DAMAGED),
+    "png exif whose values share a megabyte": File(lambda: _png_with(chunk(b"eXIf", _shared(2000, 1_000_000)[6:]))),
     "png exif as text whose values share 500 kB": File(
-        _png_with(
+        lambda: _png_with(
             chunk(
                 b"zTXt",
                 b"Raw profile type exif\0\0"
@@ -315,11 +337,11 @@ PNGS = {
         )
     ),
     "png exif as 50 MB of empty lines": File(
-        _png_with(chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * 50_000_000))
+        lambda: _png_with(chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * 50_000_000))
     ),
-    "png exif of many beginnings": File(_png_with(chunk(b"eXIf", b"Exif\0\0" * 300_000))),
+    "png exif of many beginnings": File(lambda: _png_with(chunk(b"eXIf", b"Exif\0\0" * 300_000))),
     "png exif of two million fractions": File(
-        _png_with(chunk(b"eXIf", _exif((0x112, 5, 2_000_000, b"\0\0\0\x08"))[6:] + bytes(16_000_000)))
+        lambda: _png_with(chunk(b"eXIf", _exif((0x112, 5, 2_000_000, b"\0\0\0\x08"))[6:] + bytes(16_000_000)))
     ),
     "png exif of no byte order": File(_png_with(chunk(b"eXIf", _exif(byte_order=b"XX")[6:]))),
     "png exif of a large TIFF": File(_png_with(chunk(b"eXIf", b"II+\0\x08\0\0\0" + bytes(40)))),
@@ -342,7 +364,7 @@ PNGS = {
     "png with pixels that do not unpack": File(
         PNG[: PNG.index(b"IDAT") + 4] + b"\xff" * 60 + PNG[PNG.index(b"IDAT") + 64 :], DAMAGED
     ),
-    "png of very many chunks": File(_png_with(chunk(b"prVt", b"") * 200_000), SLOW),
+    "png of very many chunks": File(lambda: _png_with(chunk(b"prVt", b"") * 200_000), SLOW),
 }
 
 WEBPS = {
@@ -351,9 +373,9 @@ WEBPS = {
     "webp of one pixel": File(encode(photo(1, 1), "webp")),
     "webp with a zip behind it": File(WEBP + _zipped()),
     "webp orientation 6": File(oriented(6, "webp")),
-    "webp exif whose values share a megabyte": File(encode(PHOTO, "webp", exif=_shared(2000, 1_000_000))),
+    "webp exif whose values share a megabyte": File(lambda: encode(PHOTO, "webp", exif=_shared(2000, 1_000_000))),
     "webp of 30,000 chunks": File(_riff(_vp8x_chunk(83, 61), WEBP[12:], b"abcd\0\0\0\0" * 30_000)),
-    "webp of very many chunks": File(_riff(_vp8x_chunk(83, 61), WEBP[12:], b"abcd\0\0\0\0" * 300_000), SLOW),
+    "webp of very many chunks": File(lambda: _riff(_vp8x_chunk(83, 61), WEBP[12:], b"abcd\0\0\0\0" * 300_000), SLOW),
     "webp header alone": File(b"RIFF\x1a\0\0\0WEBP", DAMAGED),
     "webp cut in its pixels": File(WEBP[: len(WEBP) // 2], DAMAGED),
     "webp lossless cut": File(WEBP_ALPHA[: len(WEBP_ALPHA) // 2], DAMAGED),

@@ -80,3 +80,10 @@ def save(folder, architecture=MASK2FORMER, *, model=None, processor=None, **opti
     (model or build(architecture)).save_pretrained(folder, **options)
     (processor or processor_for(architecture)).save_pretrained(folder)
     return folder
+
+
+def load_huggingface(*arguments):
+    """Read a folder; the module imports transformers' models, which takes seconds of every worker's time."""
+    from m2f_export.sources import huggingface
+
+    return huggingface.load_huggingface(*arguments)

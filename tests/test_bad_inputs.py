@@ -17,7 +17,6 @@ from m2f.contract import PUBLIC_MODEL
 
 pytestmark = pytest.mark.server
 
-IMAGE_FILES = {name: Request(PUBLIC_MODEL, image_input(file.data), file.reason) for name, file in FILES.items()}
 REQUESTS = {**TENSORS, **PARAMETERS}
 
 
@@ -59,14 +58,14 @@ def check(answer, reason):
 
 
 def test_there_are_more_than_sixty_kinds():
-    assert len(IMAGE_FILES) + len(REQUESTS) + len(HTTP) + len(GRPC) >= 60
+    assert len(FILES) + len(REQUESTS) + len(HTTP) + len(GRPC) >= 60
 
 
-@pytest.mark.parametrize("name", IMAGE_FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_kind_of_file(http_wire, grpc_wire, name):
     """Each over one protocol, in turn: the server decodes a file alike, whatever brought it."""
-    request = IMAGE_FILES[name]
-    over_http = list(IMAGE_FILES).index(name) % 2
+    request = Request(PUBLIC_MODEL, image_input(FILES[name].data), FILES[name].reason)
+    over_http = list(FILES).index(name) % 2
     check(http_wire.send(request.post()) if over_http else grpc_wire.send(request.message()), request.reason)
 
 

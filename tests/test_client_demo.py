@@ -10,7 +10,6 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import gradio
 import httpx
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from m2f_client import Client
 from m2f_client.client_errors import ModelNotFound, ServerUnavailable
 from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.page.models import Models
-from m2f_client.page.page import answer, choose, served
 from m2f_client.page.picture import draw, scaled
 from m2f_client.page.tables import instances_table, latency_table, notice
 from m2f_client.page.timed_client import TimedAnswer, TimedClient
@@ -33,6 +31,14 @@ from m2f_client.transports.connect import connect
 IMAGES = Path(__file__).parents[1] / "examples/images"
 SCENE = IMAGES / "scene_1.jpg"
 STEPS = ("mask2former_preprocess", "mask2former_engine", "mask2former_postprocess")
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The page's module. Gradio takes three seconds to import, and the other workers need not wait for it."""
+    from m2f_client.page import page
+
+    return page
 
 
 @pytest.fixture(scope="module", params=["grpc", "http"])
@@ -159,7 +165,7 @@ class TestPicture:
 
 
 @pytest.fixture(scope="class")
-def address(server):
+def address(page, server):
     """The page at work. It tells nobody but the server and itself anything."""
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -170,7 +176,7 @@ def address(server):
         for variable in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
             patch.setenv(variable, "")  # restored at the end
         asked = watch_connections(patch)
-        with served(models, [SCENE], host="127.0.0.1", port=0) as address:
+        with page.served(models, [SCENE], host="127.0.0.1", port=0) as address:
             yield address
         assert asked == {"127.0.0.1"}
 
@@ -237,29 +243,29 @@ def free_port():
     [(b"not a picture", "allowed formats: JPEG, PNG, WebP"), (SCENE.read_bytes()[:20000], "damaged")],
 )
 @pytest.mark.server
-def test_what_is_no_picture_gives_a_notice(server, tmp_path, content, said):
+def test_what_is_no_picture_gives_a_notice(page, server, tmp_path, content, said):
     (tmp_path / "file.jpg").write_bytes(content)
     connection = connect(Endpoint.parse(f"http://{server.http_url}"))
     with closing(Models(connection, first="mask2former", timeout=60)) as models:
-        problem, picture, found, latency = answer(models, "mask2former", tmp_path / "file.jpg", 0.5, [])
+        problem, picture, found, latency = page.answer(models, "mask2former", tmp_path / "file.jpg", 0.5, [])
     assert problem.visible
     assert said in problem.value
     assert (picture, found, latency) == (None, "", "")
 
 
-def test_an_upload_that_has_expired_gives_a_notice():
-    problem, *_ = answer(Models(Told(), first="m", timeout=1), "m", IMAGES / "gone.jpg", 0.5, [])
+def test_an_upload_that_has_expired_gives_a_notice(page):
+    problem, *_ = page.answer(Models(Told(), first="m", timeout=1), "m", IMAGES / "gone.jpg", 0.5, [])
     assert "choose it again" in problem.value
 
 
-def test_a_server_that_has_gone_gives_a_notice():
+def test_a_server_that_has_gone_gives_a_notice(page):
     class Gone(Told):
         async def infer(self, request):
             if request.outputs == ("class_names",):
                 return await super().infer(request)
             raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
 
-    problem, *_ = answer(Models(Gone(), first="m", timeout=1), "m", SCENE, 0.5, [])
+    problem, *_ = page.answer(Models(Gone(), first="m", timeout=1), "m", SCENE, 0.5, [])
     assert "no gRPC server at grpc://127.0.0.1:1" in problem.value
 
 
@@ -289,21 +295,21 @@ class Several(Told):
         return await super().infer(request)
 
 
-def test_the_models_of_a_server_are_offered_and_a_choice_sets_the_controls():
+def test_the_models_of_a_server_are_offered_and_a_choice_sets_the_controls(page):
     models = Models(Several(), first="cells", timeout=1)
     assert models.names == ["cells", "parts"]
-    threshold, classes = choose(models, "parts")
+    threshold, classes = page.choose(models, "parts")
     assert (threshold.value, classes.value, classes.visible) == (0.25, [], False)
-    problem, picture, *_ = answer(models, "parts", SCENE, 0.3, [])
+    problem, picture, *_ = page.answer(models, "parts", SCENE, 0.3, [])
     assert not problem.visible
     assert picture.size == Image.open(SCENE).size
     assert models.client("parts").model == "parts"
 
 
-def test_a_model_that_has_gone_gives_a_notice_and_leaves_the_controls():
+def test_a_model_that_has_gone_gives_a_notice_and_leaves_the_controls(page):
     models = Models(Several(), first="cells", timeout=1)
-    assert choose(models, "gone") == (gradio.skip(), gradio.skip())
-    problem, picture, *_ = answer(models, "gone", SCENE, 0.3, [])
+    assert page.choose(models, "gone") == (page.gr.skip(), page.gr.skip())
+    problem, picture, *_ = page.answer(models, "gone", SCENE, 0.3, [])
     assert "gone&#x27; is not found" in problem.value
     assert picture is None
 

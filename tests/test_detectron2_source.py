@@ -24,10 +24,27 @@ from m2f.semantic import semantic  # noqa: E402
 from m2f.settings import Settings  # noqa: E402
 from m2f_export.export_errors import ExportError  # noqa: E402
 from m2f_export.graph import with_input  # noqa: E402
-from m2f_export.sources.detectron2 import describe_detectron2, load_detectron2  # noqa: E402
-from m2f_export.sources.detectron2_datasets import classes_of  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+
+def load_detectron2(*paths):
+    """Load a model; the module imports mmdetection's data sets, which takes three seconds of every worker's time."""
+    from m2f_export.sources import detectron2
+
+    return detectron2.load_detectron2(*paths)
+
+
+def describe_detectron2(config):
+    from m2f_export.sources import detectron2
+
+    return detectron2.describe_detectron2(config)
+
+
+def classes_of(data_set, count):
+    from m2f_export.sources import detectron2_datasets
+
+    return detectron2_datasets.classes_of(data_set, count)
 
 
 @pytest.fixture(scope="module")

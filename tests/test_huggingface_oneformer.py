@@ -14,10 +14,9 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from huggingface_models import MASK2FORMER, NAMES, ONEFORMER, build, processor_for, save  # noqa: E402
+from huggingface_models import MASK2FORMER, NAMES, ONEFORMER, build, load_huggingface, processor_for, save  # noqa: E402
 
 from m2f_export.export_errors import ExportError  # noqa: E402
-from m2f_export.sources.huggingface import load_huggingface  # noqa: E402
 from m2f_export.sources.huggingface_oneformer import TASKS  # noqa: E402
 from m2f_export.sources.huggingface_processor import read_preprocessing  # noqa: E402
 

@@ -29,6 +29,7 @@ from huggingface_models import (  # noqa: E402
     NAMES,
     ONEFORMER,
     build,
+    load_huggingface,
     processor_for,
     resnet,
     save,
@@ -37,7 +38,6 @@ from huggingface_models import (  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 from m2f_export.export_errors import ExportError  # noqa: E402
-from m2f_export.sources.huggingface import load_huggingface  # noqa: E402
 from m2f_export.sources.huggingface_folder import ARCHITECTURES, read_labels  # noqa: E402
 from m2f_export.sources.huggingface_processor import read_preprocessing  # noqa: E402
 

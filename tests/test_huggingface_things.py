@@ -9,10 +9,9 @@ from exports import m2f_export
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from huggingface_models import MASK2FORMER, build, save  # noqa: E402
+from huggingface_models import MASK2FORMER, build, load_huggingface, save  # noqa: E402
 
 from m2f_export.export_errors import ExportError  # noqa: E402
-from m2f_export.sources.huggingface import load_huggingface  # noqa: E402
 from m2f_export.sources.huggingface_things import read_things  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
