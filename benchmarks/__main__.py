@@ -25,7 +25,15 @@ from .frame.runner import Missing, run
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 # modules of this package, in the order of `make bench`
-PARTS: Sequence[str] = ("peers", "serving", "predict", "shared_memory", "engines")
+PARTS: Sequence[str] = (
+    "peers",
+    "engines",
+    "serving",
+    "predict",
+    "shared_memory",
+    "head",
+    "knee",
+)
 STOPPED = 130  # the exit code after Ctrl-C
 
 
@@ -66,7 +74,7 @@ def measure(
         fresh: whether to measure again what has been measured.
         options: arguments of the modules' `part`.
     """
-    facts = machine.describe()
+    facts = {**machine.describe(), **{name: str(value) for name, value in options.items()}}
     missing: list[Missing] = []
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console) as progress:

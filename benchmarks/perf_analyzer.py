@@ -239,13 +239,24 @@ class Steps:
                 spent[f"{name}_queue_ms"] = kinds["queue"] / kinds["requests"]
         return spent
 
+    def busy_s(self) -> dict[str, float]:
+        """Return the seconds in which instances of a step were at work, by model; a batch counts once."""
+        return {model: (kinds["busy"] - self._before[model]["busy"]) / 1e3 for model, kinds in self._totals().items()}
+
     def _totals(self) -> dict[str, dict[str, float]]:
-        """Return model -> requests, and milliseconds of computing and of waiting, since the server started."""
+        """Return model -> requests, and milliseconds of each kind, since the server started."""
         totals = {}
         for model in get_json(self._http_url, "/v2/models/stats")["model_stats"]:
-            kinds = model["inference_stats"]
-            compute = sum(kinds[f"compute_{phase}"]["ns"] for phase in ("input", "infer", "output"))
+            requests = model["inference_stats"]
             totals[model["name"]] = {
-                "requests": kinds["success"]["count"], "compute": compute / 1e6, "queue": kinds["queue"]["ns"] / 1e6
-            }  # fmt: skip
+                "requests": requests["success"]["count"],
+                "queue": requests["queue"]["ns"] / 1e6,
+                "compute": _computing(requests),
+                "busy": sum(_computing(executions) for executions in model.get("batch_stats", ())),
+            }
         return totals
+
+
+def _computing(statistics: Mapping[str, Any]) -> float:
+    """Return the milliseconds in which an instance copies the inputs, computes, and copies the outputs."""
+    return sum(statistics[f"compute_{phase}"]["ns"] for phase in ("input", "infer", "output")) / 1e6

@@ -185,7 +185,7 @@ def copy_repository(
     for ensemble in ensembles.values():
         config = read(repository / ensemble.name / "config.pbtxt")
         keep_outputs(config, outputs)
-        _write(config, target / ensemble.name / "config.pbtxt")
+        write(config, target / ensemble.name / "config.pbtxt")
         (target / ensemble.name / "1").mkdir()
         for step in {step.model_name for step in config.ensemble_scheduling.step}:
             if not (target / step).exists():
@@ -201,10 +201,11 @@ def _set_batching(engine: Path, *, on: bool) -> None:
         else:
             config.ClearField("dynamic_batching")
         path.unlink()  # a link
-        _write(config, path)
+        write(config, path)
 
 
-def _write(config: Any, path: Path) -> None:
+def write(config: Any, path: Path) -> None:
+    """Write a model's configuration."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text_format.MessageToString(config))
 

@@ -30,8 +30,10 @@ _ENGINE = model_name(PUBLIC_MODEL, "engine")
 _LOGITS = "logits.npz"
 
 # The answers are copied into Triton's shared memory once, at the first request: a GPU writes there without a processor.
+# Instances share one GPU: each takes the next free span of its time, which stands in a file.
 _MODEL = f'''"""Sleeps, then answers with the same logits."""
 
+import fcntl
 import json
 import pathlib
 import time
@@ -44,14 +46,25 @@ class TritonPythonModel:
     def initialize(self, args):
         parameters = json.loads(args["model_config"])["parameters"]
         self.seconds = float(parameters["milliseconds"]["string_value"]) / 1e3
-        self.logits = dict(np.load(pathlib.Path(args["model_repository"], args["model_version"], "{_LOGITS}")))
-        self.answers, self.free_at = {{}}, 0.0
+        folder = pathlib.Path(args["model_repository"], args["model_version"])
+        self.logits, self.answers = dict(np.load(folder / "{_LOGITS}")), {{}}
+        self.free_at = (folder / "free_at").open("r+")
 
     def execute(self, requests):
         sizes = [pb_utils.get_input_tensor_by_name(request, "input").shape()[0] for request in requests]
-        self.free_at = max(time.perf_counter(), self.free_at) + sum(sizes) * self.seconds
-        time.sleep(max(0.0, self.free_at - time.perf_counter()))
+        done_at = self.reserve(sum(sizes) * self.seconds)
+        time.sleep(max(0.0, done_at - time.perf_counter()))
         return [pb_utils.InferenceResponse(self.answer(size)) for size in sizes]
+
+    def reserve(self, seconds):
+        fcntl.flock(self.free_at, fcntl.LOCK_EX)
+        self.free_at.seek(0)
+        done_at = max(time.perf_counter(), float(self.free_at.read())) + seconds
+        self.free_at.seek(0)
+        self.free_at.write(f"{{done_at:020.9f}}")
+        self.free_at.flush()
+        fcntl.flock(self.free_at, fcntl.LOCK_UN)
+        return done_at
 
     def answer(self, size):
         if size not in self.answers:
@@ -142,4 +155,5 @@ def _write_engine(folder: Path, scene: Case, milliseconds: float, dtype: str) ->
     shutil.rmtree(folder / "configs")
     kind = {"FP32": np.float32, "FP16": np.float16}[dtype]
     np.savez(folder / "1" / _LOGITS, cls_logits=scene.cls_logits, mask_logits=scene.mask_logits.astype(kind))
+    (folder / "1/free_at").write_text("0")
     (folder / "1/model.py").write_text(_MODEL)
