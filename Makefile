@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 2 ? 4 : cores > 4 ? 8 : 2 * cores)))
-PYTEST := python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo page serve export lint test test-more test-newest test-page test-official test-exact chaos soak fuzz \
-  bench bench-engines bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+.PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-official test-exact chaos \
+  soak fuzz bench bench-engines bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -75,6 +75,10 @@ test: setup-dev  ## run the tests, with a real server where they need one (up to
 
 test-more: setup-dev test-newest  ## run the slower tests too: large models, sanitizers, the newest Python and NumPy
 	$(BIN)/$(PYTEST) -m 'more and not chaos'
+
+# what both need (imports, servers, exports) is made once
+test-all: setup-dev  ## run the tests of make test and make test-more in one go
+	$(BIN)/$(PYTEST) -m 'not official and not exact and not chaos and not browser'
 
 # the tests of the client, without the page of m2f demo, and those named after a module of the core
 CORE := $(patsubst src/m2f/%.py,tests/test_%.py,$(wildcard src/m2f/*.py))

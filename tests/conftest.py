@@ -43,6 +43,13 @@ if importlib.util.find_spec("torch") is None:  # without the extra `export` thes
 IMAGES = sorted(path for path in (ROOT / "examples/images").iterdir() if path.suffix in (".jpg", ".png", ".webp"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Run the files with slow tests first: the worker that begins one at the end keeps the others waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("more")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_runtest_setup(item):
     """Give PyTorch one thread: two workers share the cores, and threads that wait for each other spin."""
     if item.get_closest_marker("torch"):
