@@ -23,7 +23,7 @@ from benchmarks.shared_memory import large_picture
 from m2f.contract import PUBLIC_MODEL, model_name
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
-from m2f_export.repository_writer import configure, copy_template, set_mask_logits_type
+from m2f_export.repository_writer import configure, copy_template, set_logits_types
 
 DTYPES = ("FP32", "FP16")
 _ENGINE = model_name(PUBLIC_MODEL, "engine")
@@ -138,7 +138,7 @@ def sleeping_repository(work: Work, *, milliseconds: float = 0.0, dtype: str = "
             PUBLIC_MODEL,
             SimpleNamespace(preprocessing=work.preprocessing, facts=ModelFacts(), settings=work.scene.settings),
         )
-        set_mask_logits_type(repository, PUBLIC_MODEL, dtype)
+        set_logits_types(repository, PUBLIC_MODEL, {"mask_logits": dtype})
         _write_engine(repository / _ENGINE, work.scene, milliseconds, dtype)
         yield repository
 

@@ -61,11 +61,11 @@ def graph(  # one argument for each thing that can be wrong with a graph
         numpy_helper.from_array(np.array([int(first_row), QUERIES, CLASSES + 1]), "shape"),
         numpy_helper.from_array(np.array([1, 1, stride, stride], np.float32), "scales"),
     ]
-    pixels = "pixels" if dtype == "uint8" else input_name
+    pixels = {"uint8": "pixels", "float16": "float", "float32": input_name}[dtype]
     nodes = [
         helper.make_node("Cast", [input_name], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["float"], ["pixels"], perm=[0, 3, 1, 2]),
-    ][: 2 * (dtype == "uint8")]
+    ][: {"uint8": 2, "float16": 1, "float32": 0}[dtype]]
     nodes += [
         helper.make_node("AveragePool", [pixels], ["pooled"], kernel_shape=[stride] * 2, strides=[stride] * 2),
         helper.make_node("Conv", ["pooled", "queries"], ["small"]),
@@ -98,7 +98,7 @@ def graph(  # one argument for each thing that can be wrong with a graph
         helper.make_node("Cast", [masks], [outputs[1]], to=output_type),
     ]
     shape = [batch, side, side, 3] if dtype == "uint8" else [batch, 3, side, side]
-    kind = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}[dtype]
+    kind = {"uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}[dtype]
     cells = side if full else side // stride
     model = helper.make_model(
         helper.make_graph(
@@ -272,7 +272,8 @@ def test_thresholds_against_the_repository(repository, tmp_path):
         ({"mixed": True}, "error", "batch-baked", ["cls_logits", "standard deviations"]),
         ({"dtype": "float32"}, "note", "float-input", ["0.786 MB", "0.197 MB", "float32_chw"]),
         ({"opset": 13}, "warning", "opset-too-old", ["13", "17"]),
-        ({"output_type": TensorProto.FLOAT16}, "error", "half-io", ["cls_logits"]),
+        ({"dtype": "float16"}, "error", "half-io", ["input"]),
+        ({"output_type": TensorProto.FLOAT16}, "note", "half-logits", ["cls_logits"]),
         ({"side": 250, "stride": 5}, "warning", "input-size", ["H is 250"]),
         ({"domain": "com.microsoft"}, "warning", "onnxruntime-operator", ["com.microsoft::grid_sampler", "TensorRT"]),
         ({"domain": "com.microsoft"}, "error", "onnxruntime-refuses", ["grid_sampler"]),

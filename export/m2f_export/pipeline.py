@@ -23,6 +23,7 @@ from m2f_export.deploy_config import read_deploy_config
 from m2f_export.engine import Profile
 from m2f_export.export_errors import ExportError
 from m2f_export.graph import export_onnx, run_torch, with_input
+from m2f_export.half_masks import logits_types, with_half_masks
 from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx
 from m2f_export.onnx_files import INPUT, is_half, load_onnx
@@ -51,6 +52,7 @@ class ExportRequest:
         classes: text file of the class names, one a line; None: what the source says.
         stuff: names or indices of the stuff classes, comma-separated or a JSON list; None: what the source says.
         deploy_config: MMDeploy's deploy config; the attributes below override its values.
+        half_masks: whether the graph gives out its mask logits in half precision.
         layout: layout of the graph's input: `uint8_hwc` or `float32_chw`; a given ONNX keeps its own.
         size: fixed height and width of the input; None: both stay free.
         precision: `fp32`, `fp16` or `bf16`; None: the deploy config's, else fp32.
@@ -70,6 +72,7 @@ class ExportRequest:
     classes: Path | None = None
     stuff: str | None = None
     deploy_config: Path | None = None
+    half_masks: bool = False
     layout: str = "uint8_hwc"
     size: tuple[int, int] | None = None
     precision: Precision | None = None
@@ -119,6 +122,8 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
         if request.head and head_folder:
             with export.step(f"head kept ({request.head})"):
                 export.add_head(folder, head_folder, request.head)
+        types = export.halve_masks(folder / "model.onnx")
+        repository_writer.set_logits_types(stage, name, types)
         built = None
         if request.engine:
             with export.step("TensorRT"):
@@ -156,6 +161,7 @@ def export_graph(request: ExportRequest, target: Path, say: Say) -> dict[str, An
     draft = target.with_suffix(".draft.onnx")
     try:
         export.make_onnx(draft)
+        export.halve_masks(draft)
         draft.replace(target)
     except OSError as error:
         raise ExportError(f"{target} cannot be written: {error.strerror}") from error
@@ -305,6 +311,17 @@ class _Export:
         self.ladder.climb(precision, run_onnx(rounded(half).SerializeToString()), HALF)
         if precision != NOT_ON_CPU:
             self.ladder.climb(f"{precision}, CPU", run_onnx(output), HALF)
+
+    def halve_masks(self, output: Path) -> dict[str, str]:
+        """Round the mask logits of a graph, if wanted; return the types of its logits (`logits_types`)."""
+        model = load_onnx(output)
+        if self.request.half_masks:
+            with self.step("half masks"):
+                model = with_half_masks(model)
+                onnx.save(model, output)
+                if self.request.precision != NOT_ON_CPU:
+                    self.ladder.climb("half masks", run_onnx(output), HALF)
+        return logits_types(model)
 
     def add_head(self, folder: Path, head_folder: Path, masks: str) -> None:
         """Add the graph with its head to the graph without it, compared with the Python postprocess."""

@@ -25,10 +25,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _LONGEST_NAME = 100
 
 _FULL_MASKS, _MASK_LOGITS = (f'{{ name: "masks" data_type: {kind}' for kind in ("TYPE_UINT8", "TYPE_FP32"))
-_MASK_LOGITS_OF = {  # name of the tensor between the steps by step
-    **dict.fromkeys(("engine", "postprocess", "panoptic", "semantic"), "mask_logits"),
-    "raw": "inner_mask_logits",
-}
+_PREFIX_OF_LOGITS = {"engine": "", "postprocess": "", "panoptic": "", "semantic": "", "raw": "inner_"}  # by step
 _NO_LIMIT = 4  # longer edge / shorter edge
 _USUAL = 1333, 800  # edges of an image that is not resized
 _INPUT = re.compile(r'(\{ name: "input" data_type: )TYPE_\w+ dims: \[[^\]]*\]')
@@ -157,18 +154,20 @@ def _set_input(text: str, preprocessing: Preprocessing) -> str:
     return _WARM_UP.sub(stated(warm_up_size(preprocessing)), text)
 
 
-def set_mask_logits_type(stage: Path, name: str, kind: str) -> None:
-    """State the type of the mask logits that the engine makes and the steps read; `raw` still gives FP32.
+def set_logits_types(stage: Path, name: str, types: Mapping[str, str]) -> None:
+    """State the types of the logits that the engine makes and the steps read; the outputs of `raw` stay FP32.
 
     Args:
         stage: the repository.
         name: name of the export.
-        kind: `FP32` or `FP16`.
+        types: `FP32` or `FP16` by name of the logits.
     """
-    for step, tensor in _MASK_LOGITS_OF.items():
+    for step, prefix in _PREFIX_OF_LOGITS.items():
         for path in (stage / model_name(name, step)).rglob("*.pbtxt"):
-            pattern = rf'(\{{ name: "{tensor}" data_type: )TYPE_\w+'
-            path.write_text(re.sub(pattern, rf"\g<1>TYPE_{kind}", path.read_text()))
+            text = path.read_text()
+            for tensor, kind in types.items():
+                text = re.sub(rf'(\{{ name: "{prefix}{tensor}" data_type: )TYPE_\w+', rf"\g<1>TYPE_{kind}", text)
+            path.write_text(text)
 
 
 def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:

@@ -47,6 +47,8 @@ PATH = click.Path(path_type=Path)
               help="Input: uint8 pixels that the graph normalises, or normalised floats.")
 @click.option("--precision", type=click.Choice(PRECISIONS),
               help="Precision of the graph.  [default: the deploy config's, or fp32]")
+@click.option("--half-masks", is_flag=True,
+              help="Give out the mask logits in half precision: half the bytes from step to step.")
 @click.option("--head", type=click.Choice(MASKS),
               help="Also serve a graph that includes its head, with masks at full size or at stride 4.")
 @click.option("--engine", is_flag=True, help="Also build a TensorRT engine.")

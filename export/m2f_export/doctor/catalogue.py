@@ -111,8 +111,11 @@ FLOAT64_GRID_SAMPLE = error("float64-grid-sample", "float64 in {count} GridSampl
 ONNX_INPUT_NAMES = error("input-names", "its inputs are: {names}; the engine has one input, 'input'",
     _BY_NAME + "the ensemble cannot feed this graph", "export again with input_names=['input']")
 HALF_IO = error("half-io", "'{name}' is FLOAT16",
-    "the configurations and the Python steps say FP32, so Triton refuses the model",
-    "keep input and outputs in float32 (keep_io_types) inside a half-precision graph")
+    "the preprocessing makes UINT8 or FP32, so Triton refuses the model",
+    "keep the input in float32 (keep_io_types) inside a half-precision graph")
+HALF_LOGITS = note("half-logits", "'{name}' is FLOAT16",
+    "half the bytes to copy from step to step; the engine and the steps that read it must state TYPE_FP16",
+    "m2f export --describe states it in every configuration")
 INPUT_LAYOUT = error("input-layout", "input 'input' is {dtype} {shape}",
     "the preprocessing makes only UINT8 [N, H, W, 3] or FLOAT [N, 3, H, W]; of grey, 1 channel", _EXPORT)
 FLOAT_INPUT = note("float-input",

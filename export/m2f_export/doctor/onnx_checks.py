@@ -215,7 +215,7 @@ def _outputs(graph: Graph) -> Iterator[Finding]:
     else:
         for name in RAW_OUTPUTS:
             if graph.outputs[name].dtype == "FLOAT16":
-                yield catalogue.HALF_IO(path, name=name)
+                yield catalogue.HALF_LOGITS(path, name=name)
             shape, axes = graph.outputs[name].shape, _AXES[name]
             if shape is not None and len(shape) != len(axes.split(",")):
                 this = {"name": name, "rank": len(shape), "shape": list(shape)}
