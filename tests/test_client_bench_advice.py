@@ -137,7 +137,7 @@ def rows(text):
 def test_the_tables():
     text = printed(measured(alone(), level(8, 40.0, complete=False, failed={"late": 2})))
     assert "m at grpc://far:8001, 5 images, median 400x300, 60 kB and 0.1 ms to read each, 9.0 instances" in text
-    assert "engine m_engine: python, 1 x, batches up to 8; threads=0, precision=float32\n" in text
+    assert "engine m_engine: python, 1 x, batches up to 8; precision=float32, threads=0\n" in text
     found = rows(text)
     assert ["1", "33.0", "30.3", "45.5", "60", "kB", "3", "kB", "100", "0"] in found
     assert ["8", "*", "40.0", "200.0", "300.0", "60", "kB", "3", "kB", "100", "2"] in found

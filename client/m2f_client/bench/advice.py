@@ -82,7 +82,7 @@ def _in_flight(measured: Measured) -> Advice | None:
         return Advice(
             f"Keep {_requests(enough)} in flight (m2f predict --concurrency {enough.in_flight}; threads or "
             "tasks of your program).",
-            f"more wait longer and get no more: {_rate(enough)} and p50 {enough.p50_ms:.0f} ms with "
+            f"more wait longer and get hardly more: {_rate(enough)} and p50 {enough.p50_ms:.0f} ms with "
             f"{enough.in_flight}, {_rate(last)} and p50 {last.p50_ms:.0f} ms with {last.in_flight}",
         )
     if best.images_per_second > _GROWS * levels[-2].images_per_second:

@@ -29,7 +29,7 @@ def show(measured: Measured, advice: tuple[Advice, ...], console: Console) -> No
     for step in measured.steps:
         if step.role == "engine":
             batch = f"batches up to {step.max_batch}" if step.batches else "no batches"
-            parameters = ", ".join(f"{name}={value}" for name, value in step.parameters.items())
+            parameters = ", ".join(f"{name}={value}" for name, value in sorted(step.parameters.items()))
             _say(console, f"engine {step.name}: {step.runs_on}, {step.instances} x, {batch}; {parameters}".rstrip("; "))
     console.print(_levels(measured))
     if not all(level.complete for level in measured.levels):
