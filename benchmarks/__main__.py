@@ -10,6 +10,7 @@ import fcntl
 import importlib
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +57,9 @@ def main(parts: Sequence[str] = PARTS) -> int:
         except KeyboardInterrupt:
             console.print(f"stopped; what was measured is in {results}. Run the same command again to go on.")
             return STOPPED
-    for gap in missing:
-        console.print(str(gap), highlight=False, soft_wrap=True)
-    console.print(f"results: {results}", highlight=False, soft_wrap=True)
+    for gap, cells in Counter(map(str, missing)).items():
+        console.print(gap if cells == 1 else f"{gap} ({cells} cells)", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"results: {results}", highlight=False, markup=False, soft_wrap=True)
     return int(any(gap.failed for gap in missing))
 
 
@@ -76,7 +77,7 @@ def measure(
     """
     facts = {**machine.describe(), **{name: str(value) for name, value in options.items()}}
     missing: list[Missing] = []
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=console) as progress:
         for name in names:
             try:
@@ -86,7 +87,9 @@ def measure(
                 continue
             journal = Journal(results / f"journal/{name}.jsonl", facts, fresh=fresh)
             if journal.begun_anew:
-                console.print(f"{name}: begun anew, other {', '.join(journal.begun_anew)}", highlight=False)
+                console.print(
+                    f"{name}: begun anew, other {', '.join(journal.begun_anew)}", highlight=False, markup=False
+                )
             try:
                 missing += run(part, journal, progress)
             finally:

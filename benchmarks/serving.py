@@ -82,7 +82,7 @@ def part(*, quick: bool, repository: Path = REPOSITORY, model: str = PUBLIC_MODE
         cells=cells,
         shared=("outputs", "batching"),
         stage=partial(served, repository, model),
-        measure=partial(measured, window_s=0.5 if quick else 0.8),
+        measure=partial(measured, window_s=0.5),
         tables=tables,
         draw=draw,
     )

@@ -9,10 +9,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import Progress
 
 from .journal import Journal
 from .part import Part, UnavailableError
+
+_LONGEST_REASON = 600
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class Missing:
     failed: bool
 
     def __str__(self) -> str:
-        kind = "failed" if self.failed else "not measured here"
-        return f"{named(self.part, self.cell)}: {kind}: {self.reason}"
+        if self.failed:
+            return f"{named(self.part, self.cell)}: failed: {self.reason}"
+        return f"{self.part}: not measured here: {self.reason}"
 
 
 def run(part: Part, journal: Journal, progress: Progress) -> list[Missing]:
@@ -49,12 +53,19 @@ def run(part: Part, journal: Journal, progress: Progress) -> list[Missing]:
                         journal.add(cell, part.measure(stages.for_cell(cell), **cell))
                 except Exception as error:  # whatever it is, the other cells can be measured
                     stages.close()
-                    reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-                    missing.append(Missing(part.name, cell, reason, not isinstance(error, UnavailableError)))
-                    progress.console.print(f"[red]{missing[-1]}", highlight=False, soft_wrap=True)
+                    missing.append(_missing(part, cell, error))
+                    if missing[-1].failed:
+                        progress.console.print(f"[red]{escape(str(missing[-1]))}", highlight=False, soft_wrap=True)
             progress.advance(task)
     progress.update(task, description=part.name)
     return missing
+
+
+def _missing(part: Part, cell: Mapping[str, Any], error: Exception) -> Missing:
+    if isinstance(error, UnavailableError):
+        return Missing(part.name, cell, str(error), failed=False)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return Missing(part.name, cell, reason[-_LONGEST_REASON:], failed=True)  # a tool's own message comes last
 
 
 def named(part: str, cell: Mapping[str, Any]) -> str:
