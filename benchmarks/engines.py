@@ -11,11 +11,13 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -35,14 +37,33 @@ EMBEDDED, R50 = "embedded, 256 x 256", "R50, 512 x 512"
 IMAGES = {EMBEDDED: 60, R50: 4}  # in a measurement
 ROUNDS = {EMBEDDED: 3, R50: 1}
 
-# name -> library, whether the shapes are fixed when the graph is compiled, options
-ENGINES: dict[str, tuple[str, bool, dict[str, Any]]] = {
-    "ONNX Runtime": ("onnxruntime", False, {}),
-    "ONNX Runtime, spinning": ("onnxruntime", False, {"spin": True}),
-    "ONNX Runtime, fixed shape": ("onnxruntime", True, {}),
-    "OpenVINO": ("openvino", True, {}),
-    "OpenVINO, free shape": ("openvino", False, {}),
-    "OpenVINO, bfloat16": ("openvino", True, {"INFERENCE_PRECISION_HINT": "bf16"}),
+
+@dataclass(frozen=True)
+class Setting:
+    """A library and how it is used.
+
+    Attributes:
+        library: `onnxruntime` or `openvino`.
+        fixed: whether the shapes are fixed when the graph is loaded.
+        traced: whether the graph is as PyTorch and onnxslim make it, without the exporter's rewriting.
+        options: more options of the library.
+    """
+
+    library: str
+    fixed: bool = True
+    traced: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+ENGINES = {
+    "ONNX Runtime, graph as traced": Setting("onnxruntime", fixed=False, traced=True),
+    "ONNX Runtime": Setting("onnxruntime", fixed=False),
+    "ONNX Runtime, spinning": Setting("onnxruntime", fixed=False, options={"spin": True}),
+    "ONNX Runtime, fixed shape": Setting("onnxruntime"),
+    "OpenVINO, graph as traced": Setting("openvino", traced=True),
+    "OpenVINO": Setting("openvino"),
+    "OpenVINO, free shape": Setting("openvino", fixed=False),
+    "OpenVINO, bfloat16": Setting("openvino", options={"INFERENCE_PRECISION_HINT": "bf16"}),
 }
 ONE, TOGETHER, EACH = "one thread", "all cores for one image", "one image a core"
 WAYS = (ONE, TOGETHER, EACH)
@@ -54,21 +75,23 @@ Logits = list[npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph on disk, an input of it, and ONNX Runtime's answer."""
+    """A graph on disk, the same graph as it was traced, an input of them, and ONNX Runtime's answer."""
 
     path: Path
+    traced: Path
     pixels: Pixels  # [1, H, W, 3]
     expected: Logits
 
 
 def part(*, quick: bool) -> Part:
     """Return the cells of both graphs; `quick`: of the embedded model alone, and fewer engines."""
+    engines = QUICK if quick else tuple(ENGINES)
     cells = [
         {"model": model, "round": number, "way": way, "engine": engine}
         for model in ((EMBEDDED,) if quick else (EMBEDDED, R50))
         for number in range(1 if quick else ROUNDS[model])
         for way in WAYS
-        for engine in (QUICK if quick else ENGINES)
+        for engine in engines
     ]
     return Part(
         name="engines",
@@ -80,7 +103,7 @@ def part(*, quick: bool) -> Part:
         cells=cells,
         measure=measure,
         shared=("model",),
-        stage=graph,
+        stage=partial(graph, names=engines),
         limit_s=300,
         tables=tables,
     )
@@ -105,21 +128,23 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 @contextlib.contextmanager
-def graph(model: str) -> Iterator[Graph]:
-    """Provide a graph; the R50 is exported into a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        side = 256 if model == EMBEDDED else 512
-        path = ROOT / "model_repository/mask2former_engine/1/model.onnx"
-        if model == R50:
-            path = Path(folder) / "model.onnx"
-            export_r50(path, (side, side))
+def graph(model: str, names: Sequence[str]) -> Iterator[Graph]:
+    """Provide the graphs of a model; what is not in this repository is exported into a temporary folder."""
+    side = 256 if model == EMBEDDED else 512
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        path, traced = folder / "model.onnx", folder / "traced.onnx"
+        if model == EMBEDDED:
+            path = ROOT / "model_repository/mask2former_engine/1/model.onnx"
+        if model != EMBEDDED or any(ENGINES[name].traced for name in names):
+            export(model, folder, path, traced, side=side)
         stretched = Preprocessing(scale=(side, side), keep_ratio=False, input_size=(side, side))
         pixels, _, _ = stretched([(ROOT / "examples/images/scene_1.jpg").read_bytes()])
-        yield Graph(path, pixels, on_onnx_runtime(path, pixels, threads=1, fixed=False)())
+        yield Graph(path, traced, pixels, on_onnx_runtime(path, pixels, threads=1, fixed=False)())
 
 
-def export_r50(path: Path, size: tuple[int, int]) -> None:
-    """Export the official R50 network with random weights.
+def export(model: str, folder: Path, path: Path, traced: Path, *, side: int) -> None:
+    """Export a model with and without the exporter's rewriting: the embedded one, or the R50 with random weights.
 
     Raises:
         UnavailableError: the packages of the exporter are not installed.
@@ -127,36 +152,50 @@ def export_r50(path: Path, size: tuple[int, int]) -> None:
     try:
         import torch  # noqa: PLC0415
 
-        from m2f_export.graph import export_onnx, with_input  # noqa: PLC0415
+        from m2f_export import graph as exporter  # noqa: PLC0415
+        from m2f_export.sources import mmdetection  # noqa: PLC0415
         from m2f_export.sources.mmdet_config import describe, read_config  # noqa: PLC0415
-        from m2f_export.sources.mmdetection import Network, as_source, build_model  # noqa: PLC0415
     except ImportError as error:
-        raise UnavailableError(f"the R50 is made by the exporter: pip install 'm2f[export]' ({error})") from error
-    from .postprocess.graphs import R50 as CONFIG  # noqa: PLC0415
+        raise UnavailableError(f"this graph is made by the exporter: pip install 'm2f[export]' ({error})") from error
+    if model == EMBEDDED:
+        shapes = ROOT / "examples/shapes"
+        source = mmdetection.load_mmdet(shapes / "mask2former_shapes.py", shapes / "mask2former_shapes.pth")
+    else:
+        from .postprocess.graphs import R50 as CONFIG  # noqa: PLC0415
 
-    config = path.with_name("r50.py")
-    config.write_text(CONFIG)
-    torch.manual_seed(0)
-    settings = read_config(config)
+        config = folder / "r50.py"
+        config.write_text(CONFIG)
+        settings = read_config(config)
+        torch.manual_seed(0)
+        network = mmdetection.Network(_random_weights(mmdetection.build_model(settings, config)), takes_bgr=False)
+        source = mmdetection.as_source(describe(settings, config), config, network.eval())
+    source = exporter.with_input(source, layout="uint8_hwc", size=(side, side))
+    if not path.is_file():
+        exporter.export_onnx(source, path)
+    with mock.patch.object(exporter, "rewritten", lambda model: model):
+        exporter.export_onnx(source, traced)
+
+
+def _random_weights(model: Any) -> Any:
     with contextlib.redirect_stdout(io.StringIO()):
-        model = build_model(settings, config)
         logging.disable(logging.WARNING)  # mmengine lists how every weight was initialised
         model.init_weights()
         logging.disable(logging.NOTSET)
-    source = as_source(describe(settings, config), config, Network(model, takes_bgr=False).eval())
-    export_onnx(with_input(source, layout="uint8_hwc", size=size), path)
+    return model
 
 
 def measure(stage: Graph, *, model: str, round: int, way: str, engine: str) -> list[Row]:  # noqa: ARG001
     """Check the answer of an engine, then time it."""
-    library, fixed, options = ENGINES[engine]
+    setting = ENGINES[engine]
+    path = stage.traced if setting.traced else stage.path
     cores = usable_cores()
     threads, callers = {ONE: (1, 1), TOGETHER: (cores, 1), EACH: (cores, cores)}[way]
     begun = time.perf_counter()
-    if library == "openvino":
-        run = on_openvino(stage.path, stage.pixels, threads=threads, streams=callers, fixed=fixed, **options)
+    options = {"fixed": setting.fixed, **setting.options}
+    if setting.library == "openvino":
+        run = on_openvino(path, stage.pixels, threads=threads, streams=callers, **options)
     else:  # one session that each caller runs with its own thread
-        run = on_onnx_runtime(stage.path, stage.pixels, threads=threads // callers, fixed=fixed, **options)
+        run = on_onnx_runtime(path, stage.pixels, threads=threads // callers, **options)
     compile_s = time.perf_counter() - begun
     differences = [np.abs(mine - theirs) for mine, theirs in zip(run(), stage.expected, strict=True)]
     largest, mean = float(differences[1].max()), float(differences[1].mean())
