@@ -104,6 +104,16 @@ def test_it_is_served_through_triton(write, tmp_path, layout, description):
     np.testing.assert_array_equal(maps.panoptic, panoptic(image, settings, source.facts).ids)
 
 
+def test_a_given_graph_is_rewritten_and_compared_with_what_it_was(write, tmp_path):
+    given, *options = write(FLOATS, einsum=True)
+    result = m2f_export(given, *options, "--onnx", tmp_path / "faster.onnx", "--json")
+    assert result.exit_code == 0, result.output
+    comparison = json.loads(result.stdout)["comparison"]
+    assert (comparison["first"], [step["name"] for step in comparison["steps"]]) == ("ONNX Runtime", ["rewritten"])
+    assert "Einsum" in {node.op_type for node in onnx.load(given).graph.node}
+    assert "Einsum" not in {node.op_type for node in onnx.load(tmp_path / "faster.onnx").graph.node}
+
+
 REFUSED = {
     "not an object": ([], r"net\.json is not a JSON object, but list"),
     "unknown key": ({**FLOATS, "sclae": 1}, r"net\.json: unknown key 'sclae'; allowed: scale, scale_factor"),
