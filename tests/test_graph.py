@@ -82,6 +82,12 @@ def test_the_graph_holds_standard_operators_only(free):
     assert [output.name for output in model.graph.output] == ["cls_logits", "mask_logits"]
 
 
+def test_the_graph_is_rewritten(free):
+    kinds = {node.op_type for node in onnx.load(free[0]).graph.node}
+    assert "GridSample" in kinds
+    assert not {"Einsum", "InstanceNormalization"} & kinds
+
+
 def test_what_is_fixed_is_stated(free, small):
     shapes = tensor_shapes(onnx.load(free[0]))
     assert shapes["cls_logits"] == (None, 12, small.num_classes + 1)

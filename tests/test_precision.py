@@ -71,6 +71,11 @@ def any_model(request, embedded, tmp_path_factory):
     return onnx.load(folder / "model.onnx")
 
 
+def test_the_graph_of_each_exporter_is_rewritten(any_model):
+    kinds = {node.op_type for node in any_model.graph.node}
+    assert not {"Einsum", "InstanceNormalization"} & kinds  # see m2f_export.rewrite
+
+
 def session(model):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1

@@ -130,8 +130,8 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
                 built = export.add_engine(folder)
         if request.precision == NOT_ON_CPU:
             say(
-                f"{NOT_ON_CPU} is not compared through Triton: this graph is for a GPU. For a processor with AMX export "
-                "fp32 and set the engine's parameter 'precision' to bfloat16"
+                f"{NOT_ON_CPU} is not compared through Triton: this graph is for a GPU. For a processor with AMX "
+                "export fp32 and set the engine's parameter 'precision' to bfloat16"
             )
         else:
             with export.step("Triton"):
