@@ -124,8 +124,8 @@ def test_cores_that_are_full_are_not_helped_by_instances():
     assert not any("Raise count" in turn for turn in turns)
 
 
-def printed(found):
-    console = Console(file=io.StringIO(), width=100)
+def printed(found, width=100):
+    console = Console(file=io.StringIO(), width=width)
     show(found, advise(found), console)
     return console.file.getvalue()
 
@@ -148,6 +148,12 @@ def test_the_tables():
     assert not any("batch" in row for row in found)
     assert "* cut short" in text
     assert "1. Keep fewer requests in flight" in text
+
+
+def test_figures_are_whole_in_a_narrow_terminal():
+    text = printed(measured(*(level(number, 1234.5, bytes_received=123.4e6) for number in (1, 2, 4, 8, 16, 32))), 40)
+    assert ["1", "1234.5", "0.8", "1.2", "60", "kB", "123.4", "MB", "100", "0"] in rows(text)
+    assert "\u2026" not in text
 
 
 def test_batches_have_a_row():

@@ -16,6 +16,8 @@ from m2f_client.bench.advice import ONE_IMAGE, Advice, size
 from m2f_client.bench.figures import Images, Measured
 from m2f_client.printable import printable
 
+_WIDTH = 120  # columns that a table may take
+
 
 def as_json(measured: Measured, advice: tuple[Advice, ...]) -> str:
     """Return all figures and what to turn as a JSON object."""
@@ -31,11 +33,11 @@ def show(measured: Measured, advice: tuple[Advice, ...], console: Console) -> No
             batch = f"batches up to {step.max_batch}" if step.batches else "no batches"
             parameters = ", ".join(f"{name}={value}" for name, value in sorted(step.parameters.items()))
             _say(console, f"engine {step.name}: {step.runs_on}, {step.instances} x, {batch}; {parameters}".rstrip("; "))
-    console.print(_levels(measured))
+    _print(console, _levels(measured))
     if not all(level.complete for level in measured.levels):
         _say(console, "* cut short\n")
     console.print(Text("where the time goes, ms an image", style="bold"))
-    console.print(_times(measured))
+    _print(console, _times(measured))
     if measured.blind:
         _say(console, f"no times by step: {measured.blind}\n")
     console.print(Text("what to turn", style="bold"))
@@ -99,6 +101,13 @@ def _row(table: Table, name: str, numbers: Sequence[float | None]) -> None:
     """Add a row, unless no level has a number for it."""
     if any(number is not None for number in numbers):
         table.add_row(Text(printable(name)), *("-" if number is None else f"{number:.1f}" for number in numbers))
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table whole. In a pipe or a narrow terminal rich would cut its figures."""
+    width, console.width = console.width, max(_WIDTH, console.width)
+    console.print(table)
+    console.width = width
 
 
 def _say(console: Console, line: str) -> None:
