@@ -15,7 +15,7 @@ import numpy.typing as npt
 from m2f_backend.cores import usable_cores
 from m2f_backend.engine import ByImage, ByShape, Engine, Shapes, Tensor, on_host
 from m2f_backend.onnx_session import VERSION as ORT_VERSION
-from m2f_backend.onnx_session import open_network
+from m2f_backend.onnx_session import OnnxNetwork, open_network
 
 AUTO, OPENVINO, ONNX_RUNTIME = "auto", "openvino", "onnxruntime"
 _PRECISIONS = ("float32", "bfloat16")
@@ -66,14 +66,15 @@ def open_engine(args: Mapping[str, str], parameters: Mapping[str, str], warn: Wa
             `engine` is `openvino` and it is not installed, does not take the graph, or answers differently.
     """
     plan = _plan(args, parameters)
+    everything = open_network(plan.path, plan.config, threads=plan.threads)
     if plan.engine != ONNX_RUNTIME:
         try:
-            return _on_openvino(plan, warn)
+            return _on_openvino(plan, everything, warn)
         except Exception as error:
             if plan.engine == OPENVINO:
                 raise ValueError(f"engine: openvino cannot serve this model: {error}") from error
             warn(f"ONNX Runtime serves this model, because OpenVINO cannot: {error}")
-    return _on_onnx_runtime(plan)
+    return _on_onnx_runtime(plan, everything)
 
 
 def _plan(args: Mapping[str, str], parameters: Mapping[str, str]) -> _Plan:
@@ -108,20 +109,17 @@ def _number(parameters: Mapping[str, str], key: str) -> int:
     return int(value)
 
 
-def _on_onnx_runtime(plan: _Plan) -> tuple[Engine, Facts]:
+def _on_onnx_runtime(plan: _Plan, alone: OnnxNetwork) -> tuple[Engine, Facts]:
     if plan.precision != "float32":
         raise ValueError(f"precision: {plan.precision} needs OpenVINO; ONNX Runtime computes in float32 on a processor")
-    alone = open_network(plan.path, plan.config, threads=plan.threads)
     busy = alone
     if plan.streams > 1:
         busy = open_network(plan.path, plan.config, threads=plan.threads // plan.streams)
     return _described(plan, ByImage(alone, busy, streams=plan.streams), ONNX_RUNTIME, ORT_VERSION, "float32")
 
 
-def _on_openvino(plan: _Plan, warn: Warn) -> tuple[Engine, Facts]:
+def _on_openvino(plan: _Plan, reference: OnnxNetwork, warn: Warn) -> tuple[Engine, Facts]:
     from m2f_backend.openvino_network import VERSION, OpenVinoNetwork  # noqa: PLC0415  # it may not be installed
-
-    reference = open_network(plan.path, plan.config, threads=plan.threads)
 
     def compile_for(shapes: Shapes, streams: int = 1) -> OpenVinoNetwork:
         network = OpenVinoNetwork(
