@@ -59,6 +59,11 @@ def test_what_finds_nothing_is_equal_to_nothing_only():
         compare([FOUND], [empty])
 
 
+def test_masks_without_pixels_are_equal():
+    hidden = FOUND._replace(rles=[*FOUND.rles[:2], rle(5, 5, 5, 5)])
+    assert compare([hidden], [hidden]).instances == 3
+
+
 def test_an_instance_at_the_threshold_may_be_missing():
     at_threshold = FOUND._replace(scores=[0.9, 0.8, 0.5001])
     equality = compare([Answer(*(field[:2] for field in FOUND))], [at_threshold])

@@ -16,6 +16,7 @@ PLAIN = "FastAPI script, ONNX Runtime, torch's graph"
 MMDET, MMDET_LIT = "mmdetection + FastAPI", "mmdetection + LitServe"
 HUGGINGFACE = "Hugging Face pipeline + LitServe"
 ONE_STEP, NAIVE = "Triton, one Python model", "Triton, naive ensemble"
+ONE_STEP_OPENVINO = "Triton, one Python model on OpenVINO"
 BARE, BARE_OPENVINO = "bare ONNX Runtime", "bare OpenVINO"
 
 Kind = Literal["m2f", "uvicorn", "litserve", "triton", "bare"]
@@ -95,6 +96,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(PLAIN, PROCESSES, "uvicorn", "script:app", "onnxruntime", workers=CORES, plain=True),
     Peer(M2F_CLIENT, "as it ships", "m2f", "client"),
     *_tritons(ONE_STEP, "one_step"),
+    Peer(ONE_STEP_OPENVINO, "2 instances of 1 thread", "triton", "one_step", "openvino", workers=2),
     *_tritons(NAIVE, "naive"),
     Peer(MMDET, f"1 process of {CORES} threads", "uvicorn", "mmdet_fastapi:app", threads=CORES),
     Peer(MMDET, PROCESSES, "uvicorn", "mmdet_fastapi:app", workers=CORES, models=BOTH),

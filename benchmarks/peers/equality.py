@@ -67,7 +67,10 @@ def _pairs(found: Answer, wanted: Answer) -> tuple[list[tuple[int, int, float]],
     free, left = set(range(len(found.labels))), set(range(len(wanted.labels)))
     if free and left:
         same_class = np.array(found.labels)[:, None] == np.array(wanted.labels)[None]
-        ious = coco.iou(found.rles, wanted.rles, [False] * len(wanted.rles)) * same_class
+        ious = coco.iou(found.rles, wanted.rles, [False] * len(wanted.rles))
+        # Hugging Face draws segments over each other, and may leave nothing of one
+        ious[(coco.area(found.rles) == 0)[:, None] & (coco.area(wanted.rles) == 0)[None]] = 1.0
+        ious *= same_class
         # of twins with one mask, the one with the nearer score first
         order = ious - 1e-3 * np.abs(np.array(found.scores)[:, None] - np.array(wanted.scores)[None])
         for i, j in zip(*np.unravel_index(np.argsort(-order, axis=None), ious.shape), strict=True):
