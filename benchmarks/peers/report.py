@@ -72,7 +72,7 @@ def _model_tables(
     yield Table(
         name, heads, [line(peer, "images_s") for peer in peers], f"{model} model: images/s by requests in flight."
     )
-    ratios = [[peer, *_ratios(found, model, peer, in_flight)] for peer in peers if peer != M2F]
+    ratios = [[peer, *_ratios(found, model, peer, in_flight)] for peer in peers if peer not in (M2F, M2F_CLIENT)]
     yield Table(f"{name}-ratios", heads, ratios, "How many times as many images/s m2f gives.")
     wide = ["", *(f"p50 at {number}" for number in in_flight), *(f"p99 at {number}" for number in in_flight)]
     times = [[*line(peer, "p50_ms"), *line(peer, "p99_ms")[1:]] for peer in peers]
@@ -113,9 +113,10 @@ def draw(rows: Sequence[Row], figure: Any) -> None:
     found = {key[1:]: figures for key, figures in best(rows).items() if key[0] == EMBEDDED}
     peers = [peer for peer in dict.fromkeys(peer for peer, _ in found) if peer not in (BARE, BARE_OPENVINO)]
     left, right = figure.subplots(1, 2)
-    for peer in peers:
+    for place, peer in enumerate(peers):
         numbers = sorted(number for its, number in found if its == peer)
         style = {"linewidth": 2.5 if peer in (M2F, M2F_CLIENT) else 1.2, "marker": "o", "label": peer}
+        style["color"] = f"C{place}" if place < 10 else "black"  # ten colours repeat
         left.plot(numbers, [found[peer, number]["images_s"] for number in numbers], **style)
         right.plot(numbers, [found[peer, number]["p99_ms"] for number in numbers], **style)
     left.set_ylim(0)
