@@ -107,7 +107,7 @@ fuzz: setup-dev  ## fuzz the native kernel under AddressSanitizer and UBSan for 
 
 ##@ Measure
 
-bench: setup-dev $(VENV)/.peers  ## measure everything, half an hour; run again to go on; make bench ARGS=--quick takes 3 minutes
+bench: setup-dev $(VENV)/.peers  ## measure everything, about 40 minutes; run again to go on; make bench ARGS=--quick takes 3 minutes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-engines: setup-dev  ## measure the engine alone: ONNX Runtime and OpenVINO, threads, shapes, precisions

@@ -218,7 +218,7 @@ def test_a_picture_and_own_tables(run, tmp_path):
 def test_the_load_counts_answers_and_raises_what_a_request_raises():
     sent = []
     load = closed_loop(sent.append, in_flight=2, seconds=0.01, warm_up_s=0)
-    assert 20 <= load["answers"] <= len(sent) == len(set(sent))
+    assert 10 <= load["answers"] <= len(sent) == len(set(sent))
     assert 0 <= load["p50_ms"] <= load["p99_ms"]
     with pytest.raises(ZeroDivisionError):
         closed_loop(lambda number: 1 / (number - 3), in_flight=2, seconds=60)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-MIN_ANSWERS = 20
+MIN_ANSWERS = 10
 
 
 def closed_loop(

@@ -16,8 +16,8 @@ from .catalog import EMBEDDED, M2F, MMDET, PEERS, R50, SCRIPT, SCRIPT_OPENVINO, 
 from .service import Running, running
 
 IN_FLIGHT = {EMBEDDED: (1, 2, 4, 8, 16), R50: (1, 4)}
-SECONDS = {EMBEDDED: 3.0, R50: 12.0}
-ROUNDS = {EMBEDDED: 3, R50: 1}
+SECONDS = {EMBEDDED: 1.5, R50: 12.0}
+ROUNDS = {EMBEDDED: 2, R50: 1}
 QUICK = (M2F, SCRIPT, SCRIPT_OPENVINO, MMDET)
 BARE_IN_FLIGHT = (1, 2, 4)  # more callers than cores change nothing
 
