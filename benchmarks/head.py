@@ -192,7 +192,8 @@ def check(got: Arrays, want: Arrays) -> None:
     """
     count = int(want["num_instances"][0, 0])
     same = int(got["num_instances"][0, 0]) == count
-    same = same and np.allclose(got["scores"][0, :count], want["scores"][0], atol=1e-4)
+    # a graph's mean over the pixels of a large mask rounds: 1.5e-4 on OpenVINO
+    same = same and np.allclose(got["scores"][0, :count], want["scores"][0], rtol=0, atol=5e-4)
     same = same and np.array_equal(got["labels"][0, :count], want["labels"][0])
     if same and got.get("masks", want["masks"]).dtype == np.uint8:  # stride 4 gives logits
         masks = got.get("masks", want["masks"])[0, :count]
