@@ -116,6 +116,8 @@ def test_from_mmdeploys_own_export_to_instances(tmp_path, mmdeploys_onnx, deploy
     assert result.exit_code == 0, result.output
     stated = json.loads(deploy_config.read_text())["codebase_config"]["post_processing"]
     assert stated.keys() == KEYS_AND_OTHERS.keys()
+    one_library = target / "parts_engine/configs/cpu.pbtxt"  # else another answers while a size is compiled
+    one_library.write_text(one_library.read_text().replace('"auto"', '"onnxruntime"'))
     with (
         serve(model_repository=target, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
         Client(f"grpc://{server.grpc_url}", model="parts") as client,
@@ -168,7 +170,7 @@ def test_a_hugging_face_folder_is_served(tmp_path, index):
     assert report["class_names"] == NAMES
     assert "does not say which classes are stuff: all are served as things" in result.stderr.replace("\n", " ")
     assert [step["name"] for step in report["comparison"]["steps"]] == ["ONNX Runtime", "Triton"]
-    assert report["comparison"]["steps"][1]["mask_max"] == 0
+    assert report["comparison"]["steps"][1]["mask_max"] <= 1e-3
 
 
 @pytest.fixture

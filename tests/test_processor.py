@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -115,6 +116,23 @@ def wrong(monkeypatch):
     monkeypatch.setattr(
         OpenVinoNetwork, "run", lambda self, inputs: {name: value * 1.01 for name, value in run(self, inputs).items()}
     )
+
+
+def test_a_graph_in_half_precision_stays_with_onnx_runtime(model, warnings):
+    """OpenVINO computes it in float32: the answers are not the graph's. By name it is obeyed."""
+    args = model()
+    path = Path(args["model_repository"], "1/model.onnx")
+    graph = onnx.load(path)
+    for node in graph.graph.node:  # a weight is stored in half precision
+        node.input[:] = ["exact" if name == "class_weight" else name for name in node.input]
+    graph.graph.node.insert(0, onnx.helper.make_node("Cast", ["class_weight"], ["exact"], to=onnx.TensorProto.FLOAT))
+    (weight,) = (tensor for tensor in graph.graph.initializer if tensor.name == "class_weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).astype(np.float16), "class_weight"))
+    onnx.save(graph, path)
+    _, facts = open_engine(args, {}, warnings.append)
+    assert facts["engine"] == "onnxruntime"
+    assert "half precision" in warnings[0]
+    assert open_engine(args, {"engine": "openvino"}, warnings.append)[1]["engine"] == "openvino"
 
 
 def missing(monkeypatch):

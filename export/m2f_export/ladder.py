@@ -165,13 +165,13 @@ class Ladder:
             results.append((logits, self._instances(logits, sample)))
         self._compare(name, results, tolerance)
 
-    def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Answer]], tolerance: Tolerance = EXACT) -> None:
+    def finish(self, name: str, run: Callable[[Sample], tuple[Logits, Answer]]) -> None:
         """Compare a rung that makes its own instances, the server, with the rung before.
 
         Raises:
-            ExportError: the rung drifts beyond the tolerance; the message says by how much.
+            ExportError: the rung drifts beyond `EXACT`; the message says by how much.
         """
-        self._compare(name, [run(sample) for sample in self.samples], tolerance)
+        self._compare(name, [run(sample) for sample in self.samples], EXACT)
 
     def check_head(self, path: Path, settings: Settings) -> None:
         """Compare a graph with its head with the Python postprocess of the last rung's logits.

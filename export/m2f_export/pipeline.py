@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 
 from m2f.agreement import CONFIDENT, Found
-from m2f.contract import PUBLIC_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS, model_name, models_of
+from m2f.contract import PUBLIC_MODEL, RAW_OUTPUTS, STRUCTURED_OUTPUTS, models_of
 from m2f.errors import M2FError
 from m2f.preprocess import Preprocessing
 from m2f.settings import INSTANCE_KEYS, Settings
@@ -26,7 +26,7 @@ from m2f_export.graph import export_onnx, run_torch, with_input
 from m2f_export.half_masks import logits_types, with_half_masks
 from m2f_export.head import InstanceHead, attach_head
 from m2f_export.ladder import EXACT, HALF, Ladder, Logits, Sample, check_batches, read_samples, run_onnx
-from m2f_export.onnx_files import INPUT, is_half, load_onnx
+from m2f_export.onnx_files import INPUT, load_onnx
 from m2f_export.precision import Precision, convert, rounded
 from m2f_export.rewrite import rewritten
 from m2f_export.served_engine import build_compared, engine_profile
@@ -384,9 +384,7 @@ class _Export:
                 serve(model_repository=stage, config_name="cpu", http_port=0, grpc_port=0, metrics_port=0) as server,
                 Client(f"grpc://{server.grpc_url}", model=self.request.name) as client,
             ):
-                graph = load_onnx(stage / model_name(self.request.name, "engine") / "1" / "model.onnx")
-                # of a graph in half precision OpenVINO rounds less than ONNX Runtime
-                self.ladder.finish("Triton", ask, HALF if is_half(graph) else EXACT)
+                self.ladder.finish("Triton", ask)
         except ServerNotFoundError as error:
             self.say(f"not compared through Triton: {error}")
         except ExportError:

@@ -239,7 +239,7 @@ def _mean_of_groups(graph: _Graph, x: str, groups: int) -> str:
 def _sampled_values(graph: _Graph, node: onnx.NodeProto) -> bool:
     """Write sum(level 1 x weights 1 + ...) over the points for sum(levels x weights) over levels and points."""
     axes = graph.value(node.input[1]) if node.op_type == "ReduceSum" and len(node.input) == 2 else None
-    weighed = graph.maker(node.input[0], "Mul")
+    weighed = graph.maker(node.input[0], "Mul") if axes is not None else None
     if axes is None or axes.tolist() != [-1] or weighed is None:
         return False
     for stacked, weights in (weighed.input, reversed(weighed.input)):

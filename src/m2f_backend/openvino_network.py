@@ -37,10 +37,6 @@ class OpenVinoNetwork:
         threads: number of threads, shared by the streams.
         streams: number of inferences at a time.
         bfloat16: compute in bfloat16 where the processor has instructions for it.
-
-    Attributes:
-        half: whether the graph has weights in half precision. ONNX Runtime rounds between the nodes of such a graph,
-            OpenVINO does not.
     """
 
     def __init__(
@@ -48,9 +44,6 @@ class OpenVinoNetwork:
     ) -> None:
         core = openvino.Core()
         model = core.read_model(path)
-        self.half = any(
-            node.get_element_type() in _HALF for node in model.get_ops() if node.get_type_name() == "Constant"
-        )
         model.reshape({name: list(shape) for name, shape in shapes})
         options = {
             "INFERENCE_NUM_THREADS": threads,
@@ -76,3 +69,12 @@ class OpenVinoNetwork:
         contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         results = self._of_thread.request.infer(contiguous, share_inputs=True)
         return {name: results[name] for name in self._names}
+
+
+def is_half(path: Path) -> bool:
+    """Return whether a graph has weights in half precision.
+
+    ONNX Runtime rounds between the nodes of such a graph, OpenVINO does not.
+    """
+    nodes = openvino.Core().read_model(path).get_ops()
+    return any(node.get_element_type() in _HALF for node in nodes if node.get_type_name() == "Constant")

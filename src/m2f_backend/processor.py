@@ -119,14 +119,18 @@ def _on_onnx_runtime(plan: _Plan, alone: OnnxNetwork) -> tuple[Engine, Facts]:
 
 
 def _on_openvino(plan: _Plan, reference: OnnxNetwork, warn: Warn) -> tuple[Engine, Facts]:
-    from m2f_backend.openvino_network import VERSION, OpenVinoNetwork  # noqa: PLC0415  # it may not be installed
+    from m2f_backend.openvino_network import VERSION, OpenVinoNetwork, is_half  # noqa: PLC0415  # it may be missing
+
+    half = is_half(plan.path)
+    if half and plan.engine == AUTO:
+        raise ValueError("the graph is in half precision, which OpenVINO computes in float32; engine: openvino insists")
 
     def compile_for(shapes: Shapes, streams: int = 1) -> OpenVinoNetwork:
         network = OpenVinoNetwork(
             plan.path, shapes, reference.names,
             threads=plan.threads, streams=streams, bfloat16=plan.precision == "bfloat16",
         )  # fmt: skip
-        tolerance = _HALF if network.half or network.precision != "float32" else _EXACT
+        tolerance = _HALF if half or network.precision != "float32" else _EXACT
         _check_equal(network.run, reference.run, _noise(plan.config, shapes), tolerance)
         return network
 
