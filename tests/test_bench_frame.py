@@ -133,6 +133,8 @@ from types import SimpleNamespace
 from benchmarks.__main__ import main
 from benchmarks.frame import Part
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+
 def measure(stage, number):
     print(number, flush=True)
     if number == 2 and "HANG" in os.environ:

@@ -126,9 +126,10 @@ def test_a_peer_counts_with_its_best_setting():
 
 
 def test_every_peer_has_cells_and_rounds_are_interleaved():
+    levels = 5
     cells = part(quick=False).cells
     assert {cell["peer"] for cell in cells} == {peer.name for peer in PEERS}
     assert all(cell["in_flight"] <= 4 for cell in cells if cell["peer"] == BARE)
     of_m2f = [number for number, cell in enumerate(cells) if (cell["peer"], cell["model"]) == (M2F, EMBEDDED)]
-    assert len(of_m2f) == 15
-    assert of_m2f[5] - of_m2f[4] > 5  # the others' turns
+    assert len(of_m2f) >= 2 * levels
+    assert of_m2f[levels] - of_m2f[levels - 1] > levels  # the others' turns
