@@ -69,7 +69,7 @@ def measure(
     """Measure parts in turn, write the results of each, and return the cells without figures.
 
     Args:
-        names: of the modules.
+        names: names of the modules.
         results: folder to write to.
         console: for the progress.
         fresh: whether to measure again what has been measured.

@@ -170,7 +170,7 @@ def write_inputs(path: Path, requests: Sequence[Mapping[str, npt.NDArray[Any]]])
     """Write perf_analyzer's input file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         requests: arrays by input name, without the batch dimension; sent in turn. Of object dtype: bytes.
     """
     data = [

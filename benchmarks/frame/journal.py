@@ -18,7 +18,7 @@ class Journal:
     begun anew: its figures do not belong beside new ones.
 
     Args:
-        path: of the file; it is made at the first cell.
+        path: path of the file, which is made at the first cell.
         facts: hardware and versions now, as `machine.describe` returns them.
         fresh: whether to forget what is in the file.
 

@@ -47,8 +47,8 @@ def pivot(
     """Return a table with a line for each value of one column and a column for each value of another.
 
     Args:
-        rows: of a part.
-        name: of the table.
+        rows: rows of a part, in the order in which they were measured.
+        name: name of the table.
         lines: column whose values name the lines.
         columns: column whose values are the headings.
         value: column of the figures; several rows of one place, such as rounds, give their median.

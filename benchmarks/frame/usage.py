@@ -30,7 +30,7 @@ def usage(pid: int, *, memory: bool = True) -> dict[str, Usage]:
     """Return the usage of a process and its descendants by name; a Python stub is named after its model.
 
     Args:
-        pid: of the first process.
+        pid: process id of the first process.
         memory: whether to look at the memory, which takes some milliseconds for each process.
     """
     found: dict[str, Usage] = {}
