@@ -64,6 +64,15 @@ $(VENV)/.browser: $(VENV)/.dev
 	npm install --silent --prefix $(VENV)/browser '@sparticuz/chromium@147'
 	@touch $@
 
+# prometheus and promtool: the system's, or else Debian's package, unpacked
+$(VENV)/.prometheus: $(VENV)/.serve
+	@if ! command -v prometheus >/dev/null || ! command -v promtool >/dev/null; then \
+	  mkdir -p $(VENV)/prometheus && cd $(VENV)/prometheus && download="apt-get download -qq -o APT::Sandbox::User=root prometheus" && \
+	  { $$download 2>/dev/null || { apt-get update -qq && $$download; }; } && dpkg-deb --extract prometheus_*.deb . || { \
+	    echo "make: install Prometheus with your system's packages: apt-get cannot bring it here"; exit 1; }; \
+	fi
+	@touch $@
+
 lint: setup-dev  ## check style (ruff), types (mypy) and the direction of imports (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -20,9 +20,10 @@ ROOT = Path(__file__).parents[1]
 MANUAL = ROOT / "docs/observability.md"
 DASHBOARD = json.loads((ROOT / "deploy/grafana/m2f.json").read_text())
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/m2f.rules.yml").read_text())
-ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"]}
+ALERTS = {rule["alert"]: rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule}
+RECORDS = {rule["record"]: rule for group in RULES["groups"] for rule in group["rules"] if "record" in rule}
 PANELS = {f"{panel['id']} {panel['title']}": panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
-EXPRESSIONS = [(f"alert {name}", rule["expr"]) for name, rule in ALERTS.items()] + [
+EXPRESSIONS = [(f"rule {name}", rule["expr"]) for name, rule in (RECORDS | ALERTS).items()] + [
     (f"panel {name}", target["expr"]) for name, panel in PANELS.items() for target in panel["targets"]
 ]
 NEEDS_GPU = {
@@ -32,7 +33,7 @@ NEEDS_GPU = {
     "nv_gpu_power_usage",
     "nv_energy_consumption",
 }
-OF_PROMETHEUS = {"up"}
+OF_PROMETHEUS = {"up", *RECORDS}
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,9 @@ def test_the_manual_names_all_of_ours_and_all_that_is_watched(exported):
     assert {name for name in (ours | watched) - OF_PROMETHEUS if f"`{name}`" not in text} == set()
 
 
-def test_every_alert_is_explained(exported):  # noqa: ARG001
+def test_every_record_and_every_alert_is_explained(exported):  # noqa: ARG001
     text = MANUAL.read_text()
-    assert {name for name in ALERTS if f"`{name}`" not in text} == set()
+    assert {name for name in RECORDS | ALERTS if f"`{name}`" not in text} == set()
     for rule in ALERTS.values():
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"]["summary"]
@@ -130,8 +131,8 @@ def test_prometheus_scrapes_what_the_rules_are_about():
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     assert config["rule_files"] == ["m2f.rules.yml"]
     (job,) = [scraped["job_name"] for scraped in config["scrape_configs"]]
-    for rule in ALERTS.values():
-        for selector in selectors(rule["expr"]):
+    for rule in (RECORDS | ALERTS).values():
+        for selector in [found for found in selectors(rule["expr"]) if found.name not in RECORDS]:
             assert [m.value for m in selector.matchers.matchers if m.name == "job"] == [job]
 
 

@@ -1,0 +1,1 @@
+"""Autoscaling: what the recording rules say of a load that rises and falls, and what an autoscaler would ask for."""
