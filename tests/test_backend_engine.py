@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from m2f.errors import InputError
+from m2f_backend import engine as backend_engine
+from m2f_backend.cores import Neighbours
 from m2f_backend.engine import ByImage, ByShape, check_shapes
 
 
@@ -136,6 +138,17 @@ def test_images_are_computed_side_by_side(count, streams, side_by_side):
     (found,) = ByImage(alone, busy, streams=streams).run({"input": pixels}).values()
     assert np.array_equal(found, pixels + 1)
     assert (busy.runs, alone.runs) == ([1] * side_by_side, [1] * (count - side_by_side))
+
+
+@pytest.mark.parametrize(("streams", "instances", "share"), [(4, 2, 2), (4, 3, 1), (2, 2, 1), (1, 2, 1)])
+def test_an_instance_beside_another_has_its_share_of_the_streams(tmp_path, monkeypatch, streams, instances, share):
+    monkeypatch.setattr(backend_engine, "Neighbours", lambda: Neighbours(tmp_path))
+    alone, busy = Streams(1), Streams(share)
+    engine = ByImage(alone, busy, streams=streams, instances=instances)
+    with Neighbours(tmp_path).computing():
+        found = engine.run({"input": np.arange(4 * share)})
+    assert found["output"].tolist() == list(range(1, 4 * share + 1))
+    assert (busy.runs, alone.runs) == ([1] * 4 * share, [])
 
 
 def test_an_image_that_fails_is_told():

@@ -1,10 +1,12 @@
-"""How many cores a process may use: its affinity, and the quotas of control groups as kernels write them."""
+"""How many cores a process may use, by affinity and by quotas as kernels write them; engines that share them."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from m2f_backend.cores import usable_cores
+from m2f_backend.cores import Neighbours, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +83,51 @@ def test_a_group_that_the_mount_does_not_show(machine):
 def test_affinity_counts_where_there_are_no_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {2, 5})
     assert usable_cores(tmp_path) == 2
+
+
+@pytest.fixture
+def engines(tmp_path):
+    """Two engines of a server, each with a file description of its own."""
+    return Neighbours(tmp_path), Neighbours(tmp_path)
+
+
+def ask(neighbours):
+    with neighbours.computing() as all_cores:
+        return all_cores
+
+
+def test_an_engine_by_itself_has_all_cores(engines):
+    first, second = engines
+    assert [ask(engine) for engine in (first, first, second, first)] == [True] * 4
+
+
+def test_an_engine_beside_another_has_its_share(engines):
+    first, second = engines
+    with first.computing() as all_cores:
+        assert all_cores
+        assert not ask(second)
+        begun = second.computing()
+        assert not begun.__enter__()
+    assert not ask(first)  # beside the second one, which is at it
+    begun.__exit__(None, None, None)
+    assert [ask(engine) for engine in (first, second, first, second)] == [False, False, True, True]
+
+
+def test_an_engine_that_fails_or_dies_leaves_the_cores(engines, tmp_path):
+    first, second = engines
+    with pytest.raises(ZeroDivisionError), first.computing():
+        _ = 1 / 0
+    code = (
+        "import sys; from pathlib import Path; from m2f_backend.cores import Neighbours\n"
+        f"with Neighbours(Path({str(tmp_path)!r})).computing(): print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert not ask(second)
+        other.kill()
+    assert [ask(second), ask(second)] == [False, True]
+
+
+def test_the_engines_of_a_server_meet_at_its_process():
+    with Neighbours().computing():
+        assert not ask(Neighbours())

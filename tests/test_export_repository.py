@@ -12,6 +12,7 @@ from m2f.ensembles import read_ensemble
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f.settings import Settings
+from m2f_backend.engine import LARGE
 from m2f_export import repository_writer as repository
 from m2f_export.export_errors import ExportError
 from m2f_export.sources.base import Source
@@ -158,6 +159,17 @@ def test_names(name):
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(ExportError, match=r"is no name for an export: a letter, then letters, digits"):
         repository.check_name(name)
+
+
+@pytest.mark.parametrize(("size", "instances"), [(LARGE - 1, 2), (LARGE, 1)])
+def test_a_large_graph_is_in_memory_once(tmp_path, size, instances):
+    graph = repository.copy_template(tmp_path, "parts") / "model.onnx"
+    with graph.open("wb") as file:
+        file.truncate(size)
+    repository.set_instances(tmp_path, "parts", graph)
+    config = (tmp_path / "parts_engine/configs/cpu.pbtxt").read_text()
+    (group,) = text_format.Parse(config, model_config_pb2.ModelConfig()).instance_group
+    assert group.count == instances
 
 
 def test_a_head_that_gives_logits_says_so(tmp_path):

@@ -78,7 +78,7 @@ def test_threads_and_streams(model, warnings, said, chosen):
 
 
 def test_a_large_graph_has_a_stream_for_four_threads(model, warnings, monkeypatch):
-    monkeypatch.setattr(processor, "_LARGE", 1)
+    monkeypatch.setattr(processor, "LARGE", 1)
     _, facts = open_engine(model(), {"threads": "9", "engine": "onnxruntime"}, warnings.append)
     assert facts["streams"] == "2"
 

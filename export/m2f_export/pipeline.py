@@ -124,6 +124,7 @@ def export_repository(request: ExportRequest, target: Path, say: Say) -> dict[st
                 export.add_head(folder, head_folder, request.head)
         types = export.halve_masks(folder / "model.onnx")
         repository_writer.set_logits_types(stage, name, types)
+        repository_writer.set_instances(stage, name, folder / "model.onnx")
         built = None
         if request.engine:
             with export.step("TensorRT"):

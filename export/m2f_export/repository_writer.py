@@ -14,6 +14,7 @@ from m2f.contract import HEAD_ENGINE, PUBLIC_MODEL, model_name
 from m2f.preprocess import Preprocessing
 from m2f.settings import PANOPTIC_KEYS, SEMANTIC_KEYS, Settings
 from m2f.size_steps import round_up
+from m2f_backend.engine import LARGE
 from m2f_export.export_errors import ExportError
 
 if TYPE_CHECKING:  # it needs torch, which a server without the exporter does not have
@@ -29,6 +30,7 @@ _PREFIX_OF_LOGITS = {"engine": "", "postprocess": "", "panoptic": "", "semantic"
 _NO_LIMIT = 4  # longer edge / shorter edge
 _USUAL = 1333, 800  # edges of an image that is not resized
 _INPUT = re.compile(r'(\{ name: "input" data_type: )TYPE_\w+ dims: \[[^\]]*\]')
+_INSTANCES = re.compile(r"(instance_group \[ \{ kind: KIND_CPU count: )\d+")
 _WARM_UP = re.compile(r'(key: "input" value \{ data_type: )TYPE_\w+ dims: \[[^\]]*\]')
 
 
@@ -168,6 +170,19 @@ def set_logits_types(stage: Path, name: str, types: Mapping[str, str]) -> None:
             for tensor, kind in types.items():
                 text = re.sub(rf'(\{{ name: "{prefix}{tensor}" data_type: )TYPE_\w+', rf"\g<1>TYPE_{kind}", text)
             path.write_text(text)
+
+
+def set_instances(stage: Path, name: str, graph: Path) -> None:
+    """Give the engine on a processor one instance if its graph is large: a second one would take its memory again.
+
+    Args:
+        stage: the repository.
+        name: name of the export.
+        graph: the ONNX file.
+    """
+    path = stage / model_name(name, "engine") / "configs/cpu.pbtxt"
+    if graph.stat().st_size >= LARGE:
+        path.write_text(_INSTANCES.sub(r"\g<1>1", path.read_text()))
 
 
 def warm_up_size(preprocessing: Preprocessing) -> tuple[int, int]:

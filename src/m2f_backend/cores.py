@@ -1,11 +1,12 @@
-"""How many processor cores this process may use."""
+"""How many processor cores this process may use, and whether another engine computes on them."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 
@@ -62,3 +63,40 @@ def _quota(folder: Path) -> Iterator[float]:
             quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
             if quota > 0:
                 yield quota / period
+
+
+class Neighbours:
+    """The other engines of the same server: whether they leave all cores to this one.
+
+    An engine that computes holds a shared lock (`flock`) on a file of the server. The server's folder in /proc is such
+    a file: nobody has to make or remove it, and the kernel takes the lock back from a process that dies.
+
+    Args:
+        file: a file or folder that all engines of a server open. The default is that of the parent process.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = os.open(file or Path(f"/proc/{os.getppid()}"), os.O_RDONLY)
+        self._quiet = True
+
+    @contextmanager
+    def computing(self) -> Iterator[bool]:
+        """Compute inside the `with` block; its value is whether to use all cores.
+
+        That is so if no other engine computes now, and none did when this engine's last block began or ended: under
+        load another one begins while this one is at it.
+        """
+        quiet = self._none_computes()
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        try:
+            yield quiet and self._quiet
+        finally:
+            self._quiet = quiet and self._none_computes()
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _none_computes(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from threading import Lock
 from typing import Any, Protocol
 
@@ -13,6 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f.errors import InputError
+from m2f_backend.cores import Neighbours
+
+LARGE = 64 << 20
+"""Bytes of a graph from which on an image keeps several cores busy, and a copy of the network costs much memory."""
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """The name and the shape of each input."""
@@ -66,33 +70,43 @@ class ByImage:
     On a processor a larger batch is no faster than its images one by one, but a core for each image is: threads that
     share an image wait for each other. A single image still gets all cores.
 
+    Several instances of a model take turns at the cores: while one waits for its last image, or hands on its answers,
+    another one computes. Each then takes its share of the streams, and all of them while no other computes.
+
     Args:
         alone: the network that computes one image with all cores.
         busy: the network that computes an image in each stream; called from several threads at a time.
         streams: number of streams.
+        instances: number of instances of the model.
 
     Attributes:
         streams: number of streams.
     """
 
-    def __init__(self, alone: Engine, busy: Engine, *, streams: int) -> None:
+    def __init__(self, alone: Engine, busy: Engine, *, streams: int, instances: int = 1) -> None:
         self._alone, self._busy, self.streams = alone, busy, streams
-        self._pool = ThreadPoolExecutor(streams)
+        self._all = ThreadPoolExecutor(streams)
+        self._share = ThreadPoolExecutor(max(1, streams // instances))
+        self._neighbours = Neighbours() if instances > 1 else None
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
         """Compute a batch (see `Engine.run`); the outputs of several images are arrays.
 
-        Images that would leave half of the streams idle are computed with all cores, one after another.
+        Images that would leave half of the streams idle are computed one after another, each with all cores.
         """
         count = len(next(iter(inputs.values())))
         images = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(count)]
-        rest = count % self.streams
-        side_by_side = count - rest if 2 * rest <= self.streams else count
-        found = list(self._pool.map(self._busy.run, images[:side_by_side]))
-        found += map(self._alone.run, images[side_by_side:])
+        with self._neighbours.computing() if self._neighbours else nullcontext(True) as all_cores:
+            found = self._on_all(images) if all_cores else list(self._share.map(self._busy.run, images))
         if count == 1:
             return found[0]
         return {name: np.concatenate([on_host(outputs[name]) for outputs in found]) for name in found[0]}
+
+    def _on_all(self, images: list[dict[str, npt.NDArray[Any]]]) -> list[dict[str, Tensor]]:
+        rest = len(images) % self.streams
+        side_by_side = len(images) - rest if 2 * rest <= self.streams else len(images)
+        found = list(self._all.map(self._busy.run, images[:side_by_side]))
+        return [*found, *map(self._alone.run, images[side_by_side:])]
 
 
 class ByShape:

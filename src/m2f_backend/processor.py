@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f_backend.cores import usable_cores
-from m2f_backend.engine import ByImage, ByShape, Engine, Shapes, Tensor, on_host
+from m2f_backend.engine import LARGE, ByImage, ByShape, Engine, Shapes, Tensor, on_host
 from m2f_backend.onnx_session import VERSION as ORT_VERSION
 from m2f_backend.onnx_session import OnnxNetwork, open_network
 
 AUTO, OPENVINO, ONNX_RUNTIME = "auto", "openvino", "onnxruntime"
 _PRECISIONS = ("float32", "bfloat16")
-_LARGE = 64 << 20  # bytes of a graph: from here on, an image keeps several cores busy
-_THREADS_OF_LARGE = 4  # of a stream
+_THREADS_OF_LARGE = 4  # of a stream, in a large graph
 _EXACT, _HALF = 1e-3, 0.2  # largest mean difference as a part of the mean logit; measured: 1e-6, and 0.07 in bfloat16
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -41,6 +40,11 @@ class _Plan:
     threads: int
     streams: int
     room: int  # compiled shapes of a graph of free size
+
+    @property
+    def instances(self) -> int:
+        """Number of instances of the model."""
+        return max(1, sum(int(group["count"]) for group in self.config.get("instance_group", ())))
 
     @property
     def fixed(self) -> Shapes | None:
@@ -81,7 +85,7 @@ def _plan(args: Mapping[str, str], parameters: Mapping[str, str]) -> _Plan:
     config = json.loads(args["model_config"])
     path = Path(args["model_repository"]) / args["model_version"] / "model.onnx"
     threads = _number(parameters, "threads") or usable_cores()
-    large = path.stat().st_size >= _LARGE
+    large = path.stat().st_size >= LARGE
     streams = _number(parameters, "streams") or (max(1, threads // _THREADS_OF_LARGE) if large else threads)
     return _Plan(
         path=path,
@@ -115,7 +119,9 @@ def _on_onnx_runtime(plan: _Plan, alone: OnnxNetwork) -> tuple[Engine, Facts]:
     busy = alone
     if plan.streams > 1:
         busy = open_network(plan.path, plan.config, threads=plan.threads // plan.streams)
-    return _described(plan, ByImage(alone, busy, streams=plan.streams), ONNX_RUNTIME, ORT_VERSION, "float32")
+    return _described(
+        plan, ByImage(alone, busy, streams=plan.streams, instances=plan.instances), ONNX_RUNTIME, ORT_VERSION, "float32"
+    )
 
 
 def _on_openvino(plan: _Plan, reference: OnnxNetwork, warn: Warn) -> tuple[Engine, Facts]:
@@ -137,7 +143,7 @@ def _on_openvino(plan: _Plan, reference: OnnxNetwork, warn: Warn) -> tuple[Engin
     if plan.fixed:
         alone = compile_for(plan.fixed)
         busy = compile_for(plan.fixed, plan.streams) if plan.streams > 1 else alone
-        engine = ByImage(alone, busy, streams=plan.streams)
+        engine = ByImage(alone, busy, streams=plan.streams, instances=plan.instances)
         return _described(plan, engine, OPENVINO, VERSION, alone.precision)
 
     def compile_or_warn(shapes: Shapes) -> OpenVinoNetwork:
