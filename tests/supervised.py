@@ -70,7 +70,8 @@ class Supervised:
             with urllib.request.urlopen(self.at_health(name), timeout=5) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            with error:  # an open connection would hold the port
+                return error.code, json.load(error)
 
     def log(self) -> str:
         """All that it has written to standard error."""

@@ -19,6 +19,7 @@ from watched import CONFIG, ENSEMBLE, MODEL, Asked, ask, watched, write
 
 from m2f_backend.calls import CallError
 from m2f_server import supervisor
+from m2f_server.ports import bind
 from m2f_server.serve_errors import (
     CrashLoopError,
     ModelLoadError,
@@ -79,6 +80,29 @@ def test_drain_answers_what_is_in_flight_and_nothing_new(tmp_path, repository):
         request.join()
         assert request.answer == [[24, 32]]
         assert running.process.returncode == 0
+
+
+@pytest.mark.server
+def test_everything_is_served_during_the_delay_and_the_ports_are_free_when_it_says_drained(tmp_path, repository):
+    """A step that dies in the delay is reloaded. A second signal ends the delay."""
+    options = ("--drain-delay=1000", "--grpc-max-connection-age=60000")
+    with supervised(tmp_path, *options, repository=repository, config_name=None) as running:
+        assert "--grpc-max-connection-age=60000" in running.server.cmdline()
+        running.process.send_signal(signal.SIGTERM)
+        leaving = running.wait_for("leaving", since=0)
+        assert running.probe("ready") == (
+            503,
+            {"state": "serving", "ready": False, "reason": "the server is told to stop", "live": True},
+        )
+        assert ask(running) == [[24, 32]]
+        running.stubs()["worker"].kill()
+        running.wait_for("reloaded", since=leaving["at"], model="worker")
+        assert ask(running) == [[24, 32]]
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_for("drained", since=0)
+        for address in (running.http_url, running.grpc_url, running.at_health("").split("/")[2]):
+            host, _, port = address.partition(":")
+            bind("http", host, int(port)).close()  # raises PortTakenError
 
 
 @pytest.mark.server
@@ -307,11 +331,11 @@ class Ending:
         self.troubles = {"public": self.trouble}
         self.good_since = time.monotonic() if right else None
 
-    def run(self, stop, tick):
+    def run(self, told_to_end, tick):
         tick()
         if self._error:
             raise self._error
-        stop.set()
+        told_to_end.__self__.stop.set()
 
     def drain(self, **_):
         return True

@@ -113,7 +113,7 @@ def watched(repository, *, strict=True, **timing):
 
         def run():
             try:
-                own.run(stop, lambda: None)
+                own.run(stop.wait, lambda: None)
             except Exception as error:
                 ended.append(error)
 

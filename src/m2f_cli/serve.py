@@ -30,8 +30,9 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command(
-    epilog="Ctrl-C or SIGTERM drains the server: it takes no new requests, answers those in flight and stops. A second "
-    "signal stops it at once. Options for tritonserver go after a double dash: m2f serve -- --rate-limit=off"
+    epilog="Ctrl-C or SIGTERM drains the server: after --drain-delay it takes no new requests, answers those in flight "
+    "and stops. A second signal stops it at once. "
+    "Options for tritonserver go after a double dash: m2f serve -- --rate-limit=off"
 )
 @click.option(
     "--model-repository",
@@ -82,11 +83,26 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Seconds to wait until all models are ready.",
 )
 @click.option(
+    "--drain-delay",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds after a stop signal in which /ready says 503 and everything is still served, so that balancers and "
+    "clients find out.",
+)
+@click.option(
     "--drain-timeout",
     type=click.FloatRange(min=0),
     default=20.0,
     show_default=True,
-    help="Seconds to wait for requests in flight after a stop signal.",
+    help="Seconds to wait for requests in flight after a stop signal and --drain-delay.",
+)
+@click.option(
+    "--grpc-max-connection-age",
+    type=click.IntRange(1, 2**31 - 1),
+    metavar="MILLISECONDS",
+    help="End each gRPC connection at this age, so that clients look the server's name up again. Requests in flight "
+    "are answered. Default: never.",
 )
 @click.option("--log-file", type=_FILE, help="Append the server's log to this file; - is standard error.")
 @click.option("--log-verbose", is_flag=True, help="Write a verbose log, and show it.")
@@ -97,6 +113,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def serve(
     *,
     health_port: int,
+    drain_delay: float,
     drain_timeout: float,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -121,6 +138,7 @@ def serve(
                 start=start,
                 health_host=options["monitor_host"],
                 health_port=health_port,
+                drain_delay=drain_delay,
                 drain_timeout=drain_timeout,
                 announce=lambda server, url: click.echo((_as_json if as_json else _ready_line)(server, url)),
                 event=_log,

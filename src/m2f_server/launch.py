@@ -58,6 +58,7 @@ class _LaunchOptions:
     ports: Mapping[str, int]
     access: Access
     tls: ServerTls | None
+    grpc_max_connection_age: int | None
     timeout: float
     log_file: Path | None
     log_verbose: bool
@@ -83,6 +84,7 @@ def serve(
     log_verbose: bool = False,
     admin_token_file: str | Path | None = None,
     tls: ServerTls | None = None,
+    grpc_max_connection_age: int | None = None,
     extra_args: Sequence[str] = (),
     stop: threading.Event | None = None,
 ) -> Iterator[Server]:
@@ -106,6 +108,8 @@ def serve(
         log_verbose: write a verbose log, and copy it to standard error.
         admin_token_file: file with the secret of the restricted interfaces (see `access`); None uses a random secret.
         tls: certificates of the gRPC port. Triton has no TLS for HTTP, so HTTP then listens on loopback only.
+        grpc_max_connection_age: milliseconds after which a gRPC connection is ended; requests in flight are answered.
+            None for never.
         extra_args: more options for `tritonserver`.
         stop: an event that another thread sets to end the wait for the models.
 
@@ -136,6 +140,7 @@ def serve(
         log_echo=log_verbose or str(log_file) == "-",
         access=read_access(Path(admin_token_file) if admin_token_file else None),
         tls=tls,
+        grpc_max_connection_age=grpc_max_connection_age,
         extra_args=extra_args,
         stop=stop or threading.Event(),
     )
@@ -257,6 +262,8 @@ def _arguments(
         arguments += options.tls.arguments
     if options.choice.name:
         arguments.append(f"--model-config-name={options.choice.name}")
+    if options.grpc_max_connection_age:
+        arguments.append(f"--grpc-max-connection-age={options.grpc_max_connection_age}")
     if options.log_verbose:
         arguments.append("--log-verbose=1")
     return [*arguments, *options.extra_args]

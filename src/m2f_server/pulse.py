@@ -85,6 +85,10 @@ class Pulse:
             self._end_probe()
             self._explain(now, loading)
 
+    def close(self) -> None:
+        """End the question under way: a server that stops waits for its connections."""
+        self._end_probe()
+
     def _end_probe(self) -> None:
         if self._probe is not None:
             self._probe.close()

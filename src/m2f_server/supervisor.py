@@ -48,17 +48,20 @@ class Supervisor:
             server that no client may reach is started with `host` and `monitor_host` too.
         health_host: IP address of the health endpoint.
         health_port: port of the health endpoint; 0 picks a free one.
-        drain_timeout: seconds in which requests in flight are answered after the stop signal.
+        drain_delay: seconds for which everything is still served after the stop signal, while `/ready` says 503, so
+            that callers find out.
+        drain_timeout: seconds in which requests in flight are answered after `drain_delay`.
         announce: called once, when the first canary succeeds, with the server and the URL of `/ready`.
         event: called with each event and its circumstances, for the log.
         stop: event that another thread sets to drain the server and end.
-        hasten: event that another thread sets to end without waiting for requests in flight.
+        hasten: event that another thread sets to end without `drain_delay`, and without waiting for requests in flight.
         timing: how long to wait.
     """
 
     start: Callable[..., AbstractContextManager[Server]]
     health_host: str
     health_port: int
+    drain_delay: float = 0.0
     drain_timeout: float
     announce: Callable[[Server, str], None]
     event: Event
@@ -69,6 +72,8 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._ports: dict[str, int] = {}
         self._announced = False
+        self._leave_at: float | None = None  # the end of `drain_delay`, as `time.monotonic`
+        self._drained: dict[str, Any] = {}  # how the last drain went, until it is logged
         self._state = "starting"
         self._watch: Watch | None = None
         self._models: list[str] = []  # public
@@ -94,6 +99,7 @@ class Supervisor:
             self.health_port = bound.getsockname()[1]
             stack.enter_context(endpoint(bound, self, self._metrics))
             self._run_servers()
+        self._tell_drained()
 
     def health(self, model: str | None = None) -> Health | None:
         """Return the answer to a probe.
@@ -140,6 +146,7 @@ class Supervisor:
             except StoppedError:
                 return
             except _ENDS as error:
+                self._tell_drained()
                 if not self._announced and not started:
                     raise
                 self._state = "restarting"
@@ -196,22 +203,39 @@ class Supervisor:
         self._last_round = time.monotonic()
         self._state = "serving"
         try:
-            watch.run(self.stop, lambda: self._go_round(server))
+            watch.run(self._told_to_leave, lambda: self._go_round(server))
         except WornOutError:
             self._drain(server, watch)
             raise
         self._drain(server, watch)
+
+    def _told_to_leave(self, seconds: float) -> bool:
+        """Wait so many seconds at most, and return whether the stop signal came and `drain_delay` is over."""
+        if not self.stop.wait(seconds):
+            return False
+        if self._leave_at is None:
+            self._leave_at = time.monotonic() + self.drain_delay
+            if self.drain_delay:
+                self._event("leaving", drain_delay=self.drain_delay)
+        left = self._leave_at - time.monotonic()
+        return left <= 0 or self.hasten.wait(min(seconds, left))
 
     def _drain(self, server: Server, watch: Watch) -> None:
         started = time.monotonic()
         self._state = "draining"
         self._event("draining", timeout=self.drain_timeout)
         all_answered = watch.drain(timeout=self.drain_timeout, hasten=self.hasten)
-        self._event("drained", all_answered=all_answered, seconds=f"{time.monotonic() - started:.1f}")
+        self._drained = {"all_answered": all_answered, "seconds": f"{time.monotonic() - started:.1f}"}
         if all_answered:
             server.stop(timeout=self.timing.stop_timeout_s)
         else:  # SIGTERM would wait for the requests too
             server.kill()
+
+    def _tell_drained(self) -> None:
+        """Log the drain once the server is gone: whoever reads the line may use the ports."""
+        if self._drained:
+            self._event("drained", **self._drained)
+            self._drained = {}
 
     def _is_ready(self) -> bool:
         health = self.health()

@@ -82,11 +82,11 @@ class Watch:
         """When an ensemble first answered a canary right, as `time.monotonic`; None if none has."""
         return self._models.good_since
 
-    def run(self, stop: threading.Event, tick: Callable[[], None]) -> None:
-        """Watch the server until told to stop.
+    def run(self, told_to_end: Callable[[float], bool], tick: Callable[[], None]) -> None:
+        """Watch the server until told to end.
 
         Args:
-            stop: event that another thread sets to end the watch.
+            told_to_end: waits the given number of seconds at most, and returns whether the watch is to end.
             tick: called about four times a second.
 
         Raises:
@@ -102,7 +102,7 @@ class Watch:
                         self._missed.add(error)
                 self._missed.tell()
                 tick()
-                if stop.wait(self._timing.tick_s):
+                if told_to_end(self._timing.tick_s):
                     break
         except M2FError:  # the server does not serve while its remains are cleaned up
             self._trouble = "the server has ended"
@@ -110,6 +110,7 @@ class Watch:
         finally:
             self._ended.set()
             self._models.stop()
+            self._pulse.close()
 
     def drain(self, *, timeout: float, hasten: threading.Event) -> bool:
         """Take no new requests, wait for those in flight, and return whether all were answered.
