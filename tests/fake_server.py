@@ -55,9 +55,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         for name in asked.outputs:
             array = arrays[name]
             response.outputs.add(name=name, datatype=DTYPES[str(array.dtype)], shape=array.shape)
-            if array.dtype == object:
-                array = np.array(serialize_byte_tensor(array).item() if array.size else b"")
-            response.raw_output_contents.append(array.tobytes())
+            texts = array.dtype == object
+            data = (serialize_byte_tensor(array).item() if array.size else b"") if texts else array.tobytes()
+            response.raw_output_contents.append(data)
         return response
 
     def _named(self, context):

@@ -237,12 +237,13 @@ def test_standard_input_that_is_none(m2f, fake, redirect):  # noqa: ARG001 (make
     assert "a.jpg  40x30" in ran.stdout
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "rtsp", "ftp", "file", "azure"])
+@pytest.mark.parametrize("scheme", ["rtsp", "ftp", "file", "azure"])
 def test_sources_of_other_schemes_are_refused_by_name(m2f, scheme):
     result = m2f("a.jpg", f"{scheme}://somewhere/b.jpg", f"{scheme}://somewhere/c.mp4")
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        f"m2f: {scheme}://somewhere/{name}: {scheme}:// is not read; allowed are http://, https:// and paths"
+        f"m2f: {scheme}://somewhere/{name}: {scheme}:// is not read; "
+        "allowed are http://, https://, s3://, gs://, az:// and paths"
         for name in ("b.jpg", "c.mp4")
     ]
 

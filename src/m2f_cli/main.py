@@ -33,6 +33,7 @@ class Lazy(NamedTuple):
 COMMANDS = {
     "predict": Lazy("m2f_cli.predict", "predict", "client", "tritonclient", "Find the instances of images."),
     "eval": Lazy("m2f_cli.eval", "evaluate", "eval", "faster_coco_eval", "Measure a server on a COCO data set."),
+    "merge": Lazy("m2f_cli.merge", "merge", "client", "tritonclient", "Merge the journals of all shards."),
     "models": Lazy("m2f_cli.models", "models", "client", "tritonclient", "List the public models of a server."),
     "bench": Lazy("m2f_cli.bench", "bench", "client", "tritonclient", "Measure a server with your own images."),
     "demo": Lazy("m2f_cli.demo", "demo", "demo", "gradio", "Try a server in the browser."),

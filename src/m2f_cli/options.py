@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,12 +13,26 @@ import click
 from m2f.contract import PUBLIC_MODEL
 from m2f.settings import Settings
 from m2f_client.client import Client
+from m2f_client.predict.shards import Shard
 from m2f_client.transports.address import DEFAULT_URL
 from m2f_client.transports.protocol import Parameter
 
 MAX_CONCURRENCY = 32  # connections of the HTTP transport
 
 _NOT_PARAMETERS = tuple(inspect.signature(Client.predict).parameters)  # arguments of `predict` itself
+
+
+class ShardOf(click.ParamType):
+    """I/N: the shard with number I, from 0, of N."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        """Return the shard."""
+        try:
+            return Shard.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class KeyValue(click.ParamType):
@@ -60,4 +76,18 @@ concurrency_option = click.option(
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS", show_default=True,
     help="Longest wait for an answer or a download.",
+)  # fmt: skip
+
+
+def _need_pyarrow(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse the option before hours of work if its package is missing."""
+    if value is not None and find_spec("pyarrow") is None:
+        raise click.UsageError("--parquet needs: pip install 'm2f[parquet]'")
+    return value
+
+
+parquet_option = click.option(
+    "--parquet", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_need_pyarrow,
+    help="Write a table with a row for each instance to this file. An image without instances, or one that failed, has "
+    "a row too.",
 )  # fmt: skip

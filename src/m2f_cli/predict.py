@@ -8,16 +8,33 @@ from typing import Any
 
 import click
 
-from m2f_cli.options import concurrency_option, model_option, parameter_option, timeout_option, url_option
+from m2f_cli.options import (
+    ShardOf,
+    concurrency_option,
+    model_option,
+    parameter_option,
+    parquet_option,
+    timeout_option,
+    url_option,
+)
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress, InvalidRequest
 from m2f_client.predict.run import STDOUT, PredictOptions, run
-from m2f_client.predict.sources import expand
+from m2f_client.predict.shards import WHOLE, Shard
+from m2f_client.predict.sources import STDIN, Sources, expand
+from m2f_client.printable import complain
 from m2f_client.transports.protocol import Parameter
 
 
 @click.command()
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="[IMAGE]...", nargs=-1)
+@click.option("--list", "lists", multiple=True, metavar="FILE",
+              help="Also the images that this file or object names, one a line. May be repeated.")  # fmt: skip
+@click.option(
+    "--shard", type=ShardOf(), metavar="I/N",
+    help="Only the images of shard I, from 0, of N: a hash of the name decides. Needs its own --jsonl FILE or --out. "
+    "m2f merge makes one file of all shards.",
+)  # fmt: skip
 @url_option
 @model_option
 @click.option("--score-threshold", type=float, help="Minimum score (0 to 1). Default: the server's.")
@@ -38,6 +55,7 @@ from m2f_client.transports.protocol import Parameter
     "--jsonl", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write a JSON line for each image to this file, as soon as it is done; - prints the lines instead of tables.",
 )  # fmt: skip
+@parquet_option
 @click.option("--every", type=click.IntRange(min=1), default=1, metavar="N", show_default=True,
               help="Take every N-th frame of a video.")  # fmt: skip
 @concurrency_option
@@ -45,6 +63,8 @@ from m2f_client.transports.protocol import Parameter
 def predict(
     *,
     images: tuple[str, ...],
+    lists: tuple[str, ...],
+    shard: Shard | None,
     url: str,
     model: str,
     score_threshold: float | None,
@@ -56,27 +76,46 @@ def predict(
     """Find the instances of images.
 
     An IMAGE is an image file (JPEG, PNG, WebP; TIFF, BMP and others are sent as PNG); a folder, for the images in it
-    and below; a quoted pattern such as 'shots/**/*.jpg'; an http(s) address; a video, whose frames are the images; or -
-    for an image on standard input. Results come in the order of the images.
+    and below; a quoted pattern such as 'shots/**/*.jpg'; an http(s) address; an object, a folder or a pattern in a
+    store (s3://, gs://, az://); a video, whose frames are the images; or - for an image on standard input. Results come
+    in the order of the images.
 
     Images that fail, and files that are skipped, are reported on standard error. To resume a run with --out or
     --jsonl that was stopped, repeat the command: it does the remaining images and retries those that failed.
 
     Exit code: 0 all images worked; 1 some failed, or the run was stopped; 2 wrong usage.
     """
+    if not images and not lists:
+        raise click.UsageError("nothing to do: name an IMAGE, or a --list of them")
     _check(options)
     named = {"score_threshold": score_threshold, "classes": classes}
     parameters = dict(extra) | {name: value for name, value in named.items() if value is not None}
     try:
-        sources = expand(images, out=options["out"])
+        sources = expand(images, lists=lists, out=options["out"], shard=shard or WHOLE)
         client = Client(url, timeout=timeout, model=model)
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from None
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
+    given = PredictOptions(
+        sources.names, parameters, sources.refused, sources.note(), shard, sources.listing, timeout=timeout, **options
+    )
+    if shard is not None:
+        _check_shard(given, sources)
     with client:
-        given = PredictOptions(sources.names, parameters, sources.refused, sources.note(), timeout=timeout, **options)
         sys.exit(run(client, given))
+
+
+def _check_shard(options: PredictOptions, sources: Sources) -> None:
+    """Refuse a shard that could not be merged."""
+    if options.journal is None:
+        raise click.UsageError("--shard needs --jsonl FILE or --out DIR, of its own for each shard")
+    if STDIN in sources.names:
+        raise click.UsageError("--shard takes no image on standard input, which each shard would read")
+    for name in sources.unlisted:
+        complain(f"{name}: {sources.refused[name]}")
+    if sources.unlisted:
+        sys.exit(1)  # without its images a shard would be complete at once
 
 
 def _check(options: dict[str, Any]) -> None:

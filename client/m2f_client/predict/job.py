@@ -88,12 +88,17 @@ class Job:
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     def __call__(self, item: Item) -> Outcome:
-        """Do one image. An M2FError is not raised but returned in the outcome."""
+        """Do one image. An error is not raised but returned in the outcome: no image ends a run of a million."""
         try:
             return self._draw_again(item, item.done) if item.done else self._do(item)
         except M2FError as error:
-            picture = item.frame.picture() if item.frame is not None and self.out is not None else None
-            return Outcome(item, {"file_name": item.name, "error": str(error)}, error=error, picture=picture)
+            return self._failed(item, error)
+        except Exception as error:  # of a library, by an image that nobody has thought of
+            return self._failed(item, M2FError(f"{type(error).__name__}: {error}"))
+
+    def _failed(self, item: Item, error: M2FError) -> Outcome:
+        picture = item.frame.picture() if item.frame is not None and self.out is not None else None
+        return Outcome(item, {"file_name": item.name, "error": str(error)}, error=error, picture=picture)
 
     def _do(self, item: Item) -> Outcome:
         data = served(item.read())

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import TextIO
 
 import click
 
@@ -17,10 +16,12 @@ from m2f.errors import M2FError
 from m2f_client.client import Client
 from m2f_client.client_errors import ModelNotFound, ServerUnavailable, UnreadableImage
 from m2f_client.predict.annotated import OverlayVideos
-from m2f_client.predict.documents import write_instances, write_panoptic
+from m2f_client.predict.documents import Origin, write_instances, write_panoptic, write_whole
 from m2f_client.predict.job import Item, Job, Outcome, save
-from m2f_client.predict.journal import Journal, RunSettings
+from m2f_client.predict.journal import Complete, Journal, RunSettings
+from m2f_client.predict.parquet import write_parquet
 from m2f_client.predict.screen import Screen
+from m2f_client.predict.shards import Fingerprint, Shard, key_of
 from m2f_client.predict.sources import read, unique_stems
 from m2f_client.predict.video import count_frames, frames, is_video, source_of
 from m2f_client.printable import complain
@@ -40,11 +41,14 @@ class PredictOptions:
         parameters: request parameters.
         refused: why a source cannot be read, for those that are known not to be images.
         note: a remark on the sources, printed at the end.
+        shard: the shard that the sources are; None: they are not divided.
+        listing: fingerprint of the sources of all shards.
         out: folder for overlays and documents; None: neither is written.
         raw: whether to save the logits.
         panoptic: whether to save the panoptic segmentation.
         as_json: whether to print the COCO document.
         jsonl: file for the journal; STDOUT: its lines are printed; None: beside the other outputs, while the run lasts.
+        parquet: file for a Parquet table of the instances; None: it is not written.
         every: of a video, take each `every`-th frame.
         concurrency: number of images in work at once.
         timeout: seconds that the download of an image may take.
@@ -54,11 +58,14 @@ class PredictOptions:
     parameters: Mapping[str, Parameter]
     refused: Mapping[str, str] = field(default_factory=dict)
     note: str | None = None
+    shard: Shard | None = None
+    listing: Fingerprint = field(default_factory=Fingerprint)
     out: Path | None = None
     raw: bool = False
     panoptic: bool = False
     as_json: bool = False
     jsonl: Path | None = None
+    parquet: Path | None = None
     every: int = 1
     concurrency: int = 4
     timeout: float = 60.0
@@ -83,7 +90,8 @@ def run(client: Client, options: PredictOptions) -> int:
         if options.out is not None:
             save(options.out, lambda out: out.mkdir(parents=True, exist_ok=True))
         job = Job(client, options.parameters, names, options.out, options.raw, options.panoptic)
-        settings = RunSettings(client.model, options.parameters, job.artefacts)
+        shard = None if options.shard is None else str(options.shard)
+        settings = RunSettings(client.model, options.parameters, job.artefacts, shard)
         journal = Journal(options.journal, settings)
         try:
             running = _PredictRun(job, journal, options)
@@ -101,6 +109,8 @@ class _PredictRun:
 
     def __init__(self, job: Job, journal: Journal, options: PredictOptions) -> None:
         self._job, self._journal, self._options = job, journal, options
+        if options.shard is not None:
+            _check_listed(journal, options.names)
         used = {source_of(line["file_name"]): _stem(line["overlay"]) for line in journal if "overlay" in line}
         self._stems = unique_stems(options.names, options.out, used=used)
         self._screen = Screen(self._count(), job.names, silent=options.silent)
@@ -126,19 +136,36 @@ class _PredictRun:
     def finish(self) -> int:
         """Write the run's documents, report failed and remaining images, and return the exit code."""
         out = self._options.out
+        origin = Origin(self._job.client.url, self._job.client.model, self._job.names)
         if out is not None:
-            self._write_document(out / "instances.json", write_instances)
+            self._write_document(out / "instances.json", write_instances, origin)
             if self._options.panoptic:
-                self._write_document(out / "panoptic.json", write_panoptic)
+                self._write_document(out / "panoptic.json", write_panoptic, origin)
+        if self._options.parquet is not None:
+            write_whole(self._options.parquet, lambda path: write_parquet(path, self._journal))
+            self._screen.note(f"wrote {self._options.parquet}")
         if self._options.as_json:
-            self._write(write_instances, sys.stdout)
+            write_instances(sys.stdout, self._journal, origin)
         if self._options.note:
             complain(self._options.note)
+        if not self._stop.is_set():
+            self._complete(origin)
         if not self._stop.is_set() and not self._failed:
-            self._journal.close(remove=self._journal.path != self._options.jsonl)
+            self._journal.close(remove=self._journal.path != self._options.jsonl and self._options.shard is None)
             return 0
         self._say_what_is_left()
         return 1
+
+    def _complete(self, origin: Origin) -> None:
+        """Write the last line of a shard's journal, if the run is one."""
+        options = self._options
+        if options.shard is None:
+            return
+        images = Fingerprint()
+        for name in options.names:
+            images.add(key_of(name))
+        stated = (str(options.shard), str(images), str(options.listing), origin.model, options.parameters)
+        self._journal.complete(Complete(*stated, origin.server, origin.class_names))
 
     def _count(self) -> int | None:
         """Return the number of items; None if a video does not state its number of frames."""
@@ -217,19 +244,13 @@ class _PredictRun:
         if written is not None:
             self._screen.note(f"wrote {written}")
 
-    def _write_document(self, target: Path, write: Callable[..., None]) -> None:
-        """Write a document to a `.part` file first: its own name always stands for a complete document."""
+    def _write_document(self, target: Path, write: Callable[..., None], origin: Origin) -> None:
+        def write_text(path: Path) -> None:
+            with path.open("w", encoding="utf-8") as stream:
+                write(stream, self._journal, origin)
 
-        def replace(partial_file: Path) -> None:
-            with partial_file.open("w", encoding="utf-8") as stream:
-                self._write(write, stream)
-            partial_file.replace(target)
-
-        save(target.with_name(target.name + ".part"), replace)
+        write_whole(target, write_text)
         self._screen.note(f"wrote {target}")
-
-    def _write(self, write: Callable[..., None], stream: TextIO) -> None:
-        write(stream, self._journal, self._job.names, self._job.client)
 
     def _say_what_is_left(self) -> None:
         done, path = _images(self._journal.done), self._journal.path
@@ -240,6 +261,17 @@ class _PredictRun:
             complain(f"stopped; {done} done, kept in {path}: the same command resumes from there")
         else:
             complain(f"{_images(self._failed)} failed, {done} done: the same command retries only the failed ones")
+
+
+def _check_listed(journal: Journal, names: Sequence[str]) -> None:
+    """Refuse a shard's journal with an image that is not among the sources: the merged file would have it too."""
+    strangers = set(map(source_of, journal.names)) - set(names)
+    if strangers:
+        count = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        raise M2FError(
+            f"{journal.path} has {min(strangers)}{count}, which the sources of this run do not have; "
+            "give the same sources, or remove the file to start again"
+        )
 
 
 def _images(count: int) -> str:

@@ -1,4 +1,7 @@
-"""The sources of images: files, folders, patterns, standard input and addresses. Videos are in `video`."""
+"""The sources of images: files, folders, patterns, lists, object stores, standard input and addresses.
+
+Videos are in `video`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -15,6 +18,8 @@ from m2f_client.client_errors import InvalidRequest, UnreadableImage
 from m2f_client.files import MAX_BYTES, not_a_file, read_file
 from m2f_client.images import IMAGE_SUFFIXES
 from m2f_client.predict.downloads import download, is_url
+from m2f_client.predict.shards import WHOLE, Fingerprint, Shard, key_of
+from m2f_client.predict.stores import find_objects, is_object, open_object, read_object, store_of
 from m2f_client.predict.video import VIDEO_SUFFIXES
 
 STDIN = "-"
@@ -28,6 +33,7 @@ ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz")
 """Ends of the names of the files written for an image, after its stem."""
 
 _TAKEN = IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES
+_ALLOWED = "http://, https://, s3://, gs://, az:// and paths"
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _ALL_BELOW = re.compile(r"(?:(?<=/)|^)(?:\*\*/+)+")  # the first `**/` of a pattern; several in a row are one
 _NAMED = 5  # names that a message lists; it counts the rest
@@ -38,14 +44,34 @@ class Sources:
     """What the arguments of a run stand for.
 
     Attributes:
-        names: images and videos, each once, in the order of the arguments.
-        refused: why a name cannot be read, for those of `names` that are known not to be images.
+        shard: the shard whose names are kept.
+        names: images and videos of the shard, each once, in the order of the arguments.
+        listing: fingerprint of the names of all shards, a name as often as the arguments give it.
+        refused: why a name cannot be read, for those that are known not to be images.
+        unlisted: of `refused`, the folders, patterns and stores of which it is not known what is in them.
         skipped: names of other files in folders and among the files that match a pattern.
     """
 
+    shard: Shard = WHOLE
     names: list[str] = field(default_factory=list)
+    listing: Fingerprint = field(default_factory=Fingerprint)
     refused: dict[str, str] = field(default_factory=dict)
+    unlisted: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+
+    def take(self, name: str) -> None:
+        """Count a name, and keep it if it is in the shard."""
+        key = key_of(name)
+        self.listing.add(key)
+        if self.shard.has(key):
+            self.names.append(name)
+
+    def refuse(self, name: str, reason: str, *, unlisted: bool = False) -> None:
+        """Take a name that cannot be read."""
+        self.take(name)
+        self.refused[name] = reason
+        if unlisted:
+            self.unlisted.append(name)
 
     def note(self) -> str | None:
         """Return what was skipped, in a sentence; None if nothing was."""
@@ -57,7 +83,9 @@ class Sources:
         return f"skipped {files}: {named}"
 
 
-def expand(arguments: Sequence[str], *, out: Path | None) -> Sources:
+def expand(
+    arguments: Sequence[str], *, lists: Sequence[str] = (), out: Path | None = None, shard: Shard = WHOLE
+) -> Sources:
     """Return the sources that the arguments stand for.
 
     A folder gives the images in it and below, a pattern the images and videos that match: both sorted, without hidden
@@ -65,32 +93,72 @@ def expand(arguments: Sequence[str], *, out: Path | None) -> Sources:
     it may lead in a circle.
 
     Args:
-        arguments: paths, patterns, URLs, or `-`.
+        arguments: paths, patterns, URLs, objects such as `s3://bucket/a.jpg`, or `-`.
+        lists: files or objects with a name on each line. A name stands for itself: it is no folder and no pattern.
         out: output folder; files in it and below are not read.
+        shard: the shard whose names are kept.
 
     Raises:
-        InvalidRequest: `out` is itself one of the folders to read.
+        InvalidRequest: `out` is itself one of the folders to read, a list cannot be read, or a package for an object
+            store is missing.
     """
-    sources = Sources()
+    sources = Sources(shard)
     for argument in arguments:
-        if argument == STDIN or is_url(argument):
-            sources.names.append(argument)
-        elif scheme := _SCHEME.match(argument):
-            _refuse(sources, argument, f"{scheme[1]}:// is not read; allowed are http://, https:// and paths")
-        elif os.path.isdir(argument):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        if is_object(argument):
+            _add_objects(sources, argument)
+        elif "://" not in argument and os.path.isdir(argument):  # noqa: PTH112 (Path.is_dir raises for long names)
             _add_folder(sources, Path(argument), out)
-        elif glob.has_magic(argument) and not os.path.lexists(argument):
+        elif "://" not in argument and glob.has_magic(argument) and not os.path.lexists(argument):
             _add_matches(sources, argument)
         else:
-            sources.names.append(str(Path(argument)))
+            _add_name(sources, argument)
+    for name in lists:
+        _add_list(sources, name)
     sources.names = list(dict.fromkeys(sources.names))
     sources.skipped = list(dict.fromkeys(sources.skipped))
     return sources
 
 
-def _refuse(sources: Sources, name: str, reason: str) -> None:
-    sources.names.append(name)
-    sources.refused[name] = reason
+def _add_name(sources: Sources, name: str) -> None:
+    """Add one image or video."""
+    if name == STDIN or is_url(name):
+        sources.take(name)
+    elif is_object(name):
+        store_of(name)  # or a million images would fail for one missing package
+        sources.take(name)
+    elif scheme := _SCHEME.match(name):
+        sources.refuse(name, f"{scheme[1]}:// is not read; allowed are {_ALLOWED}")
+    else:
+        sources.take(str(Path(name)))
+
+
+def _add_list(sources: Sources, name: str) -> None:
+    count = 0
+    try:
+        with open_object(name) if is_object(name) else Path(name).open("rb") as stream:
+            for line in stream:
+                if entry := line.rstrip(b"\r\n"):
+                    count += 1
+                    _add_name(sources, os.fsdecode(entry))
+    except OSError as error:
+        raise InvalidRequest(f"{name}: the list cannot be read: {error.strerror or error}") from error
+    if not count:
+        sources.refuse(name, "no names in this list", unlisted=True)
+
+
+def _add_objects(sources: Sources, address: str) -> None:
+    if address.lower().endswith(_TAKEN) and not glob.has_magic(address):
+        _add_name(sources, address)
+        return
+    try:
+        found = find_objects(address)
+    except UnreadableImage as error:
+        sources.refuse(address, str(error), unlisted=True)
+        return
+    if found == [address]:
+        sources.take(address)
+    elif not _add_files(sources, found, _TAKEN):
+        sources.refuse(address, "no images there", unlisted=True)
 
 
 def _add_folder(sources: Sources, folder: Path, out: Path | None) -> None:
@@ -107,18 +175,19 @@ def _add_folder(sources: Sources, folder: Path, out: Path | None) -> None:
         files += [str(Path(root) / name) for name in names if name[0] != "."]
     found = _add_files(sources, sorted(files), _TAKEN)
     for error in unreadable:
-        _refuse(sources, str(Path(error.filename)), error.strerror or str(error))
+        sources.refuse(str(Path(error.filename)), error.strerror or str(error), unlisted=True)
     if not found and not unreadable:
-        _refuse(sources, str(folder), "no images in this folder")
+        sources.refuse(str(folder), "no images in this folder", unlisted=True)
 
 
 def _add_matches(sources: Sources, pattern: str) -> None:
     files = sorted({str(Path(name)) for name in _matches(pattern) if not os.path.isdir(name)})  # noqa: PTH112
     if not _add_files(sources, files, _TAKEN + VIDEO_SUFFIXES):
-        _refuse(sources, pattern, "nothing matches" if not files else "no image or video matches")
+        reason = "no image or video matches" if files else "nothing matches"
+        sources.refuse(pattern, reason, unlisted=True)
 
 
-def _add_files(sources: Sources, files: Sequence[str], suffixes: tuple[str, ...]) -> int:
+def _add_files(sources: Sources, files: Iterable[str], suffixes: tuple[str, ...]) -> int:
     """Add the files that have one of the suffixes; return their number."""
     count = 0
     for name in files:
@@ -126,11 +195,11 @@ def _add_files(sources: Sources, files: Sequence[str], suffixes: tuple[str, ...]
             sources.skipped.append(name)
             continue
         count += 1
-        kind = _kind(name)
+        kind = None if is_object(name) else _kind(name)
         if kind is None:
-            sources.names.append(name)
+            sources.take(name)
         else:
-            _refuse(sources, name, f"{kind}, not a file")
+            sources.refuse(name, f"{kind}, not a file")
     return count
 
 
@@ -164,7 +233,7 @@ def read(name: str, *, timeout: float, max_bytes: int = MAX_BYTES) -> bytes:
     """Return an encoded image.
 
     Args:
-        name: a path, a URL, or `-` for standard input.
+        name: a path, a URL, an object of a store, or `-` for standard input.
         timeout: seconds that a download or a pipe may take.
         max_bytes: largest image in bytes.
 
@@ -175,6 +244,8 @@ def read(name: str, *, timeout: float, max_bytes: int = MAX_BYTES) -> bytes:
         return _read_stdin(max_bytes)
     if is_url(name):
         return download(name, timeout=timeout, max_bytes=max_bytes)
+    if is_object(name):
+        return read_object(name, timeout=timeout, max_bytes=max_bytes)
     return read_file(name, timeout=timeout, max_bytes=max_bytes)
 
 
