@@ -9,7 +9,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-official test-exact chaos \
-  soak fuzz bench bench-engines bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -116,11 +116,14 @@ fuzz: setup-dev  ## fuzz the native kernel under AddressSanitizer and UBSan for 
 
 ##@ Measure
 
-bench: setup-dev $(VENV)/.peers  ## measure everything, about 40 minutes; run again to go on; make bench ARGS=--quick takes 3 minutes
+bench: setup-dev $(VENV)/.peers $(VENV)/.prometheus  ## measure everything, about 40 minutes; run again to go on; make bench ARGS=--quick takes 3 minutes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-engines: setup-dev  ## measure the engine alone: ONNX Runtime and OpenVINO, threads, shapes, precisions
 	$(BIN)/python -m benchmarks engines $(ARGS)
+
+bench-autoscaling: setup-dev $(VENV)/.prometheus  ## run two servers under a load that rises and falls, with a Prometheus (10 minutes)
+	$(BIN)/python -m benchmarks autoscaling $(ARGS)
 
 bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess

@@ -34,6 +34,7 @@ PARTS: Sequence[str] = (
     "shared_memory",
     "head",
     "knee",
+    "autoscaling",
 )
 STOPPED = 130  # the exit code after Ctrl-C
 

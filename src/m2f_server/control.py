@@ -17,6 +17,7 @@ from m2f_server.triton_2_51 import with_a_change
 
 _RESTRICTED = "/v2/repository/"
 _LOAD_TIMEOUT_S = 300.0  # for a large engine
+_AT_WORK = ("compute_input", "compute_infer", "compute_output")
 _ENGINE = re.compile(r"^m2f_engine_info\{(.*)\} 1", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -124,6 +125,18 @@ class Control:
             done = int(totals["success"].get("count", 0)) + int(totals["fail"].get("count", 0))
             counts[entry["name"]] = counts.get(entry["name"], 0) + done
         return counts
+
+    def busy_seconds(self) -> dict[tuple[str, str], float]:
+        """Return by name and version how long the instances of each model have been at work, each batch once.
+
+        Copying the tensors in and out is work, too. An ensemble has the sum of its steps.
+        """
+        return {
+            (entry["name"], entry["version"]): sum(
+                (int(batch[phase]["ns"]) / 1e9 for batch in entry.get("batch_stats", ()) for phase in _AT_WORK), 0.0
+            )
+            for entry in self._json("GET", "/v2/models/stats")["model_stats"]
+        }
 
     def pending(self) -> Mapping[str, int]:
         """Return how many requests wait for each model, without those that the model works on."""

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, disable_created_metric
 from m2f.errors import M2FError
 from m2f_backend.calls import CannotCallError
 from m2f_server.addresses import reachable, with_port
+from m2f_server.busy import BusyMetric
 from m2f_server.canary import Kind, ask_once
 from m2f_server.events import OF_A_MODEL, OF_A_PUBLIC_MODEL, Event, EventName
 from m2f_server.health import Health, ReadyMetric, endpoint
@@ -75,12 +76,15 @@ class Supervisor:
         self._leave_at: float | None = None  # the end of `drain_delay`, as `time.monotonic`
         self._drained: dict[str, Any] = {}  # how the last drain went, until it is logged
         self._state = "starting"
+        self._server: Server | None = None
         self._watch: Watch | None = None
         self._models: list[str] = []  # public
         self._last_round = time.monotonic()
         self._metrics = CollectorRegistry()
         self._metrics.register(ReadyMetric(self))
         self._metrics.register(DROPPED)
+        self._busy = BusyMetric(lambda: self._server.control.busy_seconds() if self._server else {})
+        self._metrics.register(self._busy)
         labels = ["event", "model"]
         self._events = Counter("m2f_events", "What happened, as the log says", labels, registry=self._metrics)
         self._restarts = Counter("m2f_restarts", "Servers started in place of one that ended", registry=self._metrics)
@@ -98,6 +102,7 @@ class Supervisor:
             bound = stack.enter_context(bind("health", self.health_host, self.health_port))
             self.health_port = bound.getsockname()[1]
             stack.enter_context(endpoint(bound, self, self._metrics))
+            stack.enter_context(self._busy.fresh(self.timing.busy_period_s))
             self._run_servers()
         self._tell_drained()
 
@@ -199,6 +204,7 @@ class Supervisor:
         """Watch a server until told to stop or it had too many reloads, then drain it."""
         self._count_from_zero(OF_A_MODEL, server.models)
         self._count_from_zero(OF_A_PUBLIC_MODEL, server.public)
+        self._server = server
         watch = self._watch = Watch(server, self._event, self.timing)
         self._last_round = time.monotonic()
         self._state = "serving"

@@ -21,6 +21,7 @@ class Timing:
     patience: float = 10.0
     longest_work_s: float = 180.0  # then a step that computes but answers nobody is in an endless loop
     models_period_s: float = 5.0  # between two looks at which models are loaded
+    busy_period_s: float = 1.0  # between two reads of how long models were at work
     failures: int = 3  # failed canaries of a model in a row; then the model is beyond help
     reload_attempts: int = 3  # failed reloads of a model in a row; then the models that need it are beyond help
     reload_within_s: float = 120.0  # no new attempt to reload after this time
