@@ -16,6 +16,7 @@ from http_proxy import http_proxy, no_proxies
 
 from m2f_client import InvalidRequest, UnreadableImage
 from m2f_client.images import IMAGE_SUFFIXES
+from m2f_client.predict.shards import Shard
 from m2f_client.predict.sources import Sources, expand, read
 
 
@@ -92,6 +93,35 @@ def test_what_gives_nothing_says_why(argument, reason):
     found = expand([argument], out=None)
     assert found.names == [argument]
     assert found.refused[argument].startswith(reason)
+
+
+def test_a_list_gives_its_names_as_they_are(folder):
+    names = ["p/b.jpg", "./p//c.jpg", "http://h/a.jpg", "p", "*.jpg", "#1.jpg", " a b.jpg", "ftp://h/a", "ä.jpg"]
+    (folder / "names").write_text("\r\n\n".join(names))
+    (folder / "more").write_bytes(b"\xff.jpg\np/b.jpg\n")
+    found = expand(["p/A.PNG"], lists=["names", "more"])
+    assert found.names == ["p/A.PNG", "p/b.jpg", "p/c.jpg", *names[2:], os.fsdecode(b"\xff.jpg")]
+    assert found.refused.keys() == {"ftp://h/a"}
+    assert found.unlisted == []
+
+
+def test_a_list_may_be_a_pipe_and_is_not_held_in_memory(folder):
+    os.mkfifo(folder / "pipe")
+
+    def write():
+        with (folder / "pipe").open("w") as stream:
+            stream.writelines(f"{number}.jpg\n" for number in range(1000))
+
+    threading.Thread(target=write, daemon=True).start()
+    found = expand([], lists=["pipe"], shard=Shard(0, 4))
+    assert found.listing.names == 1000
+    assert 200 < len(found.names) < 300
+
+
+@pytest.mark.parametrize("name", ["gone", "empty"])
+def test_a_list_that_cannot_be_read_is_refused_by_name(folder, name):  # noqa: ARG001 (makes the folder `empty`)
+    with pytest.raises(InvalidRequest, match=f"{name}: the list cannot be read: (No such file|Is a directory)"):
+        expand([], lists=[name])
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

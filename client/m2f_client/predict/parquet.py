@@ -40,7 +40,8 @@ def write_parquet(path: Path, lines: Iterable[Line]) -> None:
             ("category_id", pa.int32()),
             ("name", pa.string()),
             ("score", pa.float32()),
-            ("bbox", pa.list_(pa.float32(), 4)),
+            # not of a fixed size: PyArrow cannot read a file with null lists of a fixed size (25.0)
+            ("bbox", pa.list_(pa.float32())),
             ("area", pa.int64()),
             ("counts", pa.string()),
             ("error", pa.string()),

@@ -6,6 +6,8 @@ Each store takes its credentials and its address as its own tools do, from the e
 from __future__ import annotations
 
 import glob
+import logging
+import re
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import IO, Any
@@ -16,6 +18,8 @@ from m2f_client.predict.video import VIDEO_SUFFIXES
 from m2f_client.transports.waiting import in_thread
 
 _SCHEMES = ("s3", "gs", "az")
+_MAGIC = re.compile(r"[*?[]")
+_NO_RANGE = re.compile(r"\brange\b|, 416$")  # what the stores say if there is no first byte
 
 
 def is_object(name: str) -> bool:
@@ -33,14 +37,18 @@ def find_objects(address: str) -> list[str]:
         UnreadableImage: the store cannot be asked, or there is no such object.
     """
     store, scheme = store_of(address), address.partition("://")[0]
-    find = store.glob if glob.has_magic(address) else store.find
     try:
-        names = find(address)
+        is_pattern = glob.has_magic(address) and not store.exists(address)
+        names = _matches(store, address) if is_pattern else store.find(address)
     except Exception as error:  # those of three libraries: there is no common base
         raise UnreadableImage(f"cannot be listed: {_reason(error)}") from error
-    folder = len(address.rpartition("/")[0] if glob.has_magic(address) else address.rstrip("/"))
-    found = sorted(f"{scheme}://{name}" for name in names if not name.endswith("/"))
-    return [name for name in found if "/." not in name[folder:]]
+    folder = len(_MAGIC.split(address)[0].rpartition("/")[0] if is_pattern else address.rstrip("/"))
+    found = sorted(f"{scheme}://{name}" for name in names)
+    return [name for name in found if "/." not in name[folder:] and name[-1] != "/"]
+
+
+def _matches(store: Any, pattern: str) -> list[str]:
+    return [name for name, info in store.glob(pattern, detail=True).items() if info["type"] == "file"]
 
 
 def read_object(address: str, *, timeout: float, max_bytes: int = MAX_BYTES) -> bytes:
@@ -99,6 +107,7 @@ def _store(scheme: str) -> Any:
     try:
         import fsspec  # noqa: PLC0415 (an extra)
 
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())  # it logs the traceback of each error it raises
         return fsspec.filesystem(scheme, use_listings_cache=False)  # a cached listing takes 1.5 KB for each object
     except ImportError:
         raise InvalidRequest(f"{scheme}:// needs: pip install 'm2f[{scheme}]'") from None
@@ -109,4 +118,5 @@ def _store(scheme: str) -> Any:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such object"
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+    reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+    return "the object is empty" if _NO_RANGE.search(reason) else reason

@@ -71,7 +71,8 @@ def is_video(name: str) -> bool:
 
 def source_of(name: str) -> str:
     """Return the file of an image: for a frame, the video."""
-    return name.rpartition(FRAME)[0] or name
+    source, _, number = name.rpartition(FRAME)
+    return source if is_video(source) and number.isdecimal() else name
 
 
 def pyav() -> Any:
