@@ -1,0 +1,237 @@
+"""deploy/helm/m2f: what helm and the schemas say of it, and that it asks m2f serve only for what there is."""
+
+import re
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+from chart import CHART, SETS, containers, helm, objects, of_kind, rendered, template
+from manifests import check
+
+from m2f_cli.serve import serve
+
+ROOT = Path(__file__).parents[1]
+EVERY_SET = pytest.mark.parametrize("name", SETS)
+LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+
+def data(manifests):
+    """The files of the front."""
+    return of_kind(manifests, "ConfigMap")[0]["data"]
+
+
+def test_helm_has_nothing_to_say():
+    run = helm("lint", "--strict", CHART, *(f"--values={file}" for files in SETS.values() for file in files))
+    assert run.returncode == 0
+    assert "[" not in run.stdout.replace("[INFO]", "")
+
+
+@EVERY_SET
+def test_kubernetes_and_operators_take_the_objects(name):
+    for manifest in rendered(name):
+        check(manifest)
+
+
+def test_an_unknown_field_is_found():
+    """The check itself: of Kubernetes' objects and of an operator's."""
+    (monitor,) = of_kind(rendered("exposed"), "PodMonitor")
+    (budget,) = of_kind(rendered("exposed"), "PodDisruptionBudget")
+    for manifest in (monitor, budget):
+        with pytest.raises(Exception, match="scrapePort"):
+            check(manifest | {"spec": manifest["spec"] | {"scrapePort": 1}})
+
+
+@EVERY_SET
+def test_names_are_unique(name):
+    found = [(manifest["kind"], manifest["metadata"]["name"]) for manifest in rendered(name)]
+    assert len(set(found)) == len(found)
+    assert all(re.fullmatch(r"m2f(-[a-z]+)?", name) for _, name in found)
+
+
+def test_two_releases_stand_beside_each_other():
+    first, second = rendered("exposed"), objects(template(*SETS["exposed"], release="left"))
+    names = [[manifest["metadata"]["name"] for manifest in manifests] for manifests in (first, second)]
+    assert names[1] == [f"left-{name}" for name in names[0]]
+    selectors = [of_kind(manifests, "Deployment")[0]["spec"]["selector"] for manifests in (first, second)]
+    assert selectors[0] != selectors[1]
+
+
+@EVERY_SET
+def test_selectors_find_the_pods(name):
+    manifests = rendered(name)
+    (deployment,) = of_kind(manifests, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        for key in ("selector", "podSelector"):
+            if key in spec:
+                assert spec[key].get("matchLabels", spec[key]) == labels
+
+
+@EVERY_SET
+def test_ports_by_name_exist(name):
+    _, named = containers(rendered(name))
+    ports = [port for container in named.values() for port in container.get("ports", [])]
+    names = {port["name"] for port in ports}
+    assert len({port["containerPort"] for port in ports}) == len(ports)
+    for service in of_kind(rendered(name), "Service"):
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    for policy in of_kind(rendered(name), "NetworkPolicy"):
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= names
+    for monitor in of_kind(rendered(name), "PodMonitor"):
+        assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= names
+
+
+@EVERY_SET
+def test_m2f_serve_knows_the_options_and_listens_on_the_ports(name):
+    _, named = containers(rendered(name))
+    options = serve.make_context("m2f serve", list(named["m2f"]["args"])).params
+    ports = {port["name"]: port["containerPort"] for port in named["m2f"]["ports"]}
+    assert {name: options[f"{name}_port"] for name in ports} == ports
+    assert options["monitor_host"] != "127.0.0.1"
+    assert (options["host"] != "127.0.0.1") == ("front" not in named)
+    assert options["extra_args"] == ()
+
+
+@EVERY_SET
+def test_the_server_gives_up_before_the_probes_do(name):
+    _, named = containers(rendered(name))
+    probe = named["m2f"]["startupProbe"]
+    seconds = probe["periodSeconds"] * probe["failureThreshold"]
+    options = serve.make_context("m2f serve", list(named["m2f"]["args"])).params
+    assert seconds - 120 < options["timeout"] < seconds - 60  # of the first canary
+    (deployment,) = of_kind(rendered(name), "Deployment")
+    assert deployment["spec"]["progressDeadlineSeconds"] > seconds
+
+
+@EVERY_SET
+def test_a_pod_may_finish_what_is_in_flight(name):
+    pod, named = containers(rendered(name))
+    options = serve.make_context("m2f serve", list(named["m2f"]["args"])).params
+    assert pod["terminationGracePeriodSeconds"] > options["drain_delay"] + options["drain_timeout"] + 10
+    probe = named["m2f"]["readinessProbe"]
+    assert options["drain_delay"] > probe["periodSeconds"] * probe["failureThreshold"]
+    (deployment,) = of_kind(rendered(name), "Deployment")
+    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@EVERY_SET
+def test_the_pod_has_no_rights(name):
+    for manifest in of_kind(rendered(name), "Deployment") + of_kind(rendered(name), "Job"):
+        pod = manifest["spec"]["template"]["spec"]
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            assert container["securityContext"] == LOCKED
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+
+
+@EVERY_SET
+def test_mounts_have_volumes(name):
+    for manifest in of_kind(rendered(name), "Deployment") + of_kind(rendered(name), "Job"):
+        pod = manifest["spec"]["template"]["spec"]
+        volumes = [volume["name"] for volume in pod["volumes"]]
+        mounts = {
+            mount["name"]
+            for container in [*pod.get("initContainers", []), *pod["containers"]]
+            for mount in container["volumeMounts"]
+        }
+        assert sorted(mounts) == sorted(volumes)
+
+
+def test_only_the_front_is_reached():
+    services = {service["metadata"]["name"]: service["spec"] for service in of_kind(rendered("default"), "Service")}
+    assert services["m2f"]["ports"] == [{"name": "front", "port": 443, "targetPort": "front"}]
+    assert services["m2f-pods"]["ports"] == [{"name": "front", "port": 8443, "targetPort": "front"}]
+    assert services["m2f-pods"]["clusterIP"] == "None"
+    (policy,) = of_kind(rendered("default"), "NetworkPolicy")
+    assert [rule["ports"] for rule in policy["spec"]["ingress"] if "from" not in rule] == [[{"port": "front"}]]
+    assert policy["spec"]["egress"] == []
+
+
+def test_without_the_front_only_the_named_clients_reach_the_server():
+    (policy,) = of_kind(rendered("download"), "NetworkPolicy")
+    rules = {tuple(port["port"] for port in rule["ports"]): rule["from"] for rule in policy["spec"]["ingress"]}
+    assert set(rules) == {("http", "grpc", "health"), ("metrics", "health")}
+    assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [53, 53, 443, 4318]
+
+
+def test_the_front_is_the_one_in_deploy_nginx():
+    files = {path.name: path.read_text() for path in (ROOT / "deploy/nginx").iterdir()}
+    assert data(rendered("default")) | {"mtls.conf": files["mtls.conf"]} == files
+    assert data(rendered("exposed")).keys() == files.keys()
+    for name in ("default", "exposed"):
+        _, named = containers(rendered(name))
+        mounts = [mount for mount in named["front"]["volumeMounts"] if "subPath" in mount]
+        folders = {"njs.conf": "modules.d/", "mtls.conf": "m2f.d/"}
+        assert {mount["subPath"]: mount["mountPath"] for mount in mounts} == {
+            file: f"/etc/nginx/{folders.get(file, '')}{file}" for file in data(rendered(name))
+        }
+
+
+def test_the_front_follows_the_values():
+    ports = {"http": 9000, "grpc": 9001, "metrics": 9002, "health": 9003, "front": 9443}
+    manifests = objects(template(ports=ports, listen="::", **{"front.models": ["parts", "mask2former"]}))
+    before, after = (data(found)["nginx.conf"].splitlines() for found in (rendered("default"), manifests))
+    changed = [new.strip() for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [
+        "server 127.0.0.1:9000;",
+        "server 127.0.0.1:9001;",
+        'default "parts mask2former";',
+        "listen [::]:9443 ssl ipv6only=off;",
+    ]
+    first, second = (of_kind(found, "Deployment")[0]["spec"]["template"] for found in (rendered("default"), manifests))
+    assert first["metadata"]["annotations"] != second["metadata"]["annotations"]  # so that the pods are replaced
+
+
+def test_prometheus_gets_the_rules_of_deploy_prometheus():
+    (rule,) = of_kind(rendered("exposed"), "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/m2f.rules.yml").read_text())
+    (monitor,) = of_kind(rendered("exposed"), "PodMonitor")
+    (deployment,) = of_kind(rendered("exposed"), "Deployment")
+    job = deployment["spec"]["template"]["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    assert job == "m2f"  # the job that the rules are about; see test_monitoring.py
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("default", {"persistentVolumeClaim": {"claimName": "m2f-models", "readOnly": True}}),
+        ("mig", {"image": {"reference": "registry.example/m2f-models:2026-11", "pullPolicy": "IfNotPresent"}}),
+        ("download", {"emptyDir": {"sizeLimit": "8Gi"}}),
+    ],
+)
+def test_the_repository_comes_from_where_the_values_say(name, source):
+    pod, named = containers(rendered(name))
+    assert [volume for volume in pod["volumes"] if volume["name"] == "models"] == [{"name": "models"} | source]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in named["m2f"]["volumeMounts"]
+    assert named["m2f"]["args"][0] == "--model-repository=/models/repository"
+    assert ("download" in named) == (name == "download")
+
+
+def test_a_gpu_is_asked_for_by_its_name():
+    limits = {name: containers(rendered(name))[1]["m2f"]["resources"]["limits"] for name in SETS}
+    assert limits["default"] == {"memory": "16Gi", "nvidia.com/gpu": 1}
+    assert limits["mig"] == {"memory": "16Gi", "nvidia.com/mig-1g.10gb": 1}
+    assert limits["processor"] == {"memory": "3Gi"}
+    pod, _ = containers(rendered("mig"))
+    assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_the_package_has_everything(tmp_path):
+    """A package of the chart has the files that its links lead to, and renders the same."""
+    assert helm("package", CHART, "--destination", tmp_path).returncode == 0
+    (package,) = tmp_path.iterdir()
+    with tarfile.open(package) as content:
+        assert all(member.isfile() for member in content)
+        assert not [name for name in content.getnames() if "/ci/" in name]
+    for name in ("default", "exposed"):
+        assert objects(template(*SETS[name], chart=package)) == rendered(name)
+
+
+def test_the_version_is_the_projects():
+    about = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    (version,) = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert about["version"] == about["appVersion"] == version
