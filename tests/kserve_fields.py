@@ -37,23 +37,15 @@ def problems(value, kind, path, foreign):
         path: where the value stands, for the message.
         foreign: list of (path, type, value) of what KServe leaves to Kubernetes.
     """
-    if found := re.fullmatch(r"list\[(.+)\]", kind):
-        if not isinstance(value, list):
-            yield f"{path} is not a list"
-            return
-        for index, item in enumerate(value):
-            yield from problems(item, found[1], f"{path}[{index}]", foreign)
-    elif found := re.fullmatch(r"dict\(str, (.+)\)", kind):
-        for name, item in value.items():
-            yield from problems(item, found[1], f"{path}.{name}", foreign)
-    elif kind in SIMPLE:
+    if kind in SIMPLE:
         if type(value) is not SIMPLE[kind]:
             yield f"{path} is not {kind}"
+    elif inner := re.fullmatch(r"(?:list\[|dict\(str, )(.+)[\])]", kind):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from problems(item, inner[1], f"{path}.{name}", foreign)
     elif (fields := table(kind)) is None:
         foreign.append((path, kind, value))
     else:
-        for name, item in value.items():
-            if name in fields:
-                yield from problems(item, fields[name], f"{path}.{name}", foreign)
-            else:
-                yield f"{path}.{name} is no field of {kind}"
+        yield from (f"{path}.{name} is no field of {kind}" for name in value.keys() - fields.keys())
+        for name in value.keys() & fields.keys():
+            yield from problems(value[name], fields[name], f"{path}.{name}", foreign)

@@ -11,9 +11,10 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import kubernetes_validate
 import pytest
 import yaml
+from chart import containers, objects, of_kind, rendered, template
+from nginx_front import free_port
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -26,8 +27,6 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
-MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 
 
 def load(path):
@@ -49,12 +48,6 @@ def can_lock_down():
         return False
     command = locked_down(sys.executable, "-c", "pass")  # which a fresh /tmp hides, if it is in there
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
-def test_kubernetes_takes_the_manifest(path):
-    for version in ("1.33", "1.37"):
-        kubernetes_validate.validate(yaml.safe_load(path.read_text()), version, strict=True)
 
 
 def test_hadolint_has_nothing_to_say():
@@ -85,29 +78,12 @@ def test_the_image_pins_all_that_it_installs():
     assert Version(pinned["numpy"]) >= Version("2")  # which this OpenCV needs
 
 
-def containers():
-    pod = load("kubernetes/deployment.yaml")["spec"]["template"]["spec"]
-    return pod, {container["name"]: container for container in [*pod["initContainers"], *pod["containers"]]}
-
-
-def test_the_pod_has_no_rights():
-    pod, named = containers()
-    assert {name: container["securityContext"] for name, container in named.items()} == dict.fromkeys(named, LOCKED)
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert pod["automountServiceAccountToken"] is False
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    namespace = load("kubernetes/namespace.yaml")["metadata"]["labels"]
-    assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
+def in_chart():
+    """The pod of the chart with its default values, and its containers by name."""
+    return containers(rendered("default"))
 
 
 def test_only_the_front_is_reached():
-    assert load("kubernetes/service.yaml")["spec"]["ports"] == [{"name": "tls", "port": 443, "targetPort": "tls"}]
-    policy = load("kubernetes/network-policy.yaml")["spec"]
-    assert [rule["ports"] for rule in policy["ingress"] if "from" not in rule] == [[{"port": "tls"}]]
-    assert policy["egress"] == []
-    _, named = containers()
-    assert "--host" not in named["m2f"]["args"]
     services = load("compose.yaml")["services"]
     assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
         "net": ["8443:8443"]
@@ -134,19 +110,16 @@ def option(arguments, name):
 
 
 def test_the_server_gives_up_before_the_probes_do():
-    _, named = containers()
-    probe = named["m2f"]["startupProbe"]
+    """In the image, and in compose, which has the image's probe; see test_deploy_chart.py for the chart."""
     (image,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     (minutes,) = re.findall(r"--start-period=(\d+)m", (DEPLOY / "Dockerfile").read_text())
-    seconds = probe["periodSeconds"] * probe["failureThreshold"]
-    assert seconds == int(minutes) * 60
-    compose = load("compose.yaml")["services"]["m2f"]["command"]
-    for arguments in (named["m2f"]["args"], compose, json.loads(image)):
+    seconds = int(minutes) * 60
+    for arguments in (load("compose.yaml")["services"]["m2f"]["command"], json.loads(image)):
         assert seconds - 120 < int(option(arguments, "--timeout")) < seconds - 60  # of the first canary
 
 
 def test_tensors_have_room():
-    pod, named = containers()
+    pod, named = in_chart()
     (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "shm"]
     service = load("compose.yaml")["services"]["m2f"]
     room = int(service["shm_size"].removesuffix("g"))
@@ -156,12 +129,10 @@ def test_tensors_have_room():
 
 
 def test_the_folder_above_the_repository_is_mounted():
-    _, named = containers()
     service = load("compose.yaml")["services"]["m2f"]
     (image,) = re.findall(r"^CMD (.*)$", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
-    for arguments in (named["m2f"]["args"], service["command"], json.loads(image)):
+    for arguments in (service["command"], json.loads(image)):
         assert option(arguments, "--model-repository") == "/models/repository"
-    assert {"name": "models", "mountPath": "/models", "readOnly": True} in named["m2f"]["volumeMounts"]
     assert [volume.rpartition("}")[2] for volume in service["volumes"]] == [":/models:ro"]
 
 
@@ -189,22 +160,17 @@ def test_compose_is_as_strict():
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert not {"privileged", "user", "cap_add"} & set(service)
         assert all(volume.endswith(":ro") for volume in service.get("volumes", []))
-    _, named = containers()
-    assert {name: named[name]["image"] for name in named} == {name: services[name]["image"] for name in named}
+    _, named = in_chart()
+    assert named["m2f"]["image"].partition(":")[0] == services["m2f"]["image"]
+    assert named["front"]["image"] == services["front"]["image"]
     assert re.fullmatch(r"[\w./-]+:\d+\.\d+", services["net"]["image"])  # Kubernetes has one of its own
 
 
 def test_the_front_gets_its_whole_configuration():
     files = {path.name for path in (DEPLOY / "nginx").iterdir()} - {"mtls.conf"}  # which a site adds
     places = {name: f"/etc/nginx/{'modules.d/' if name == 'njs.conf' else ''}{name}" for name in files}
-    (generator,) = load("kustomization.yaml")["configMapGenerator"]
-    assert set(generator["files"]) == {f"nginx/{name}" for name in files}
-    _, named = containers()
-    mounts = [mount for mount in named["front"]["volumeMounts"] if "subPath" in mount]
-    assert {mount["subPath"]: mount["mountPath"] for mount in mounts} == places
     volumes = load("compose.yaml")["services"]["front"]["volumes"]
     assert set(volumes[:-1]) == {f"./nginx/{name}:{place}:ro" for name, place in places.items()}
-    assert set(load("kustomization.yaml")["resources"]) == {f"kubernetes/{path.name}" for path in MANIFESTS}
 
 
 def test_the_front_may_open_what_its_connections_need():
@@ -220,7 +186,7 @@ def test_bodies_have_room():
     (in_memory,) = re.findall(r"client_body_buffer_size (\d+)m;", text)
     (requests,) = re.findall(r"limit_conn in_flight_of_all (\d+);", text)
     assert in_memory == megabytes  # where inference.js reads them
-    _, named = containers()
+    _, named = in_chart()
     limit = named["front"]["resources"]["limits"]["memory"]
     assert (
         int(limit.removesuffix("Gi")) * 1024 > 2 * int(megabytes) * int(requests) + 512
@@ -231,21 +197,47 @@ def test_bodies_have_room():
 @pytest.mark.server
 @pytest.mark.skipif(not can_lock_down(), reason="no user namespaces here, or a checkout in /tmp")
 def test_serve_without_rights_on_a_read_only_disk():
+    """With the options that the chart gives it; what the chart asks of its ports is there."""
     check = "import os, pathlib, sys; assert os.getuid() == 1000; assert not os.access(sys.argv[1], os.W_OK); "
     check += "assert 'CapEff:\\t0000000000000000' in pathlib.Path('/proc/self/status').read_text()"
     subprocess.run(locked_down(sys.executable, "-c", check, str(ROOT / "model_repository")), check=True)
 
-    run = "import os; from m2f_cli.serve import serve; serve()"
-    options = ["--config-name=cpu", "--http-port=0", "--grpc-port=0", "--metrics-port=0", "--health-port=0", "--json"]
-    command = [sys.executable, "-c", run, "--model-repository", str(ROOT / "model_repository"), *options]
+    ports = {name: free_port() for name in ("http", "grpc", "metrics", "health", "front")}
+    gpu, drain = {"count": 0}, {"delay": 0}
+    manifests = objects(template(ports=ports, engine="cpu", gpu=gpu, drain=drain, **{"monitoring.podMonitor": True}))
+    _, named = containers(manifests)
+    here = {"/models/repository": str(ROOT / "model_repository"), "0.0.0.0": "127.0.0.1"}
+    arguments = [replaced(argument, here) for argument in named["m2f"]["args"]]
+    command = [sys.executable, "-c", "from m2f_cli.serve import serve; serve()", "--json", *arguments]
     process = subprocess.Popen(locked_down(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         ready = json.loads(process.stdout.readline())
-        with urllib.request.urlopen(f"http://{ready['http']}/v2/health/ready", timeout=10) as response:
-            assert response.status == 200
+        assert status(f"http://{ready['http']}/v2/health/ready") == 200
+        paths = {(probe["port"], probe["path"]) for probe in gets(named["m2f"])}
+        (monitor,) = of_kind(manifests, "PodMonitor")
+        paths |= {(endpoint["port"], endpoint["path"]) for endpoint in monitor["spec"]["podMetricsEndpoints"]}
+        assert {port for port, _ in paths} == {"metrics", "health"}
+        for port, path in paths:
+            assert status(f"http://127.0.0.1:{ports[port]}{path}") == 200
         (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(first), signal.SIGTERM)  # m2f serve is process 1 in there
         assert process.wait(60) == 0
     finally:
         process.kill()
         process.communicate()
+
+
+def replaced(text, changes):
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    return text
+
+
+def status(url):
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return response.status
+
+
+def gets(container):
+    """What the probes of a container ask for."""
+    return [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]

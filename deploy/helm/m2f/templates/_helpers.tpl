@@ -7,6 +7,11 @@ app.kubernetes.io/name: m2f
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "m2f.predictSelector" -}}
+app.kubernetes.io/name: m2f-predict
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "m2f.labels" -}}
 {{ include "m2f.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -16,6 +21,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "m2f.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "m2f.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
 {{- end }}
 
 {{- /* what the security level "restricted" asks of a pod and of each container */ -}}
@@ -65,6 +79,9 @@ capabilities:
 {{- with .Values.predict }}
 {{- if gt (int .parallelism) (int .shards) }}
 {{- fail (printf "predict.parallelism %v must be at most predict.shards, which is %v" .parallelism .shards) }}
+{{- end }}
+{{- if and .enabled $.Values.front.enabled (not .url) }}
+{{- fail "predict.url must name the server, such as grpcs://m2f.example: the front's certificate is for that name" }}
 {{- end }}
 {{- end }}
 {{- end }}
