@@ -25,6 +25,12 @@ $(VENV)/.dev: $(VENV)/.serve pyproject.toml export/openmmlab.txt export/constrai
 	$(PIP) --no-deps --requirement export/openmmlab.txt
 	@touch $@
 
+# what the manifests in deploy/ are checked with; kserve without its dependencies, for only its tables of fields are read
+$(VENV)/.deploy: $(VENV)/.dev tests/install_helm.py
+	$(PIP) --no-deps kserve==0.21.0
+	$(BIN)/python tests/install_helm.py $(BIN)/helm
+	@touch $@
+
 # the services that m2f is compared with, in an environment of their own
 $(VENV)/.peers: $(VENV)/.dev benchmarks/peers/requirements.txt
 	$(BIN)/python -m venv $(VENV)/peers
@@ -39,7 +45,7 @@ $(VENV)/.page: $(VENV)/.serve
 
 setup: $(VENV)/.serve  ## make .venv for serving and the demo, without torch; PYTHON=... chooses the interpreter
 
-setup-dev: $(VENV)/.dev  ## add to .venv what tests, training and export need: torch, mmdetection
+setup-dev: $(VENV)/.dev $(VENV)/.deploy  ## add to .venv what tests, training and export need: torch, mmdetection
 
 demo: setup  ## serve the embedded model and segment the example images; pictures and JSON go to demo_output/
 	$(BIN)/python examples/demo.py --out demo_output

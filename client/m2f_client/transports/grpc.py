@@ -52,7 +52,7 @@ class GrpcTransport:
 
     def __init__(self, endpoint: Endpoint, waiting: Waiting = BLOCKING) -> None:
         self.url = endpoint.url
-        self._headers = endpoint.headers
+        self._headers = {name: value for name, value in endpoint.headers.items() if name != "host"}
         self._waiting = waiting
         self._hint = Hint(self)
         self._channels = _channels(endpoint)
@@ -147,6 +147,8 @@ def _channel(
             ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
             *options,
+            # gRPC's name for HTTP's header `host`; as metadata, the header would contradict it. Later options win.
+            *([("grpc.default_authority", endpoint.headers["host"])] if "host" in endpoint.headers else []),
         ],
     }
     if endpoint.tls is not None:
