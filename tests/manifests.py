@@ -29,7 +29,8 @@ def check(manifest):
         assert kept == manifest, f"of {manifest} only {kept} is known"
     elif kind in OF_KSERVE:
         foreign = []
-        assert list(problems(manifest, OF_KSERVE[kind], "", foreign)) == []
+        found = list(problems(manifest, OF_KSERVE[kind], kind[1], foreign))
+        assert not found, found
         check(as_pod(foreign))
     else:
         kubernetes_takes(json.dumps(manifest))

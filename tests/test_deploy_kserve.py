@@ -1,4 +1,4 @@
-"""deploy/kserve: what KServe's own tables say of it, and our client against the addresses that KServe gives a service."""
+"""deploy/kserve: what KServe's own tables say of it, and our client at the addresses that KServe gives a service."""
 
 import asyncio
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_m2f_serve_knows_the_options_and_listens_on_the_ports():
     options = serve.make_context("m2f serve", list(CONTAINER["args"])).params
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
     assert ports == {name: options[f"{name}_port"] for name in ports}
-    assert list(ports)[0] == "grpc"  # KServe's Service forwards to the first
+    assert next(iter(ports)) == "grpc"  # KServe's Service forwards to the first
     assert RUNTIME["spec"]["annotations"]["prometheus.kserve.io/port"] == str(ports["metrics"])
     grace = SERVICE["spec"]["predictor"]["terminationGracePeriodSeconds"]
     assert grace > options["drain_delay"] + options["drain_timeout"] + 10
