@@ -20,7 +20,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from benchmarks.postprocess.scenes import ROOT, Case, synthetic
 from benchmarks.shared_memory import large_picture
-from m2f.contract import PUBLIC_MODEL, model_name
+from m2f.contract import CANARY_ID, PUBLIC_MODEL, model_name
 from m2f.model_facts import ModelFacts
 from m2f.preprocess import Preprocessing
 from m2f_export.repository_writer import configure, copy_template, set_logits_types
@@ -28,6 +28,7 @@ from m2f_export.repository_writer import configure, copy_template, set_logits_ty
 DTYPES = ("FP32", "FP16")
 _ENGINE = model_name(PUBLIC_MODEL, "engine")
 _LOGITS = "logits.npz"
+_ANSWERED = "answered.log"
 
 # The answers are copied into Triton's shared memory once, at the first request: a GPU writes there without a processor.
 # Instances share one GPU: each takes the next free span of its time, which stands in a file.
@@ -49,11 +50,14 @@ class TritonPythonModel:
         folder = pathlib.Path(args["model_repository"], args["model_version"])
         self.logits, self.answers = dict(np.load(folder / "{_LOGITS}")), {{}}
         self.free_at = (folder / "free_at").open("r+")
+        self.answered = (folder / "{_ANSWERED}").open("a", buffering=1)
 
     def execute(self, requests):
         sizes = [pb_utils.get_input_tensor_by_name(request, "input").shape()[0] for request in requests]
         done_at = self.reserve(sum(sizes) * self.seconds)
         time.sleep(max(0.0, done_at - time.perf_counter()))
+        now = time.monotonic()
+        self.answered.write("".join(f"{{now:.6f}} {{request.request_id()}}\\n" for request in requests))
         return [pb_utils.InferenceResponse(self.answer(size)) for size in sizes]
 
     def reserve(self, seconds):
@@ -143,6 +147,17 @@ def sleeping_repository(work: Work, *, milliseconds: float = 0.0, dtype: str = "
         yield repository
 
 
+def answered(repository: Path) -> list[tuple[float, str]]:
+    """Return when the engine of a repository answered, by `time.monotonic`, and the ids of the requests.
+
+    Args:
+        repository: folder that `sleeping_repository` made. The answers to canaries are left out.
+    """
+    lines = (repository / _ENGINE / "1" / _ANSWERED).read_text().splitlines()
+    pairs = (line.split(" ", maxsplit=1) for line in lines)
+    return [(float(when), identity) for when, identity in pairs if identity != CANARY_ID]
+
+
 def _write_engine(folder: Path, scene: Case, milliseconds: float, dtype: str) -> None:
     path = folder / "config.pbtxt"
     config = text_format.Parse(path.read_text(), ModelConfig())
@@ -156,4 +171,5 @@ def _write_engine(folder: Path, scene: Case, milliseconds: float, dtype: str) ->
     kind = {"FP32": np.float32, "FP16": np.float16}[dtype]
     np.savez(folder / "1" / _LOGITS, cls_logits=scene.cls_logits, mask_logits=scene.mask_logits.astype(kind))
     (folder / "1/free_at").write_text("0")
+    (folder / "1" / _ANSWERED).touch()
     (folder / "1/model.py").write_text(_MODEL)
