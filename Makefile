@@ -9,7 +9,11 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-official test-exact chaos \
+<<<<<<< HEAD
   soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+=======
+  soak fuzz bench bench-engines bench-postprocess bench-preprocess rolling gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
+>>>>>>> 378cfd2 (deploy/envoy run by tests with the real Envoy; make rolling: replicas behind each front, and what is lost when they stop, die or are added)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -133,6 +137,9 @@ bench-autoscaling: setup-dev $(VENV)/.prometheus  ## run two servers under a loa
 
 bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess
+
+rolling: setup-dev  ## measure what replicas lose when they stop, die or are added, and what they carry together; ARGS=--quick
+	$(BIN)/python -m benchmarks.rolling $(ARGS)
 
 gpu-check:  ## on a machine with a GPU: serve, compare and time, in 12 minutes and without a network; writes gpu_check.md
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) tests/gpu_check.py $(ARGS)

@@ -71,6 +71,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     for (fleet, path), row in sorted(best.items(), key=lambda item: (list(FLEETS).index(item[0][0]), item[0][1])):
         one = best.get((ONE, path))
         times = row["images_s"] / one["images_s"] if one else None
-        lines.append([fleet, path, row["images_s"], times, row["images_s"] / sum(map(int, fleet.split())), row["shares"]])
+        lines.append(
+            [fleet, path, row["images_s"], times, row["images_s"] / sum(map(int, fleet.split())), row["shares"]]
+        )
     columns = ["replicas, images/s", "path", "images/s", "times one replica", "of the sum", "answers of each"]
     return [Table("carried", columns, lines, "The least of the runs:")]

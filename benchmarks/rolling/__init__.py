@@ -27,7 +27,7 @@ IN_FLIGHT = 16
 RUNS = 3
 BEFORE_S, AFTER_S = 1.5, 2.5  # load before the event, and after its end
 NEW_S = 10.0  # longest wait for the traffic of a new replica
-DRAIN = ("--drain-delay=3", "--grpc-max-connection-age=2")
+DRAIN = ("--drain-delay=4", "--grpc-max-connection-age=2000")
 SETTINGS = {"as deployed": DRAIN, "without a drain delay": ()}
 
 
@@ -72,7 +72,9 @@ def measured(stage: Replicas, *, path: str, protocol: str, event: str, **_: Any)
     with opened(path, protocol, stage) as way, load(stage, way) as outcomes:
         time.sleep(BEFORE_S)
         new = EVENTS[event](stage)
-        waits = [first_traffic(replica.answered, ready_at) for replica, ready_at in ((n.replica, n.ready_at) for n in new)]
+        waits = [
+            first_traffic(replica.answered, ready_at) for replica, ready_at in ((n.replica, n.ready_at) for n in new)
+        ]
         time.sleep(AFTER_S)
     computed = Counter(
         identity
@@ -105,7 +107,8 @@ def load(stage: Replicas, way: Way, in_flight: int = IN_FLIGHT) -> Iterator[list
     root = Path(__file__).resolve().parents[2]
     outcomes: list[dict[str, Any]] = []
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             if not process.stdout.readline():
                 raise RuntimeError(f"the load on {way.url} did not begin")

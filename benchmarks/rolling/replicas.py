@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -171,7 +173,7 @@ def replicas(engines_ms: Sequence[float], options: Sequence[str], *, keepalive_t
     with ExitStack() as stack:
         network = _network()
         ports = _free_ports(f"{network}.1")
-        folder = Path(stack.enter_context(_folder()))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="m2f_rolling_")))
         hosts = Hosts(folder / "hosts")
         _certificate(folder, f"{network}.1")
         found = []
@@ -187,14 +189,6 @@ def replicas(engines_ms: Sequence[float], options: Sequence[str], *, keepalive_t
         stack.enter_context(_publishing(running))
         running.start()
         yield running
-
-
-@contextmanager
-def _folder() -> Iterator[str]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="m2f_rolling_") as folder:
-        yield folder
 
 
 @contextmanager
@@ -216,7 +210,7 @@ def _publishing(running: Replicas) -> Iterator[None]:
 
 def _network() -> str:
     """Return the first three bytes of loopback addresses that nobody else uses: two runs side by side do not meet."""
-    pid = psutil.Process().pid
+    pid = os.getpid()
     return f"127.{1 + pid // 250 % 250}.{1 + pid % 250}"
 
 
@@ -234,23 +228,22 @@ def _certificate(folder: Path, address: str) -> None:
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 
-def _configure_nginx(
-    own: Path, shared: Path, address: str, ports: dict[str, int], *, keepalive_time: bool
-) -> None:
+def _configure_nginx(own: Path, shared: Path, address: str, ports: dict[str, int], *, keepalive_time: bool) -> None:
     """Put the shipped configuration of nginx into a folder, with the addresses and paths of one replica."""
     shutil.copytree(ROOT / "deploy/nginx", own)
     (own / "m2f.d").mkdir()
     (own / "tls").mkdir()
     for name in ("tls.crt", "tls.key"):
         shutil.copy(shared / name, own / "tls")
+    user = "user root root;" if os.geteuid() == 0 else ""
     here = {
-        "/tmp/": f"{own}/",
+        "/tmp/": f"{own}/",  # noqa: S108 (what the shipped file says)
         "/etc/nginx": str(own),
         "listen 8443": f"listen {address}:{ports['front']}",
         "127.0.0.1:8000": f"{address}:{ports['http']}",
         "127.0.0.1:8001": f"{address}:{ports['grpc']}",
         "/dev/stdout": f"{own}/access.log",
-        "worker_processes auto;": f"worker_processes 1;{' user root root;' if psutil.Process().uids().real == 0 else ''}",
+        "worker_processes auto;": f"worker_processes 1;{user}",
     }
     for file in own.glob("*.conf"):
         text = file.read_text()
