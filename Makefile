@@ -8,7 +8,7 @@ PYTEST := python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-official test-exact chaos \
+.PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-ray test-official test-exact chaos \
 <<<<<<< HEAD
   soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 =======
@@ -69,6 +69,13 @@ export: setup-dev  ## make a model repository of your model: make export CONFIG=
 $(VENV)/.newest: $(VENV)/.serve setup_env.sh pyproject.toml
 	@./setup_env.sh newest
 
+# an environment of its own: Ray has 600 MB, and its pyarrow needs a newer NumPy than the server
+$(VENV)/.ray: $(VENV)/.serve pyproject.toml examples/ray/requirements.txt
+	$(BIN)/python -m venv $(VENV)/ray
+	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check --editable '.[client,test]' \
+	  --requirement examples/ray/requirements.txt
+	@touch $@
+
 $(VENV)/.browser: $(VENV)/.dev
 	$(PIP) 'playwright>=1.50'
 	npm install --silent --prefix $(VENV)/browser '@sparticuz/chromium@147'
@@ -97,7 +104,7 @@ test-more: setup-dev test-newest  ## run the slower tests too: large models, san
 
 # what both need (imports, servers, exports) is made once
 test-all: setup-dev  ## run the tests of make test and make test-more in one go
-	$(BIN)/$(PYTEST) -m 'not official and not exact and not chaos and not browser'
+	$(BIN)/$(PYTEST) -m 'not official and not exact and not chaos and not browser and not ray'
 
 # the tests of the client, without the page of m2f demo, and those named after a module of the core
 CORE := $(patsubst src/m2f/%.py,tests/test_%.py,$(wildcard src/m2f/*.py))
@@ -107,6 +114,9 @@ test-newest: $(VENV)/.newest  ## test the client and the core on the newest Pyth
 
 test-page: $(VENV)/.browser  ## test the page of m2f demo in a headless Chromium (needs npm; downloads 120 MB)
 	$(BIN)/python -m pytest -m browser
+
+test-ray: $(VENV)/.ray  ## run the example of Ray Data while nodes, server and driver go away (downloads 200 MB)
+	$(VENV)/ray/bin/python -m pytest -m ray tests/test_examples_ray.py
 
 test-official: setup-dev  ## export every official Mask2Former configuration at full size, and serve every kind of checkpoint (half an hour)
 	$(BIN)/python -m pytest -m official -s

@@ -38,8 +38,11 @@ NEED_EXPORT = (
     "rollout",
     "two_exports",
 )
-if importlib.util.find_spec("torch") is None:  # without the extra `export` these files cannot be imported
-    collect_ignore = [f"test_{name}.py" for name in NEED_EXPORT]
+collect_ignore = []  # files that cannot be imported here
+if importlib.util.find_spec("torch") is None:  # without the extra `export`
+    collect_ignore += [f"test_{name}.py" for name in NEED_EXPORT]
+if importlib.util.find_spec("ray") is None:  # outside the environment of `make test-ray`
+    collect_ignore += ["test_examples_ray.py"]
 IMAGES = sorted(path for path in (ROOT / "examples/images").iterdir() if path.suffix in (".jpg", ".png", ".webp"))
 
 
