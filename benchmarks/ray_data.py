@@ -40,13 +40,17 @@ def run(command: list[str]) -> Cost:
     """Run a command to its end, and sum the processor time of its processes."""
     spent: dict[psutil.Process, float] = {}
     started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as process,
+    ):
         root, ended = psutil.Process(process.pid), threading.Event()
         threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
         while not ended.wait(SAMPLE_S):
             _sample(root, spent)
-    if process.returncode:
-        raise click.ClickException(f"exit code {process.returncode}: {' '.join(command)}")
+        if process.returncode:
+            said.seek(0)
+            raise click.ClickException(f"exit code {process.returncode}: {' '.join(command)}\n{said.read()[-2000:]}")
     return Cost(time.monotonic() - started, sum(spent.values()))
 
 
