@@ -67,12 +67,12 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextlib.contextmanager
-def serving(answer, *, class_names=None):
-    """Serve on a free loopback port until the block ends."""
+def serving(answer, *, class_names=None, port=0):
+    """Serve on a loopback port, a free one by default, until the block ends."""
     fake = FakeServer(answer, class_names)
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(fake, server)
-    fake.url = f"grpc://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    fake.url = f"grpc://127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
     server.start()
     try:
         yield fake

@@ -228,7 +228,7 @@ def run(
         num_cpus=ACTOR_CPUS,
     )
     try:
-        rows.write_parquet(folder, filesystem=filesystem, ray_remote_args={"num_cpus": ACTOR_CPUS})
+        rows.write_parquet(folder, filesystem=filesystem, ray_remote_args={"num_cpus": ACTOR_CPUS}, compression="zstd")
     except RayTaskError as error:
         stopped = STOPPED.findall(str(error))  # Ray hands on the text of an exception, not the exception
         if not stopped:
