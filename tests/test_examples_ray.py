@@ -55,8 +55,8 @@ class Job:
     """A folder of images, a folder of results, and the command."""
 
     def __init__(self, folder, environment, count):
-        self.images, self.out, self._environment = folder / "images", folder / "out", environment
-        self.names = [f"{index % 3}/{index:04d}.jpg" for index in range(count)]
+        self.images, self.out, self._environment = folder / "images", folder / "out 100%20 #1", environment
+        self.names = [f"{index % 3}/ü 100%20 #{index}.jpg" for index in range(count)]
         for index, name in enumerate(self.names):
             (self.images / name).parent.mkdir(parents=True, exist_ok=True)
             (self.images / name).write_bytes(b"image %d" % index)
@@ -152,12 +152,17 @@ def test_each_image_has_a_row_and_the_same_command_does_nothing_more(make_job):
     job, answers = make_job(25), Answers(errors={7: [InvalidRequest("not an image")], 8: [ServerError("once")]})
     (job.images / "notes.txt").write_text("no image")
     (job.images / ".hidden.jpg").write_text("no image")
+    (job.images / "again").symlink_to(job.images)
     with cats(answers) as fake:
-        for _ in range(2):
+        for left in (25, 0):
             code, said = job.run(fake.url)
             assert code == 1
-            assert said[1:] == ["m2f: 1/0007.jpg: not an image", "m2f: 25 images done, 1 of them failed"]
-            assert said[0] == f"m2f: {0 if _ else 25} of 25 images to do"
+            assert said == [
+                "m2f: files that are not images and are skipped: 1",
+                f"m2f: {left} of 25 images to do",
+                f"m2f: {job.names[7]}: not an image",
+                "m2f: 25 images done, 1 of them failed",
+            ]
             job.check_rows(failed=[7])
     assert answers.asked == {index: 2 if index == 8 else 1 for index in range(25)}  # 8: the server failed once
 
@@ -271,6 +276,7 @@ def test_another_programs_files_are_left_alone(make_job):
         ({"url": "grpc://127.0.0.1:1"}, 1, "127.0.0.1:1"),
         ({"url": "ftp://a"}, 1, "ftp"),
         ({"images": "nowhere"}, 1, "nowhere"),
+        ({"images": Path(__file__).parent}, 1, "no images"),
         ({"images": "s4://bucket/a"}, 2, "s4://bucket/a"),
     ],
 )

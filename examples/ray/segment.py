@@ -164,7 +164,7 @@ def list_images(filesystem: FileSystem, folder: str) -> list[str]:
     if not names:
         raise click.ClickException(f"no images in {folder}")
     if len(names) < len(seen):
-        click.echo(f"m2f: skipped {len(seen) - len(names)} files that are not images", err=True)
+        click.echo(f"m2f: files that are not images and are skipped: {len(seen) - len(names)}", err=True)
     return names
 
 
