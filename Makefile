@@ -9,7 +9,6 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-ray test-official test-exact chaos \
-<<<<<<< HEAD
   soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
 =======
   soak fuzz bench bench-engines bench-postprocess bench-preprocess rolling gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
