@@ -9,10 +9,8 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-ray test-official test-exact chaos \
-  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
-=======
-  soak fuzz bench bench-engines bench-postprocess bench-preprocess rolling gpu-check train-demo eval-demo export-demo docs docs-serve docs-links sbom audit clean
->>>>>>> 378cfd2 (deploy/envoy run by tests with the real Envoy; make rolling: replicas behind each front, and what is lost when they stop, die or are added)
+  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess rolling gpu-check train-demo eval-demo export-demo \
+  docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^##@/ {print "\n" substr($$0, 5) ":"} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
