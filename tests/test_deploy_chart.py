@@ -4,11 +4,13 @@ import re
 import tarfile
 from pathlib import Path
 
+import promql_parser
 import pytest
 import yaml
 from chart import CHART, SETS, containers, helm, objects, of_kind, rendered, template
 from manifests import check
 
+from m2f_cli.predict import predict
 from m2f_cli.serve import serve
 
 ROOT = Path(__file__).parents[1]
@@ -235,3 +237,55 @@ def test_the_version_is_the_projects():
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     (version,) = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert about["version"] == about["appVersion"] == version
+
+
+@pytest.mark.parametrize(("name", "step"), [("processor", "mask2former_engine"), ("mig", "parts_engine")])
+def test_autoscalers_ask_for_what_the_rules_record(name, step):
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/m2f.rules.yml").read_text())
+    records = {rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule}
+    for scaler in of_kind(rendered(name), "HorizontalPodAutoscaler"):
+        (metric,) = [found["pods"] for found in scaler["spec"]["metrics"]]
+        assert metric["metric"]["name"] in records
+        assert metric["metric"]["selector"]["matchLabels"] == {"model": step}
+        assert metric["target"]["averageValue"] == "1.4"
+    for scaler in of_kind(rendered(name), "ScaledObject"):
+        (trigger,) = scaler["spec"]["triggers"]
+        selector = promql_parser.parse(trigger["metadata"]["query"]).expr
+        assert selector.name in records
+        matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
+        assert matchers.pop("pod") == "m2f-[a-z0-9]+-[a-z0-9]+"  # of this Deployment, and not of m2f-other
+        assert matchers == {"namespace": "vision", "model": step}
+        assert trigger["metadata"]["threshold"] == "1.4"
+    (deployment,) = of_kind(rendered(name), "Deployment")
+    assert "replicas" not in deployment["spec"]  # or an upgrade would undo what the autoscaler did
+
+
+def test_the_job_has_a_pod_for_each_shard():
+    (job,) = of_kind(rendered("download"), "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["m2f", "predict"]
+    shards = [arguments_of_shard(container["args"], index) for index in range(spec["completions"])]
+    assert [shard["shard"].index for shard in shards] == list(range(100))
+    assert {shard["shard"].count for shard in shards} == {100}
+    assert len({shard["jsonl"] for shard in shards}) == 100
+    assert shards[0]["url"] == "grpc://m2f-pods:9001"
+    services = {service["metadata"]["name"]: service for service in of_kind(rendered("download"), "Service")}
+    service = services["m2f-pods"]
+    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {"grpc": 9001, "http": 9000}
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert not service["spec"]["selector"].items() <= labels.items()
+    (policy,) = of_kind(rendered("download"), "NetworkPolicy")
+    allowed = policy["spec"]["ingress"][0]["from"]
+    assert {"podSelector": {"matchLabels": labels}} in allowed
+
+
+def arguments_of_shard(arguments, index):
+    """What m2f predict understands in the pod with this index."""
+    arguments = [argument.replace("$(JOB_COMPLETION_INDEX)", str(index)) for argument in arguments]
+    return predict.make_context("m2f predict", arguments).params
+
+
+def test_the_manual_names_every_value():
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    assert [name for name in yaml.safe_load((CHART / "values.yaml").read_text()) if f"`{name}`" not in text] == []
