@@ -46,8 +46,25 @@ def of_kind(manifests, kind):
     return [manifest for manifest in manifests if manifest["kind"] == kind]
 
 
+def deployment(manifests):
+    """The Deployment of m2f itself."""
+    (found,) = [
+        manifest for manifest in of_kind(manifests, "Deployment") if manifest["metadata"]["name"].endswith("m2f")
+    ]
+    return found
+
+
+def pods(manifests):
+    """The pods of all Deployments and Jobs."""
+    return [found["spec"]["template"] for kind in ("Deployment", "Job") for found in of_kind(manifests, kind)]
+
+
 def containers(manifests):
-    """The Deployment's pod, and its containers by name."""
-    (deployment,) = of_kind(manifests, "Deployment")
-    pod = deployment["spec"]["template"]["spec"]
-    return pod, {container["name"]: container for container in [*pod.get("initContainers", []), *pod["containers"]]}
+    """m2f's own pod, and its containers by name."""
+    pod = deployment(manifests)["spec"]["template"]["spec"]
+    return pod, named(pod)
+
+
+def named(pod):
+    """The containers of a pod by name."""
+    return {container["name"]: container for container in [*pod.get("initContainers", []), *pod["containers"]]}

@@ -4,13 +4,11 @@ import re
 import tarfile
 from pathlib import Path
 
-import promql_parser
 import pytest
 import yaml
-from chart import CHART, SETS, containers, helm, objects, of_kind, rendered, template
+from chart import CHART, SETS, containers, deployment, helm, named, objects, of_kind, pods, rendered, template
 from manifests import check
 
-from m2f_cli.predict import predict
 from m2f_cli.serve import serve
 
 ROOT = Path(__file__).parents[1]
@@ -55,74 +53,72 @@ def test_two_releases_stand_beside_each_other():
     first, second = rendered("exposed"), objects(template(*SETS["exposed"], release="left"))
     names = [[manifest["metadata"]["name"] for manifest in manifests] for manifests in (first, second)]
     assert names[1] == [f"left-{name}" for name in names[0]]
-    selectors = [of_kind(manifests, "Deployment")[0]["spec"]["selector"] for manifests in (first, second)]
+    selectors = [deployment(manifests)["spec"]["selector"] for manifests in (first, second)]
     assert selectors[0] != selectors[1]
 
 
 @EVERY_SET
 def test_selectors_find_the_pods(name):
-    manifests = rendered(name)
-    (deployment,) = of_kind(manifests, "Deployment")
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    for manifest in manifests:
+    labels = [pod["metadata"]["labels"] for pod in pods(rendered(name))]
+    for manifest in rendered(name):
         spec = manifest.get("spec", {})
-        for key in ("selector", "podSelector"):
-            if key in spec:
-                assert spec[key].get("matchLabels", spec[key]) == labels
+        for selector in [spec[key] for key in ("selector", "podSelector") if key in spec]:
+            assert labels.count(selector.get("matchLabels", selector)) == 1
 
 
 @EVERY_SET
 def test_ports_by_name_exist(name):
-    _, named = containers(rendered(name))
-    ports = [port for container in named.values() for port in container.get("ports", [])]
-    names = {port["name"] for port in ports}
-    assert len({port["containerPort"] for port in ports}) == len(ports)
+    names = {}
+    for pod in pods(rendered(name)):
+        ports = [port for container in named(pod["spec"]).values() for port in container.get("ports", [])]
+        assert len({port["containerPort"] for port in ports}) == len(ports)
+        names[tuple(pod["metadata"]["labels"].values())] = {port["name"] for port in ports}
     for service in of_kind(rendered(name), "Service"):
-        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+        of_pod = names[tuple(service["spec"]["selector"].values())]
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= of_pod
     for policy in of_kind(rendered(name), "NetworkPolicy"):
-        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= names
+        of_pod = names[tuple(policy["spec"]["podSelector"]["matchLabels"].values())]
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= of_pod
     for monitor in of_kind(rendered(name), "PodMonitor"):
-        assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= names
+        of_pod = names[tuple(monitor["spec"]["selector"]["matchLabels"].values())]
+        assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} <= of_pod
 
 
 @EVERY_SET
 def test_m2f_serve_knows_the_options_and_listens_on_the_ports(name):
-    _, named = containers(rendered(name))
-    options = serve.make_context("m2f serve", list(named["m2f"]["args"])).params
-    ports = {port["name"]: port["containerPort"] for port in named["m2f"]["ports"]}
+    _, found = containers(rendered(name))
+    options = serve.make_context("m2f serve", list(found["m2f"]["args"])).params
+    ports = {port["name"]: port["containerPort"] for port in found["m2f"]["ports"]}
     assert {name: options[f"{name}_port"] for name in ports} == ports
     assert options["monitor_host"] != "127.0.0.1"
-    assert (options["host"] != "127.0.0.1") == ("front" not in named)
+    assert (options["host"] != "127.0.0.1") == ("front" not in found)
     assert options["extra_args"] == ()
 
 
 @EVERY_SET
 def test_the_server_gives_up_before_the_probes_do(name):
-    _, named = containers(rendered(name))
-    probe = named["m2f"]["startupProbe"]
+    _, found = containers(rendered(name))
+    probe = found["m2f"]["startupProbe"]
     seconds = probe["periodSeconds"] * probe["failureThreshold"]
-    options = serve.make_context("m2f serve", list(named["m2f"]["args"])).params
+    options = serve.make_context("m2f serve", list(found["m2f"]["args"])).params
     assert seconds - 120 < options["timeout"] < seconds - 60  # of the first canary
-    (deployment,) = of_kind(rendered(name), "Deployment")
-    assert deployment["spec"]["progressDeadlineSeconds"] > seconds
+    assert deployment(rendered(name))["spec"]["progressDeadlineSeconds"] > seconds
 
 
 @EVERY_SET
 def test_a_pod_may_finish_what_is_in_flight(name):
-    pod, named = containers(rendered(name))
-    options = serve.make_context("m2f serve", list(named["m2f"]["args"])).params
+    pod, found = containers(rendered(name))
+    options = serve.make_context("m2f serve", list(found["m2f"]["args"])).params
     assert pod["terminationGracePeriodSeconds"] > options["drain_delay"] + options["drain_timeout"] + 10
-    probe = named["m2f"]["readinessProbe"]
+    probe = found["m2f"]["readinessProbe"]
     assert options["drain_delay"] > probe["periodSeconds"] * probe["failureThreshold"]
-    (deployment,) = of_kind(rendered(name), "Deployment")
-    assert deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert deployment(rendered(name))["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
 @EVERY_SET
 def test_the_pod_has_no_rights(name):
-    for manifest in of_kind(rendered(name), "Deployment") + of_kind(rendered(name), "Job"):
-        pod = manifest["spec"]["template"]["spec"]
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+    for pod in [found["spec"] for found in pods(rendered(name))]:
+        for container in named(pod).values():
             assert container["securityContext"] == LOCKED
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -132,14 +128,9 @@ def test_the_pod_has_no_rights(name):
 
 @EVERY_SET
 def test_mounts_have_volumes(name):
-    for manifest in of_kind(rendered(name), "Deployment") + of_kind(rendered(name), "Job"):
-        pod = manifest["spec"]["template"]["spec"]
+    for pod in [found["spec"] for found in pods(rendered(name))]:
         volumes = [volume["name"] for volume in pod["volumes"]]
-        mounts = {
-            mount["name"]
-            for container in [*pod.get("initContainers", []), *pod["containers"]]
-            for mount in container["volumeMounts"]
-        }
+        mounts = {mount["name"] for container in named(pod).values() for mount in container["volumeMounts"]}
         assert sorted(mounts) == sorted(volumes)
 
 
@@ -165,8 +156,8 @@ def test_the_front_is_the_one_in_deploy_nginx():
     assert data(rendered("default")) | {"mtls.conf": files["mtls.conf"]} == files
     assert data(rendered("exposed")).keys() == files.keys()
     for name in ("default", "exposed"):
-        _, named = containers(rendered(name))
-        mounts = [mount for mount in named["front"]["volumeMounts"] if "subPath" in mount]
+        _, found = containers(rendered(name))
+        mounts = [mount for mount in found["front"]["volumeMounts"] if "subPath" in mount]
         folders = {"njs.conf": "modules.d/", "mtls.conf": "m2f.d/"}
         assert {mount["subPath"]: mount["mountPath"] for mount in mounts} == {
             file: f"/etc/nginx/{folders.get(file, '')}{file}" for file in data(rendered(name))
@@ -184,7 +175,7 @@ def test_the_front_follows_the_values():
         'default "parts mask2former";',
         "listen [::]:9443 ssl ipv6only=off;",
     ]
-    first, second = (of_kind(found, "Deployment")[0]["spec"]["template"] for found in (rendered("default"), manifests))
+    first, second = (deployment(found)["spec"]["template"] for found in (rendered("default"), manifests))
     assert first["metadata"]["annotations"] != second["metadata"]["annotations"]  # so that the pods are replaced
 
 
@@ -192,8 +183,7 @@ def test_prometheus_gets_the_rules_of_deploy_prometheus():
     (rule,) = of_kind(rendered("exposed"), "PrometheusRule")
     assert rule["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/m2f.rules.yml").read_text())
     (monitor,) = of_kind(rendered("exposed"), "PodMonitor")
-    (deployment,) = of_kind(rendered("exposed"), "Deployment")
-    job = deployment["spec"]["template"]["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    job = deployment(rendered("exposed"))["spec"]["template"]["metadata"]["labels"][monitor["spec"]["jobLabel"]]
     assert job == "m2f"  # the job that the rules are about; see test_monitoring.py
 
 
@@ -206,11 +196,11 @@ def test_prometheus_gets_the_rules_of_deploy_prometheus():
     ],
 )
 def test_the_repository_comes_from_where_the_values_say(name, source):
-    pod, named = containers(rendered(name))
+    pod, found = containers(rendered(name))
     assert [volume for volume in pod["volumes"] if volume["name"] == "models"] == [{"name": "models"} | source]
-    assert {"name": "models", "mountPath": "/models", "readOnly": True} in named["m2f"]["volumeMounts"]
-    assert named["m2f"]["args"][0] == "--model-repository=/models/repository"
-    assert ("download" in named) == (name == "download")
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in found["m2f"]["volumeMounts"]
+    assert found["m2f"]["args"][0] == "--model-repository=/models/repository"
+    assert ("download" in found) == (name == "download")
 
 
 def test_a_gpu_is_asked_for_by_its_name():
@@ -237,53 +227,6 @@ def test_the_version_is_the_projects():
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
     (version,) = re.findall(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert about["version"] == about["appVersion"] == version
-
-
-@pytest.mark.parametrize(("name", "step"), [("processor", "mask2former_engine"), ("mig", "parts_engine")])
-def test_autoscalers_ask_for_what_the_rules_record(name, step):
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/m2f.rules.yml").read_text())
-    records = {rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule}
-    for scaler in of_kind(rendered(name), "HorizontalPodAutoscaler"):
-        (metric,) = [found["pods"] for found in scaler["spec"]["metrics"]]
-        assert metric["metric"]["name"] in records
-        assert metric["metric"]["selector"]["matchLabels"] == {"model": step}
-        assert metric["target"]["averageValue"] == "1.4"
-    for scaler in of_kind(rendered(name), "ScaledObject"):
-        (trigger,) = scaler["spec"]["triggers"]
-        selector = promql_parser.parse(trigger["metadata"]["query"]).expr
-        assert selector.name in records
-        matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
-        assert matchers.pop("pod") == "m2f-[a-z0-9]+-[a-z0-9]+"  # of this Deployment, and not of m2f-other
-        assert matchers == {"namespace": "vision", "model": step}
-        assert trigger["metadata"]["threshold"] == "1.4"
-    (deployment,) = of_kind(rendered(name), "Deployment")
-    assert "replicas" not in deployment["spec"]  # or an upgrade would undo what the autoscaler did
-
-
-def test_the_job_has_a_pod_for_each_shard():
-    (job,) = of_kind(rendered("download"), "Job")
-    spec, pod = job["spec"], job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert container["command"] == ["m2f", "predict"]
-    shards = [arguments_of_shard(container["args"], index) for index in range(spec["completions"])]
-    assert [shard["shard"].index for shard in shards] == list(range(100))
-    assert {shard["shard"].count for shard in shards} == {100}
-    assert len({shard["jsonl"] for shard in shards}) == 100
-    assert shards[0]["url"] == "grpc://m2f-pods:9001"
-    services = {service["metadata"]["name"]: service for service in of_kind(rendered("download"), "Service")}
-    service = services["m2f-pods"]
-    assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {"grpc": 9001, "http": 9000}
-    labels = job["spec"]["template"]["metadata"]["labels"]
-    assert not service["spec"]["selector"].items() <= labels.items()
-    (policy,) = of_kind(rendered("download"), "NetworkPolicy")
-    allowed = policy["spec"]["ingress"][0]["from"]
-    assert {"podSelector": {"matchLabels": labels}} in allowed
-
-
-def arguments_of_shard(arguments, index):
-    """What m2f predict understands in the pod with this index."""
-    arguments = [argument.replace("$(JOB_COMPLETION_INDEX)", str(index)) for argument in arguments]
-    return predict.make_context("m2f predict", arguments).params
 
 
 def test_the_manual_names_every_value():

@@ -43,6 +43,7 @@ PREDICT = {"enabled": True, "image": "m2f-predict:1", "input": "/input", "output
         # values that do not fit together
         ({"gpu": {"count": 0}}, r"/gpu/count': minimum: got 0, want 1"),
         ({"engine": "cpu"}, r"/gpu/count': value must be 0"),
+        ({"balancer": {"enabled": True}}, r"/front/enabled': value must be false"),
         ({"repository": DOWNLOAD}, r"/repository/download/url': minLength"),
         ({"repository": DOWNLOAD | {"download": {"url": "https://models/x"}}}, r"/download/url': .* does not match"),
         ({"repository": {"from": "image"}}, r"/repository/image/reference': '' does not match"),
