@@ -9,7 +9,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-ray test-official test-exact chaos \
-  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess rolling gpu-check train-demo eval-demo export-demo \
+  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess bench-shards rolling gpu-check train-demo eval-demo export-demo \
   docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
@@ -147,6 +147,9 @@ bench-postprocess: setup-dev  ## measure post-processing against mmdetection and
 
 rolling: setup-dev  ## measure what replicas lose when they stop, die or are added, and what they carry together; ARGS=--quick
 	$(BIN)/python -m benchmarks.rolling $(ARGS)
+
+bench-shards: setup-dev  ## run 20,000 pictures in 8 shards, kill three, merge and check; ARGS='--images 200000' takes longer
+	$(BIN)/python -m benchmarks.shards $(ARGS)
 
 gpu-check:  ## on a machine with a GPU: serve, compare and time, in 12 minutes and without a network; writes gpu_check.md
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) tests/gpu_check.py $(ARGS)
