@@ -241,6 +241,25 @@ def test_missing_and_doubled_shards_are_refused_by_name(parts):
     assert m2f("merge", *parts).exit_code == 2
 
 
+def test_the_merged_file_never_replaces_a_journal(parts):
+    before = parts[1].read_bytes()
+    for option in ("--out", "--parquet"):
+        done = m2f("merge", *parts, "--out", "all.json", option, "./1.jsonl")
+        assert done.exit_code == 2
+        assert f"1.jsonl and {option} are the same file" in done.stderr
+    assert "--jsonl and --parquet are the same file" in m2f("predict", "in", "--jsonl", "x", "--parquet", "./x").stderr
+    assert parts[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100])
+def test_a_shard_that_was_killed_at_its_last_line_is_completed(server, parts, cut):
+    before = parts[1].read_bytes()
+    parts[1].write_bytes(before[:-cut])
+    server.life = 0
+    assert shard(server, 1).exit_code == 0
+    assert parts[1].read_bytes() == before
+
+
 def test_parts_of_other_divisions_are_refused(server, parts):
     shard(server, 3, count=4)
     assert "shard 0/3, and 3.jsonl is shard 3/4" in merge(*parts, "3.jsonl").stderr

@@ -115,6 +115,13 @@ def test_no_images_at_all_are_an_empty_table(url):
     assert "counts" in pq.read_schema("out.parquet").names
 
 
+def test_a_missing_package_is_said_before_the_first_image(url, monkeypatch):
+    monkeypatch.setattr("m2f_cli.options.find_spec", lambda _: None)
+    for done in (predict(url), CliRunner().invoke(main, ["merge", "0.jsonl", "--parquet", "out.parquet"])):
+        assert done.exit_code == 2
+        assert "--parquet needs: pip install 'm2f[parquet]'" in done.stderr
+
+
 def test_a_name_that_is_not_utf8(url):
     name = os.fsdecode(b"\xff.png")
     Path(name).write_bytes(b"\x01")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from m2f.errors import M2FError
-from m2f_cli.options import parquet_option
+from m2f_cli.options import parquet_option, refuse_same_file
 from m2f_client.predict.documents import write_instances, write_whole
 from m2f_client.predict.parquet import write_parquet
 from m2f_client.predict.parts import Parts
@@ -32,6 +32,7 @@ def merge(*, parts: tuple[Path, ...], out: Path | None, parquet: Path | None) ->
     """
     if out is None and parquet is None:
         raise click.UsageError("name the output: --out FILE, --parquet FILE or both")
+    refuse_same_file(*((str(part), part) for part in dict.fromkeys(parts)), ("--out", out), ("--parquet", parquet))
     try:
         merged = Parts(parts)
         if out is not None:

@@ -79,6 +79,14 @@ timeout_option = click.option(
 )  # fmt: skip
 
 
+def refuse_same_file(*files: tuple[str, Path | None]) -> None:
+    """Refuse two files, each with what it is called, that are the same: writing one would destroy the other."""
+    seen: dict[Path, str] = {}
+    for name, path in files:
+        if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
+            raise click.UsageError(f"{other} and {name} are the same file")
+
+
 def _need_pyarrow(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
     """Refuse the option before hours of work if its package is missing."""
     if value is not None and find_spec("pyarrow") is None:

@@ -14,6 +14,7 @@ from m2f_cli.options import (
     model_option,
     parameter_option,
     parquet_option,
+    refuse_same_file,
     timeout_option,
     url_option,
 )
@@ -123,5 +124,6 @@ def _check(options: dict[str, Any]) -> None:
     for name in ("raw", "panoptic"):
         if options[name] and options["out"] is None:
             raise click.UsageError(f"--{name} needs --out DIR")
+    refuse_same_file(("--jsonl", options["jsonl"]), ("--parquet", options["parquet"]))
     if options["as_json"] and options["jsonl"] == STDOUT:
         raise click.UsageError("--json and --jsonl - both print: choose one")

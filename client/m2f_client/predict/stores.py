@@ -17,14 +17,14 @@ from m2f_client.files import MAX_BYTES
 from m2f_client.predict.video import VIDEO_SUFFIXES
 from m2f_client.transports.waiting import in_thread
 
-_SCHEMES = ("s3", "gs", "az")
+_SCHEMES = ("s3://", "gs://", "az://")
 _MAGIC = re.compile(r"[*?[]")
 _NO_RANGE = re.compile(r"\brange\b|, 416$")  # what the stores say if there is no first byte
 
 
 def is_object(name: str) -> bool:
     """Say whether a name is the address of an object, a folder or a pattern in a store."""
-    return name.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
+    return name.startswith(_SCHEMES)
 
 
 def find_objects(address: str) -> list[str]:
