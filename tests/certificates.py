@@ -14,7 +14,14 @@ def make_certificates(folder):
         files = ("-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
         openssl(*new, "-subj", f"/CN={name}", "-addext", "keyUsage=critical,digitalSignature,keyCertSign", *files)
     for name in ("server", "client"):
-        signed = ("-CA", folder / "ca.pem", "-CAkey", folder / "ca.key", "-addext", "subjectAltName=IP:127.0.0.1")
+        signed = (
+            "-CA",
+            folder / "ca.pem",
+            "-CAkey",
+            folder / "ca.key",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:m2f.test",
+        )
         signed += ("-addext", "basicConstraints=critical,CA:FALSE")
         files = ("-keyout", folder / f"{name}.key", "-out", folder / f"{name}.pem")
         openssl(*new, "-subj", f"/CN={name}", *signed, *files)

@@ -46,6 +46,7 @@ GOOD = {  # one instance that fills an image of 2 x 3
 REFUSALS = {  # word -> HTTP status, gRPC status, message
     "busy": (503, grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"),
     "unloaded": (404, grpc.StatusCode.NOT_FOUND, "unknown model: 'x' has no available versions"),
+    "unknown": (404, grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'x' is not found"),
     "ending": (503, grpc.StatusCode.CANCELLED, "CANCELLED"),
     "refused": (400, grpc.StatusCode.INVALID_ARGUMENT, "wrong"),
 }
@@ -66,12 +67,12 @@ class FakeTriton:
         timeouts: seconds that each gRPC request had left so far.
     """
 
-    def __init__(self, scheme, answers="ok"):
+    def __init__(self, scheme, answers="ok", *place):
         self.calls, self.answers, self.outputs = 0, answers, dict(GOOD)
         self.body = self.encoding = None
         self.headers, self.paths, self.timeouts, self.peers = [], [], [], set()
-        self.stop, port = self._serve_http() if scheme == "http" else self._serve_grpc()
-        self.address = f"127.0.0.1:{port}"
+        self.stop, port = self._serve_http(*place) if scheme == "http" else self._serve_grpc(*place)
+        self.address = f"{place[0] if place else '127.0.0.1'}:{port}"
         self.url = f"{scheme}://{self.address}"
 
     def _refusal(self):
@@ -89,7 +90,7 @@ class FakeTriton:
         head = json.dumps({"model_name": "m", "model_version": "1", "outputs": outputs}).encode()
         return head + b"".join(data for _, _, data in self.outputs.values()), len(head)
 
-    def _serve_http(self):
+    def _serve_http(self, *place):
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -121,9 +122,9 @@ class FakeTriton:
             def log_message(self, *_):
                 pass
 
-        return listen_http(Handler)
+        return listen_http(Handler, *place)
 
-    def _serve_grpc(self):
+    def _serve_grpc(self, *place):
         fake = self
 
         class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -144,12 +145,12 @@ class FakeTriton:
                 if refusal := fake._refusal():
                     context.abort(*refusal[1:])
 
-        return listen_grpc(Service())
+        return listen_grpc(Service(), *place)
 
 
 @contextlib.contextmanager
-def fake_triton(scheme, answers="ok"):
-    server = FakeTriton(scheme, answers)
+def fake_triton(scheme, answers="ok", *place):
+    server = FakeTriton(scheme, answers, *place)
     try:
         yield server
     finally:

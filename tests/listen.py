@@ -8,8 +8,8 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 
-def listen_http(handler):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def listen_http(handler, host="127.0.0.1", port=0):
+    server = ThreadingHTTPServer((host, port), handler)
     threading.Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
 
     def stop():
@@ -19,9 +19,9 @@ def listen_http(handler):
     return stop, server.server_address[1]
 
 
-def listen_grpc(service):
+def listen_grpc(service, host="127.0.0.1", port=0):
     server = grpc.server(ThreadPoolExecutor(4))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"{host}:{port}")
     server.start()
     return lambda: server.stop(None).wait(), port

@@ -18,9 +18,10 @@ from pictures import picture
 
 from m2f_client import Client, InvalidAddress, InvalidRequest, ModelNotFound, ServerUnavailable, Timeout
 from m2f_client.transports import protocol
+from m2f_client.transports import servers as servers_module
 from m2f_client.transports.address import Endpoint, announced, is_address
-from m2f_client.transports.http import Targets
 from m2f_client.transports.proxies import proxy_for
+from m2f_client.transports.servers import Turns
 
 
 @pytest.mark.parametrize(
@@ -159,15 +160,21 @@ def test_any_text_is_an_address_or_is_refused(monkeypatch, examples):
     check()
 
 
-def test_the_one_that_answered_is_asked_first():
-    targets = Targets("abc")
-    targets.pass_over("a")
-    assert targets.in_turn() == ("b", "c", "a")
-    targets.pass_over("a")  # somebody else has done that
-    assert targets.in_turn() == ("b", "c", "a")
-    targets.pass_over("b")
-    targets.pass_over("c")
-    assert targets.in_turn() == ("a", "b", "c")
+def test_servers_are_asked_in_turn_and_one_that_failed_last_for_a_while(monkeypatch):
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(servers_module, "time", clock)
+    turns = Turns()
+    assert [turns.order("abc") for _ in range(3)] == [list("abc"), list("bca"), list("cab")]
+    for rest in (1, 2, 4, 5, 5):
+        for _ in range(3):  # three requests at once: the second and the third add nothing
+            turns.failed("a")
+        clock.now += rest - 0.1
+        assert {turns.order("ab")[0] for _ in range(2)} == {"b"}
+        clock.now += 0.1
+        assert {turns.order("ab")[0] for _ in range(2)} == {"a", "b"}
+    turns.failed("a")
+    turns.answered("a")
+    assert {turns.order("ab")[0] for _ in range(2)} == {"a", "b"}
 
 
 @KINDS
@@ -186,10 +193,10 @@ def test_grpc_takes_servers_in_turn(kind):
 
 
 @KINDS
-def test_http_stays_with_the_one_that_answers(kind):
-    with fakes("http", "busy", "ok", "ok") as (url, servers):
-        assert all(len(result) == 1 for result in ask(kind, [predict] * 5, url))
-        assert [server.calls for server in servers] == [1, 5, 0]
+def test_http_takes_servers_in_turn(kind):
+    with fakes("http", "ok", "ok") as (url, servers):
+        assert all(len(result) == 1 for result in ask(kind, [predict] * 6, url))
+        assert [server.calls for server in servers] == [3, 3]
 
 
 @KINDS
@@ -263,9 +270,11 @@ def test_grpc_gives_each_server_the_time_that_is_left(kind, slow_servers):
     assert min(seconds for server in servers for seconds in server.timeouts) < 1000
 
 
-def test_none_of_several_names_is_known():
-    with pytest.raises(ServerUnavailable, match=r"no host name in grpc://a\.invalid,b\.invalid can be resolved"):
-        Client("grpc://a.invalid,b.invalid")
+@KINDS
+@SCHEMES
+def test_none_of_several_names_is_known(kind, scheme):
+    with pytest.raises(ServerUnavailable, match=rf"at {scheme}://a\.invalid,b\.invalid"):
+        ask_once(kind, predict, f"{scheme}://a.invalid,b.invalid")
 
 
 @pytest.mark.server

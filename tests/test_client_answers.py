@@ -173,7 +173,7 @@ def test_errors_of_the_caller_are_not_the_servers(kind, scheme):
 def test_a_closed_grpc_client_is_not_the_servers_fault():
     client = Client("grpc://127.0.0.1:1")
     client.close()
-    with pytest.raises(ValueError, match="closed channel"):
+    with pytest.raises(ValueError, match="closed"):
         client.predict(b"x")
 
 

@@ -10,6 +10,7 @@ import pytest
 from certificates import openssl
 from fake_triton import KINDS, ask, ask_once, fake_triton, names, predict
 from http_proxy import pump
+from name_server import NAME, NameServer
 
 from m2f_client import Client, InvalidAddress, ServerUnavailable, Tls
 
@@ -94,6 +95,15 @@ def test_a_certificate_for_another_name(kind, proxy, certificates):
     with pytest.raises(ServerUnavailable):
         ask_once(kind, predict, url.replace("127.0.0.1", "localhost"), tls=Tls(ca=certificates / "ca.pem"))
     assert not seen
+
+
+@KINDS
+def test_a_certificate_is_for_a_name_whatever_its_addresses(kind, proxy, certificates, monkeypatch):
+    url, _, _ = proxy
+    NameServer(monkeypatch, "127.0.0.1", "127.0.0.2")
+    calls = [predict] * 3
+    for result in ask(kind, calls, url.replace("127.0.0.1", NAME), tls=Tls(ca=certificates / "ca.pem")):
+        assert len(result) == 1
 
 
 @KINDS

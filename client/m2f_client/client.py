@@ -100,9 +100,9 @@ class Client(_AnyClient):
     Args:
         url: `grpc://host:port` or `http://host:port/base-path`; `grpcs://` and `https://` for TLS. `host:port` is gRPC,
             and the line that `m2f serve --json` prints stands for its gRPC address. Several servers that hold the same
-            models: `grpc://a:8001,b:8001`. gRPC takes the servers in turn. HTTP stays with one server and goes on to
-            the next when that one is unavailable. Requests are retried, within the timeout, only when a server is
-            unavailable or closes the connection.
+            models: `grpc://a:8001,b:8001`, or one name with several addresses. Requests go to all addresses in turn.
+            Names are looked up again while the client is used. Requests are retried, within the timeout, only when a
+            server is unavailable or closes the connection.
         timeout: seconds from the call to the answer, everything included; None waits for ever.
         model: name of a public model of the server; `m2f models` lists them.
         headers: sent with every request, e.g. `{"authorization": "Bearer ..."}`; gRPC calls them metadata.
@@ -114,7 +114,6 @@ class Client(_AnyClient):
     Raises:
         InvalidAddress: `url`, `headers`, `tls` or `shared_memory` cannot be used. Nothing is sent before the first
             request.
-        ServerUnavailable: none of several gRPC host names can be resolved; they are looked up once, here.
     """
 
     _waiting = BLOCKING

@@ -152,10 +152,16 @@ def _target(url: str, scheme: str, host: str) -> str:
 
 
 def _is_ipv6(host: str) -> bool:
+    return is_numeric(host) and ip_address(host).version == 6
+
+
+def is_numeric(host: str) -> bool:
+    """Return whether a host, without brackets, is an IP address rather than a name."""
     try:
-        return ip_address(host).version == 6
+        ip_address(host)
     except ValueError:
         return False
+    return True
 
 
 def _wrong(url: str, reason: str) -> InvalidAddress:

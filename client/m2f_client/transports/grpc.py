@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import count
+from typing import Any, TypeAlias
 
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from m2f_client.answer import readable
-from m2f_client.client_errors import ModelNotFound, ServerUnavailable
-from m2f_client.transports.address import Endpoint
+from m2f_client.client_errors import ModelNotFound
+from m2f_client.transports.address import Endpoint, is_numeric
 from m2f_client.transports.failures import translated
 from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
-from m2f_client.transports.proxies import Proxy, proxy_for
+from m2f_client.transports.proxies import host_and_port
 from m2f_client.transports.served_models import Hint
+from m2f_client.transports.servers import Server, Servers
 from m2f_client.transports.waiting import BLOCKING, Waiting
 
 _MAX_BYTES = 2**31 - 1  # largest message of protobuf: enough for raw logits and dense masks
 _NO_COMPRESSION = 1  # "identity" alone: a few kilobytes can unpack to gigabytes
+_LOOK_UP_AGAIN_MS = 1_000  # least time between gRPC's own lookups of a name: its default is 30 s
 _MAX_RECONNECT_MS = 5_000  # gRPC's default is two minutes: a restarted server would get no requests for so long
+
+_Group: TypeAlias = tuple[Server, ...]  # that share a channel
 
 SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -55,14 +59,8 @@ class GrpcTransport:
         self._headers = {name: value for name, value in endpoint.headers.items() if name != "host"}
         self._waiting = waiting
         self._hint = Hint(self)
-        self._channels = _channels(endpoint)
-        self._clients = OfProcess(self._open)
-        if not waiting.asynchronous:
-            self._clients.get()
-
-    def _open(self) -> list[tuple[Any, Proxy | None]]:
-        flavour = triton_aio if self._waiting.asynchronous else triton
-        return [(flavour.InferenceServerClient(**arguments), proxy) for arguments, proxy in self._channels]
+        self._channels = OfProcess(lambda: _Channels(endpoint, triton_aio if waiting.asynchronous else triton))
+        self._channels.get()  # checks the proxies
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
@@ -99,24 +97,27 @@ class GrpcTransport:
 
     async def close(self) -> None:
         """Close the channels. They stay closed: a later call is an error of the caller."""
-        for client, _ in self._clients.get():
+        for client in self._channels.get().closed():
             await self._waiting.call(client.close)
 
     async def _call(self, method: str, timeout: float | None, **arguments: Any) -> Any:
         """Return what a method of tritonclient's client returns, from the first server that is available."""
         deadline = Deadline(timeout)
+        channels = self._channels.get()
+        with translated((TimeoutError,), self.url, timeout):
+            servers = await channels.servers.current(self._waiting, deadline)
 
-        async def ask(server: tuple[Any, Proxy | None]) -> Any:
-            client, proxy = server
+        async def ask(group: _Group) -> Any:
+            client, proxy = channels.client(group, servers), group[0].proxy
             common = {"headers": dict(self._headers), "client_timeout": deadline.left()}  # tritonclient changes headers
             with translated((InferenceServerException,), self.url, timeout, proxy):
                 return await self._waiting.call(getattr(client, method), **arguments, **common)
 
-        return await first_available(self._clients.get(), ask)
+        return await first_available(channels.in_turn(servers), ask)
 
 
-def _channels(endpoint: Endpoint) -> list[tuple[dict[str, Any], Proxy | None]]:
-    """Return the arguments of tritonclient's gRPC clients, and their proxies, in the order to ask them in.
+class _Channels:
+    """The channels of one process. Safe to share between threads.
 
     Several servers share one channel. It takes them in turn, passes over servers that do not answer, and retries. It
     cannot pass over a server that shuts down: for seconds Triton answers NOT_FOUND, and so quickly that this server
@@ -124,31 +125,72 @@ def _channels(endpoint: Endpoint) -> list[tuple[dict[str, Any], Proxy | None]]:
 
     gRPC asks a proxy for all servers of a channel at once, which no proxy understands. So servers behind a proxy have
     only their own channels.
+
+    Args:
+        endpoint: the servers.
+        flavour: `tritonclient.grpc`, or its asyncio flavour.
     """
-    channels = [_channel(endpoint, target, proxy_for(endpoint.scheme, target)) for target in endpoint.targets]
-    if len(channels) == 1 or any(proxy for _, proxy in channels):
-        return channels
-    name = endpoint.targets[0]  # a server whose certificate is for another name is reached by its own channel only
-    return [_channel(endpoint, _resolved(endpoint), None, [("grpc.default_authority", name)]), *channels]
+
+    def __init__(self, endpoint: Endpoint, flavour: Any) -> None:
+        self.servers = Servers(endpoint)
+        self._endpoint = endpoint
+        self._flavour = flavour
+        self._clients: dict[_Group, Any] = {}
+        self._turn = count()
+        self._closed = False
+
+    def in_turn(self, servers: _Group) -> list[_Group]:
+        """Return the groups of servers whose channels are to be asked, in this order."""
+        first = next(self._turn) % len(servers)
+        alone: list[_Group] = [(server,) for server in servers[first:] + servers[:first]]
+        return alone if len(servers) == 1 or any(server.proxy for server in servers) else [servers, *alone]
+
+    def client(self, group: _Group, servers: _Group) -> Any:
+        """Return tritonclient's client of a channel.
+
+        Args:
+            group: the servers of the channel.
+            servers: all servers. A channel with a server that is not among them, or that lacks a new one, is dropped:
+                it closes at the end of its last call.
+        """
+        if self._closed:
+            raise ValueError("the client is closed")
+        if group not in self._clients:
+            opened = {group: self._flavour.InferenceServerClient(**_channel(self._endpoint, group))}
+            kept = {of: client for of, client in list(self._clients.items()) if _is_current(of, servers)}
+            self._clients = opened | kept
+        return self._clients[group]
+
+    def closed(self) -> list[Any]:
+        """Open no channel any more, and return the clients to close."""
+        self._closed = True
+        return list(self._clients.values())
 
 
-def _channel(
-    endpoint: Endpoint, target: str, proxy: Proxy | None, options: Sequence[tuple[str, Any]] = ()
-) -> tuple[dict[str, Any], Proxy | None]:
+def _is_current(group: _Group, servers: _Group) -> bool:
+    return group == servers or (len(group) == 1 and group[0] in servers)
+
+
+def _channel(endpoint: Endpoint, group: _Group) -> dict[str, Any]:
+    """Return the arguments of tritonclient's gRPC client."""
+    target, proxy = group[0].target, group[0].proxy
+    address = group[0].address if len(group) == 1 else _shared_address(group)
+    authority = endpoint.headers.get("host", target)
     arguments: dict[str, Any] = {
-        "url": target,
+        "url": address,
         "channel_args": [
             ("grpc.enable_http_proxy", int(proxy is not None)),
             *([("grpc.http_proxy", proxy.url)] if proxy is not None else []),
+            # gRPC's name for HTTP's header `host`; as metadata, the header would contradict it. Certificates are
+            # for it: a server of a list that has another name than the first is reached by its own channel only
+            *([("grpc.default_authority", authority)] if authority != address else []),
             ("grpc.max_send_message_length", _MAX_BYTES),
             ("grpc.max_receive_message_length", _MAX_BYTES),
             ("grpc.per_rpc_retry_buffer_size", _MAX_BYTES),  # by default a request above 256 KiB is not retried
             ("grpc.max_reconnect_backoff_ms", _MAX_RECONNECT_MS),
+            ("grpc.dns_min_time_between_resolutions_ms", _LOOK_UP_AGAIN_MS),
             ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-            *options,
-            # gRPC's name for HTTP's header `host`; as metadata, the header would contradict it. Later options win.
-            *([("grpc.default_authority", endpoint.headers["host"])] if "host" in endpoint.headers else []),
         ],
     }
     if endpoint.tls is not None:
@@ -158,22 +200,14 @@ def _channel(
             "private_key": endpoint.tls.key,
         }
         arguments |= {"ssl": True} | {name: path and os.fspath(path) for name, path in files.items()}
-    return arguments, proxy
+    return arguments
 
 
-def _resolved(endpoint: Endpoint) -> str:
-    """Return several servers as one target. gRPC takes a list of numeric addresses, all IPv4 or all IPv6."""
-    reason = ""
-    for scheme, family in (("ipv4", socket.AF_INET), ("ipv6", socket.AF_INET6)):
-        found: list[str] = []
-        for target in endpoint.targets:
-            host, _, port = target.rpartition(":")
-            try:
-                infos = socket.getaddrinfo(host.strip("[]"), int(port), family, socket.SOCK_STREAM)
-            except OSError as error:
-                reason = str(error.strerror)
-                continue
-            found += [f"[{info[4][0]}]:{port}" if scheme == "ipv6" else f"{info[4][0]}:{port}" for info in infos]
-        if found:
-            return f"{scheme}:{','.join(dict.fromkeys(found))}"
-    raise ServerUnavailable(f"no host name in {endpoint.url} can be resolved ({reason})")
+def _shared_address(group: _Group) -> str:
+    """Return several servers as one: a list, which gRPC takes if it is all IPv4 or all IPv6; a name that is both."""
+    found = [server.address for server in group if is_numeric(host_and_port(server.address)[0])]
+    ipv4 = [address for address in found if not address.startswith("[")]
+    is_one_name = len({server.target for server in group}) == 1
+    if not found or (is_one_name and 0 < len(ipv4) < len(found)):
+        return group[0].target
+    return f"ipv4:{','.join(ipv4)}" if ipv4 else f"ipv6:{','.join(found)}"

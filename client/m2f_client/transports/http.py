@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -22,9 +20,11 @@ from m2f_client.transports.address import Endpoint
 from m2f_client.transports.failures import translated
 from m2f_client.transports.of_process import OfProcess
 from m2f_client.transports.protocol import Array, Deadline, Request, arrays, first_available, infer_arguments
-from m2f_client.transports.proxies import Proxy, proxy_for
+from m2f_client.transports.proxies import host_and_port
 from m2f_client.transports.served_models import Hint
-from m2f_client.transports.waiting import BLOCKING, Waiting, in_thread
+from m2f_client.transports.servers import Server, Servers, Turns
+from m2f_client.transports.sockets import AwaitedNetwork, Network, Patience
+from m2f_client.transports.waiting import BLOCKING, Waiting
 
 T = TypeVar("T")
 
@@ -38,25 +38,6 @@ _ERRORS = (
 )
 _HUNG_UP = (httpcore.ReadError, httpcore.RemoteProtocolError, ConnectionResetError, BrokenPipeError)
 _ZONE = re.compile(r"%[^\]]*\]")  # of an IPv6 address: it means something on this machine only
-_PIECE = 1 << 20  # bytes written or read at once: httpcore copies what is left of a buffer after each write
-
-
-class Targets:
-    """Servers that can stand in for each other. The server that answered last is asked first. Safe between threads."""
-
-    def __init__(self, targets: Sequence[str]) -> None:
-        self._targets = tuple(targets)
-        self._first = 0
-
-    def in_turn(self) -> tuple[str, ...]:
-        """Return every target once, in the order to ask them in."""
-        first = self._first
-        return self._targets[first:] + self._targets[:first]
-
-    def pass_over(self, target: str) -> None:
-        """Begin with the next target from now on, if `target` is still the first."""
-        if self._targets[self._first] == target:
-            self._first = (self._first + 1) % len(self._targets)
 
 
 class HttpTransport:
@@ -70,9 +51,9 @@ class HttpTransport:
         self._endpoint = endpoint
         self._waiting = waiting
         self._hint = Hint(self)
-        self._targets = Targets(endpoint.targets)
-        self._proxies = {target: proxy_for(endpoint.scheme, target) for target in endpoint.targets}
-        self._pools = OfProcess(self._open)
+        self._turns = Turns()
+        self._pools = OfProcess(lambda: _Pools(endpoint, waiting))
+        self._pools.get()  # checks the proxies
 
     async def infer(self, request: Request) -> dict[str, Array]:
         """Run the model; see `Transport.infer`."""
@@ -118,10 +99,8 @@ class HttpTransport:
 
     async def close(self) -> None:
         """Close the connections. Calls that other threads or tasks are still in finish first."""
-        for pool in (self._pools.pop() or {}).values():
-            for connection in pool.connections:
-                if connection.is_idle():
-                    await self._waiting.call(connection.aclose if self._waiting.asynchronous else connection.close)
+        if (pools := self._pools.pop()) is not None:
+            await pools.close()
 
     async def _call(
         self,
@@ -133,57 +112,94 @@ class HttpTransport:
     ) -> T:
         """Return what `read` makes of the headers and the body of the first server that is available."""
         deadline = Deadline(timeout)
+        pools = self._pools.get()
+        with translated((TimeoutError,), self.url, timeout):
+            servers = self._turns.order(await pools.current(deadline))
         sent = {"content-type": "application/octet-stream", **PLAIN, **self._endpoint.headers, **(headers or {})}
 
-        async def ask(target: str) -> T:
+        async def ask(server: Server) -> T:
+            url = f"{self._endpoint.scheme}://{server.target}{self._endpoint.path}/v2/{path}"
+            host = {"host": _ZONE.sub("]", server.target)}
+            connect = Patience(deadline, others=server is not servers[-1])
+            extensions = {"timeout": {"connect": connect, "read": deadline, "write": deadline}}
+            if self._waiting.asynchronous and server.proxy is not None:
+                extensions = {}  # httpcore's own sockets take no `Deadline`; the limit below bounds the call
             try:
-                with translated(_ERRORS, self.url, timeout, self._proxies[target]):
-                    response = await self._send(target, f"/v2/{path}", sent, body, deadline)
+                with translated(_ERRORS, self.url, timeout, server.proxy), self._waiting.limit(deadline.left()):
+                    call = {"headers": host | sent, "content": body, "extensions": extensions}
+                    response = await self._send(pools.of(server), url, **call)
                     got = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                     if response.status != HTTPStatus.OK:
                         raise _refusal(response.status, response.content)
                     with readable():
                         refuse_encoded(got.get("content-encoding"), sent["accept-encoding"])
-                        return read(got, response.content)
-            except (ServerUnavailable, Timeout):
-                self._targets.pass_over(target)
+                        answer = read(got, response.content)
+                self._turns.answered(server)
+                return answer
+            except (ServerUnavailable, Timeout) as error:
+                self._turns.failed(server)
+                if connect.lost:
+                    raise ServerUnavailable(str(error)) from error
                 raise
 
-        return await first_available(self._targets.in_turn(), ask)
+        return await first_available(servers, ask)
 
-    async def _send(
-        self, target: str, path: str, headers: Mapping[str, str], body: bytes | None, deadline: Deadline
-    ) -> Any:
+    async def _send(self, pool: Any, url: str, **call: Any) -> Any:
         """Return the response, from a second try if the connection breaks: the server may have closed an idle one."""
-        timeouts = {} if self._waiting.asynchronous else dict.fromkeys(("connect", "read", "write"), deadline)
-        call = {
-            "method": "GET" if body is None else "POST",
-            "url": f"{self._endpoint.scheme}://{target}{self._endpoint.path}{path}",
-            "headers": {"host": _ZONE.sub("]", target), **headers},
-            "content": body,
-            "extensions": {"timeout": timeouts},
-        }
-        with self._waiting.limit(deadline.left()):
-            request = self._pools.get()[self._proxies[target]].request
-            try:
-                with suppress(*_HUNG_UP):
-                    return await self._waiting.call(request, **call)
-                return await self._waiting.call(request, **call)
-            except httpcore.ProxyError as error:  # it says nothing but the proxy's answer
-                raise ConnectionRefusedError(str(error)) from error
+        method = "GET" if call["content"] is None else "POST"
+        try:
+            with suppress(*_HUNG_UP):
+                return await self._waiting.call(pool.request, method, url, **call)
+            return await self._waiting.call(pool.request, method, url, **call)
+        except httpcore.ProxyError as error:  # it says nothing but the proxy's answer
+            raise ConnectionRefusedError(str(error)) from error
 
-    def _open(self) -> dict[Proxy | None, Any]:
-        """Return the connections on each way, straight or by a proxy."""
-        tls = None if self._endpoint.tls is None else self._endpoint.tls.context()
-        return {proxy: self._pool(proxy, tls) for proxy in self._proxies.values()}
 
-    def _pool(self, proxy: Proxy | None, tls: ssl.SSLContext | None) -> Any:
-        asynchronous = self._waiting.asynchronous
-        options: dict[str, Any] = {"ssl_context": tls, "max_connections": None}
+class _Pools:
+    """The connections of one process, by server. Safe to share between threads.
+
+    Args:
+        endpoint: the servers.
+        waiting: how the client waits.
+    """
+
+    def __init__(self, endpoint: Endpoint, waiting: Waiting) -> None:
+        self._servers = Servers(endpoint)
+        self._waiting = waiting
+        self._tls = None if endpoint.tls is None else endpoint.tls.context()
+        self._pools: dict[Server, Any] = {}
+
+    async def current(self, deadline: Deadline) -> tuple[Server, ...]:
+        """Return the servers, and close idle connections to those that are gone; see `Servers.current`."""
+        servers = await self._servers.current(self._waiting, deadline)
+        for gone in set(self._pools).difference(servers):
+            await self._close_idle(self._pools.pop(gone, None))
+        return servers
+
+    def of(self, server: Server) -> Any:
+        """Return the connections to a server."""
+        if server not in self._pools:
+            self._pools.setdefault(server, self._open(server))
+        return self._pools[server]
+
+    async def close(self) -> None:
+        """Close all idle connections."""
+        for pool in list(self._pools.values()):
+            await self._close_idle(pool)
+
+    async def _close_idle(self, pool: Any) -> None:
+        for connection in pool.connections if pool is not None else ():
+            if connection.is_idle():
+                await self._waiting.call(connection.aclose if self._waiting.asynchronous else connection.close)
+
+    def _open(self, server: Server) -> Any:
+        asynchronous, proxy = self._waiting.asynchronous, server.proxy
+        options: dict[str, Any] = {"ssl_context": self._tls, "max_connections": None}
+        host = None if proxy is not None else host_and_port(server.address)[0]
         if not asynchronous:
-            options["network_backend"] = _Network()
-        elif proxy is None:  # a tunnel through a proxy begins without TLS
-            options["network_backend"] = _AwaitedNetwork(tls)
+            options["network_backend"] = Network(host)
+        elif host is not None:  # a tunnel through a proxy begins without TLS
+            options["network_backend"] = AwaitedNetwork(host, self._tls)
         if proxy is None:
             return (httpcore.AsyncConnectionPool if asynchronous else httpcore.ConnectionPool)(**options)
         kind = httpcore.AsyncHTTPProxy if asynchronous else httpcore.HTTPProxy
@@ -209,91 +225,3 @@ def _refusal(status: int, content: bytes) -> InferenceServerException:
     except (LookupError, RecursionError, TypeError, ValueError):
         message = None
     return InferenceServerException(message, str(status))
-
-
-class _Network(httpcore.SyncBackend):
-    """Sockets whose timeouts are `Deadline`s: httpcore's timeouts bound one read or write each, ours the whole call."""
-
-    def connect_tcp(self, host: str, port: int, timeout: Any = None, *args: Any, **kwargs: Any) -> _Stream:
-        """Connect, in a thread: looking up a name keeps to no timeout, and each of several addresses has its own."""
-        return _Stream(in_thread(super().connect_tcp, timeout.left(), host, port, _left(timeout), *args, **kwargs))
-
-
-class _Stream(httpcore.NetworkStream):
-    """Sends a request's headers and body together, when the answer is read: the server wakes up once."""
-
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
-        self._stream = stream
-        self._unsent = b""
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-    def read(self, max_bytes: int, timeout: Any = None) -> bytes:
-        unsent, self._unsent = self._unsent, b""
-        with suppress(httpcore.WriteError):  # the server may have refused the request before it was whole
-            for start in range(0, len(unsent), _PIECE):
-                self._stream.write(unsent[start : start + _PIECE], _left(timeout))
-        return self._stream.read(max_bytes, _left(timeout))
-
-    def write(self, buffer: bytes, timeout: Any = None) -> None:  # noqa: ARG002 (part of the interface)
-        self._unsent += buffer
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: Any = None
-    ) -> _Stream:
-        return _Stream(in_thread(self._stream.start_tls, timeout.left(), ssl_context, server_hostname, _left(timeout)))
-
-
-class _AwaitedNetwork(httpcore.AsyncNetworkBackend):
-    """asyncio's streams. anyio's, httpcore's default, take more work for each request.
-
-    Args:
-        tls: for connections with TLS.
-    """
-
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
-        self._tls = tls
-
-    async def connect_tcp(self, host: str, port: int, *_: Any, **__: Any) -> _AwaitedStream:
-        return _AwaitedStream(*await asyncio.open_connection(host, port, ssl=self._tls, limit=_PIECE))
-
-
-class _AwaitedStream(httpcore.AsyncNetworkStream):
-    """`_Stream`, awaited. `Waiting.limit` bounds the time."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._unsent = b""
-
-    async def aclose(self) -> None:
-        self._writer.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":  # asked of an idle connection: has the server closed it?
-            return self._reader.at_eof() or self._writer.is_closing()
-        return self._writer.get_extra_info(info)
-
-    async def read(self, max_bytes: int, timeout: Any = None) -> bytes:  # noqa: ARG002 (part of the interface)
-        unsent, self._unsent = self._unsent, b""
-        if unsent:
-            with suppress(ConnectionError):
-                self._writer.write(unsent)
-                await self._writer.drain()
-        return await self._reader.read(_PIECE)
-
-    async def write(self, buffer: bytes, timeout: Any = None) -> None:  # noqa: ARG002
-        self._unsent += buffer
-
-    async def start_tls(self, *_: Any, **__: Any) -> _AwaitedStream:
-        return self  # it has TLS from the start
-
-
-def _left(deadline: Deadline) -> float | None:
-    left = deadline.left()
-    if left == 0:  # which a socket takes for "do not wait"
-        raise TimeoutError
-    return left

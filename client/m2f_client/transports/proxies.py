@@ -69,7 +69,7 @@ def proxy_for(scheme: str, target: str) -> Proxy | None:
     Raises:
         InvalidAddress: the variable's value is not the address of an HTTP proxy.
     """
-    host, port = _host_and_port(target)
+    host, port = host_and_port(target)
     variable = next((name for name in map(_spelt, _VARIABLES[scheme]) if name is not None), None)
     value = os.environ[variable].strip() if variable is not None else ""
     if variable is None or not value or is_this_machine(host) or _is_excepted(scheme, host, port):
@@ -109,12 +109,12 @@ def _covers(entry: str, host: str, port: str) -> bool:
         return ip_address(host.partition("%")[0]) in ip_network(entry.strip("[]"), strict=False)
     except (TypeError, ValueError):  # TypeError: IPv4 in IPv6
         pass
-    name, wanted_port = _host_and_port(entry)
+    name, wanted_port = host_and_port(entry)
     name = name.removeprefix("*").strip(".")
     return wanted_port in ("", port) and (host == name or host.endswith(f".{name}"))
 
 
-def _host_and_port(target: str) -> tuple[str, str]:
+def host_and_port(target: str) -> tuple[str, str]:
     """Return host, without brackets, and port of `host`, `host:port` or `[host]:port`; the port may be empty."""
     found = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", target) if target.count(":") == 1 or "]" in target else None
     return (found[1], found[2] or "") if found is not None else (target, "")
