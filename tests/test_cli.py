@@ -249,15 +249,16 @@ def test_sources_of_other_schemes_are_refused_by_name(m2f, scheme):
 
 
 def test_an_error_that_every_image_would_meet_ends_the_run_and_keeps_what_is_done(m2f):
-    result = m2f("a.jpg", "gone.jpg", "sub/a.png", "--json", "--concurrency", "1")
+    result = m2f("a.jpg", "gone.jpg", "sub/a.png", "--json", "--concurrency", "1", "--timeout", "5")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["images"][0]["file_name"] == "a.jpg"
     assert [error["file_name"] for error in document["errors"]] == ["gone.jpg"]
     lines = result.stderr.splitlines()
-    assert "unknown model: 'mask2former'" in lines[0]
-    assert "with --out or --jsonl the same command would resume from there" in lines[1]
-    assert len(lines) == 2
+    assert re.match(r"m2f: unknown model: 'mask2former' .*; asking again, for up to 5 s without an answer$", lines[0])
+    assert "m2f: gone.jpg: unknown model: 'mask2former'" in lines[1]
+    assert "with --out or --jsonl the same command would resume from there" in lines[2]
+    assert len(lines) == 3
 
 
 def test_an_input_is_never_overwritten(m2f, folder):

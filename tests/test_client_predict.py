@@ -246,9 +246,10 @@ def test_a_second_ctrl_c_ends_at_once(folder):
 def test_a_lost_server_says_how_to_go_on(folder):
     """What was in flight when the server went is neither done nor failed, but for the first."""
     journal = folder / "run.jsonl"
-    lost = m2f(folder, "in", "--jsonl", "run.jsonl", life=20, delay=0.002)
+    lost = m2f(folder, "in", "--jsonl", "run.jsonl", "--timeout", 5, life=20, delay=0.002)
     assert lost.exit_code == 1
-    assert lost.stderr.count("no server") == 1
+    assert lost.stderr.count("no server; asking again, for up to 5 s without an answer") == 1
+    assert len(re.findall(r"in/\d+.png: .*: no server", lost.stderr)) == 1
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     done = sum("instances" in line for line in lines)
     assert 13 <= done <= 20  # others are at most 7 ahead of the first that failed

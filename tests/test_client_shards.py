@@ -300,7 +300,7 @@ def test_killed_shards_run_again_and_each_image_is_there_once(server, folder):
 def test_a_lost_server_leaves_the_shard_incomplete(server, parts):
     parts[0].unlink()
     server.life = 5
-    assert shard(server, 0).exit_code == 1
+    assert shard(server, 0, "--timeout", 5).exit_code == 1
     assert "0.jsonl is not complete" in merge(*parts).stderr
     server.life = 10**9
     assert shard(server, 0).exit_code == 0

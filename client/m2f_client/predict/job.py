@@ -17,6 +17,7 @@ from m2f_client.converters import draw
 from m2f_client.converters.coco import panoptic_pixels, results
 from m2f_client.images import served
 from m2f_client.predict.journal import Line
+from m2f_client.predict.patience import Patience
 from m2f_client.predict.video import Frame
 from m2f_client.result import Result
 
@@ -67,6 +68,7 @@ class Job:
 
     Attributes:
         client: the connection.
+        patience: asks again while the server is away.
         parameters: request parameters.
         names: the model's class names.
         out: folder for the files of each image; None: no files.
@@ -75,6 +77,7 @@ class Job:
     """
 
     client: Client
+    patience: Patience
     parameters: Mapping[str, Any]
     names: Sequence[str] | None
     out: Path | None
@@ -103,7 +106,7 @@ class Job:
     def _do(self, item: Item) -> Outcome:
         data = served(item.read())
         outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS * self.raw + PANOPTIC_OUTPUTS * self.panoptic
-        result = self.client.predict(data, outputs=outputs, **self.parameters)
+        result = self.patience(lambda: self.client.predict(data, outputs=outputs, **self.parameters))
         line = line_of(item.name, result, self.names)
         if self.out is None:
             return Outcome(item, line, result)

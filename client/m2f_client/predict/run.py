@@ -14,12 +14,13 @@ import click
 
 from m2f.errors import M2FError
 from m2f_client.client import Client
-from m2f_client.client_errors import ModelNotFound, ServerUnavailable, UnreadableImage
+from m2f_client.client_errors import UnreadableImage
 from m2f_client.predict.annotated import OverlayVideos
 from m2f_client.predict.documents import Origin, write_instances, write_panoptic, write_whole
 from m2f_client.predict.job import Item, Job, Outcome, save
 from m2f_client.predict.journal import Complete, Journal, RunSettings
 from m2f_client.predict.parquet import write_parquet
+from m2f_client.predict.patience import AWAY, Patience
 from m2f_client.predict.screen import Screen
 from m2f_client.predict.shards import Fingerprint, Shard, key_of
 from m2f_client.predict.sources import read, unique_stems
@@ -28,7 +29,6 @@ from m2f_client.printable import complain
 from m2f_client.pump import in_order, stopped_by_signals
 from m2f_client.transports.protocol import Parameter
 
-FATAL = (ServerUnavailable, ModelNotFound)  # every further image would fail likewise
 STDOUT = Path("-")
 
 
@@ -51,7 +51,7 @@ class PredictOptions:
         parquet: file for a Parquet table of the instances; None: it is not written.
         every: of a video, take each `every`-th frame.
         concurrency: number of images in work at once.
-        timeout: seconds that the download of an image may take.
+        timeout: seconds that the download of an image may take, and that the server may be away.
     """
 
     names: Sequence[str]
@@ -89,12 +89,21 @@ def run(client: Client, options: PredictOptions) -> int:
         names = client.class_names
         if options.out is not None:
             save(options.out, lambda out: out.mkdir(parents=True, exist_ok=True))
-        job = Job(client, options.parameters, names, options.out, options.raw, options.panoptic)
+        stop = Event()
+        job = Job(
+            client,
+            Patience(options.timeout, stop),
+            options.parameters,
+            names,
+            options.out,
+            options.raw,
+            options.panoptic,
+        )
         shard = None if options.shard is None else str(options.shard)
         settings = RunSettings(client.model, options.parameters, job.artefacts, shard)
         journal = Journal(options.journal, settings)
         try:
-            running = _PredictRun(job, journal, options)
+            running = _PredictRun(job, journal, options, stop)
             running.work()
             return running.finish()
         finally:
@@ -107,16 +116,15 @@ def run(client: Client, options: PredictOptions) -> int:
 class _PredictRun:
     """The state of a run."""
 
-    def __init__(self, job: Job, journal: Journal, options: PredictOptions) -> None:
-        self._job, self._journal, self._options = job, journal, options
+    def __init__(self, job: Job, journal: Journal, options: PredictOptions, stop: Event) -> None:
+        self._job, self._journal, self._options, self._stop = job, journal, options, stop
         if options.shard is not None:
             _check_listed(journal, options.names)
         used = {source_of(line["file_name"]): _stem(line["overlay"]) for line in journal if "overlay" in line}
         self._stems = unique_stems(options.names, options.out, used=used)
         self._screen = Screen(self._count(), job.names, silent=options.silent)
         self._videos = OverlayVideos(options.out) if options.out is not None else None
-        self._stop = Event()
-        self._lost = False  # whether a request has failed with one of FATAL
+        self._lost = False  # whether a request has failed with one of AWAY
         self._failed = 0
 
     def work(self) -> None:
@@ -202,7 +210,7 @@ class _PredictRun:
     def _record(self, outcome: Outcome) -> None:
         """Write an outcome to the journal, then print it."""
         item, error = outcome.item, outcome.error
-        if isinstance(error, FATAL):
+        if isinstance(error, AWAY):
             self._stop.set()
             if self._lost:
                 return  # it was in flight when the server failed, and stays to be done
