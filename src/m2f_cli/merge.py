@@ -43,9 +43,13 @@ def merge(*, parts: tuple[Path, ...], out: Path | None, parquet: Path | None) ->
         complain(str(error))
         sys.exit(1)
     failed = f", {merged.failed:,} of them failed" if merged.failed else ""
-    click.echo(f"{merged.images:,} images of {len(merged.parts)} shards{failed}")
+    click.echo(f"{_count(merged.images, 'image')} of {_count(len(merged.parts), 'shard')}{failed}")
     for written in filter(None, (out, parquet)):
         click.echo(f"wrote {written}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _write_coco(path: Path, parts: Parts) -> None:
