@@ -21,8 +21,9 @@ def data(manifests):
     return of_kind(manifests, "ConfigMap")[0]["data"]
 
 
-def test_helm_has_nothing_to_say():
-    run = helm("lint", "--strict", CHART, *(f"--values={file}" for files in SETS.values() for file in files))
+@pytest.mark.parametrize("name", ["default", "balancer"])
+def test_helm_has_nothing_to_say(name):
+    run = helm("lint", "--strict", CHART, *(f"--values={file}" for file in SETS[name]))
     assert run.returncode == 0
     assert "[" not in run.stdout.replace("[INFO]", "")
 
@@ -112,7 +113,7 @@ def test_a_pod_may_finish_what_is_in_flight(name):
     assert pod["terminationGracePeriodSeconds"] > options["drain_delay"] + options["drain_timeout"] + 10
     probe = found["m2f"]["readinessProbe"]
     assert options["drain_delay"] > probe["periodSeconds"] * probe["failureThreshold"]
-    assert deployment(rendered(name))["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert deployment(rendered(name))["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
 @EVERY_SET
@@ -210,6 +211,17 @@ def test_a_gpu_is_asked_for_by_its_name():
     assert limits["processor"] == {"memory": "3Gi"}
     pod, _ = containers(rendered("mig"))
     assert pod["runtimeClassName"] == "nvidia"
+
+
+def test_names_that_look_like_numbers_stay_names():
+    values = {
+        "serviceAccountName": "1",
+        "monitoring.namespace": "2",
+        "image.pullSecrets": ["3"],
+        "front.tlsSecret": "4",
+    }
+    for manifest in objects(template(release="5", **values)):
+        check(manifest)
 
 
 def test_the_package_has_everything(tmp_path):

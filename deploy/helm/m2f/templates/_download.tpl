@@ -12,7 +12,7 @@
   {{- with .Values.repository.download.secret }}
   envFrom:
     - secretRef:
-        name: {{ . }}
+        name: {{ . | quote }}
   {{- end }}
   resources:
     requests:

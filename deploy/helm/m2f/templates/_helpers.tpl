@@ -1,15 +1,15 @@
 {{- define "m2f.name" -}}
-{{- ternary .Release.Name (printf "%s-m2f" .Release.Name) (contains "m2f" .Release.Name) | trunc 50 | trimSuffix "-" }}
+{{- ternary .Release.Name (printf "%s-m2f" .Release.Name) (contains "m2f" .Release.Name) | replace "." "-" | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "m2f.selector" -}}
 app.kubernetes.io/name: m2f
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "m2f.predictSelector" -}}
 app.kubernetes.io/name: m2f-predict
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "m2f.labels" -}}
@@ -27,7 +27,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -70,6 +70,11 @@ capabilities:
 {{- end }}
 {{- if gt (include "m2f.mebibytes" .Values.resources.requests.memory | int64) (include "m2f.mebibytes" .Values.resources.limits.memory | int64) }}
 {{- fail (printf "resources.requests.memory %s must be at most resources.limits.memory, which is %s" .Values.resources.requests.memory .Values.resources.limits.memory) }}
+{{- end }}
+{{- with .Values.rollingUpdate }}
+{{- if and (has (toString .maxSurge) (list "0" "0%")) (has (toString .maxUnavailable) (list "0" "0%")) }}
+{{- fail "rollingUpdate.maxSurge and rollingUpdate.maxUnavailable are both 0: no pod could be replaced" }}
+{{- end }}
 {{- end }}
 {{- with .Values.autoscaling }}
 {{- if gt (int .minReplicas) (int .maxReplicas) }}
