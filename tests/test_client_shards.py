@@ -349,7 +349,7 @@ def test_a_shard_that_is_none(text):
         (["no*.jpg", "--jsonl", "x"], 1, "no*.jpg: nothing matches"),
         (["empty", "in", "--jsonl", "x"], 1, "empty: no images in this folder"),
         (["--list", "none", "--jsonl", "x"], 1, "none: no names in this list"),
-        (["--list", "gone", "--jsonl", "x"], 2, "gone: the list cannot be read: No such file or directory"),
+        (["--list", "gone", "--jsonl", "x"], 1, "m2f: gone: the list cannot be read: No such file or directory"),
         (["--jsonl", "x"], 2, "nothing to do: name an IMAGE, or a --list of them"),
     ],
 )

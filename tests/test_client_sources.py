@@ -120,7 +120,7 @@ def test_a_list_may_be_a_pipe_and_is_not_held_in_memory(folder):
 
 @pytest.mark.parametrize("name", ["gone", "empty"])
 def test_a_list_that_cannot_be_read_is_refused_by_name(folder, name):  # noqa: ARG001 (makes the folder `empty`)
-    with pytest.raises(InvalidRequest, match=f"{name}: the list cannot be read: (No such file|Is a directory)"):
+    with pytest.raises(UnreadableImage, match=f"{name}: the list cannot be read: (No such file|Is a directory)"):
         expand([], lists=[name])
 
 

@@ -12,7 +12,7 @@ from fake_server import serving
 from moto.server import ThreadedMotoServer
 
 from m2f_cli.main import main
-from m2f_client import InvalidRequest, UnreadableImage
+from m2f_client import UnreadableImage
 from m2f_client.fake import result_of, stacked
 from m2f_client.predict.sources import expand, read
 
@@ -126,7 +126,7 @@ def test_an_object_costs_one_request(caplog):
 
 def test_a_list_in_a_store():
     assert expand([], lists=["s3://bucket/lists/names.txt"]).names == addresses(IMAGES)
-    with pytest.raises(InvalidRequest, match=r"^s3://bucket/gone\.txt: the list cannot be read: no such object"):
+    with pytest.raises(UnreadableImage, match=r"^s3://bucket/gone\.txt: the list cannot be read: no such object"):
         expand([], lists=["s3://bucket/gone.txt"])
 
 
@@ -135,8 +135,9 @@ def test_a_missing_package_is_said_before_the_first_image(tmp_path, scheme, pack
     if find_spec(package):
         pytest.skip(f"{package} is installed")
     (tmp_path / "names").write_text(f"{scheme}://bucket/a.jpg\n")
-    for sources in ([f"{scheme}://bucket/a.jpg"], [f"{scheme}://bucket/"], ["--list", str(tmp_path / "names")]):
-        done = CliRunner().invoke(main, ["predict", *sources])
+    named, folder, listed = [f"{scheme}://bucket/a.jpg"], [f"{scheme}://bucket/"], ["--list", str(tmp_path / "names")]
+    for command in (["predict", *named], ["predict", *folder], ["predict", *listed], ["bench", *named]):
+        done = CliRunner().invoke(main, command)
         assert done.exit_code == 2
         assert f"{scheme}:// needs: pip install 'm2f[{scheme}]'" in done.stderr
 

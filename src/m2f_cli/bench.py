@@ -12,7 +12,7 @@ from m2f_cli.options import MAX_CONCURRENCY, model_option, parameter_option, tim
 from m2f_client.bench.load import Question
 from m2f_client.bench.pictures import load
 from m2f_client.bench.run import BenchOptions, run
-from m2f_client.client_errors import InvalidAddress
+from m2f_client.client_errors import InvalidAddress, InvalidRequest
 from m2f_client.predict.sources import Sources, expand
 from m2f_client.printable import complain
 from m2f_client.transports.address import Endpoint
@@ -74,7 +74,9 @@ def bench(
     """
     try:
         endpoint = Endpoint.parse(url)
-        sources = expand(images, out=None) if images else Sources()
+        sources = expand(images) if images else Sources()
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from None
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     pictures = load(sources, timeout=timeout)

@@ -19,7 +19,7 @@ from m2f_cli.options import (
     url_option,
 )
 from m2f_client.client import Client
-from m2f_client.client_errors import InvalidAddress, InvalidRequest
+from m2f_client.client_errors import InvalidAddress, InvalidRequest, UnreadableImage
 from m2f_client.predict.run import STDOUT, PredictOptions, run
 from m2f_client.predict.shards import WHOLE, Shard
 from m2f_client.predict.sources import STDIN, Sources, expand
@@ -96,6 +96,9 @@ def predict(
         client = Client(url, timeout=timeout, model=model)
     except InvalidRequest as error:
         raise click.UsageError(str(error)) from None
+    except UnreadableImage as error:
+        complain(str(error))
+        sys.exit(1)
     except InvalidAddress as error:
         raise click.BadParameter(str(error), param_hint="--url") from None
     given = PredictOptions(

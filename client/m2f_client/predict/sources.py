@@ -99,8 +99,8 @@ def expand(
         shard: the shard whose names are kept.
 
     Raises:
-        InvalidRequest: `out` is itself one of the folders to read, a list cannot be read, or a package for an object
-            store is missing.
+        InvalidRequest: `out` is itself one of the folders to read, or a package for an object store is missing.
+        UnreadableImage: a list cannot be read.
     """
     sources = Sources(shard)
     for argument in arguments:
@@ -141,7 +141,7 @@ def _add_list(sources: Sources, name: str) -> None:
                     count += 1
                     _add_name(sources, os.fsdecode(entry))
     except OSError as error:
-        raise InvalidRequest(f"{name}: the list cannot be read: {error.strerror or error}") from error
+        raise UnreadableImage(f"{name}: the list cannot be read: {error.strerror or error}") from error
     if not count:
         sources.refuse(name, "no names in this list", unlisted=True)
 
