@@ -69,7 +69,7 @@ $(VENV)/.newest: $(VENV)/.serve setup_env.sh pyproject.toml
 # an environment of its own: Ray has 600 MB, and its pyarrow needs a newer NumPy than the server
 $(VENV)/.ray: $(VENV)/.serve pyproject.toml examples/ray/requirements.txt
 	$(BIN)/python -m venv $(VENV)/ray
-	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check --editable '.[client,test]' \
+	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check --editable '.[client,test]' 'moto[s3,server]>=5.1' \
 	  --requirement examples/ray/requirements.txt
 	@touch $@
 

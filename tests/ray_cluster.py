@@ -3,8 +3,8 @@
 import contextlib
 import os
 import secrets
-import shutil
 import tempfile
+from pathlib import Path
 from unittest import mock
 
 _ENVIRONMENT = {  # Ray reads it once, when it is imported
@@ -31,13 +31,16 @@ class RayCluster:
         os.environ.update(_ENVIRONMENT)
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "temp_dir": folder, **_NODE})
-        self.environment = {**_ENVIRONMENT, "RAY_ADDRESS": self._cluster.address}
+        (folder / "ray").mkdir()
+        self.environment = {**_ENVIRONMENT, "RAY_TMPDIR": str(folder)}
+        with mock.patch.dict(os.environ, self.environment):
+            self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **_NODE})
+        self.environment["RAY_ADDRESS"] = self._cluster.address
 
-    def add_node(self, cpus=2, **environment):
-        """Add a node; its workers have these variables in their environment, too."""
-        with mock.patch.dict(os.environ, environment):
-            return self._cluster.add_node(num_cpus=cpus, **_NODE)
+    def add_node(self, **environment):
+        """Add a node of 2 CPUs; its workers have these variables in their environment, too."""
+        with mock.patch.dict(os.environ, self.environment | environment):
+            return self._cluster.add_node(num_cpus=2, **_NODE)
 
     def kill_node(self, node):
         """End a node as a lost machine ends."""
@@ -50,11 +53,10 @@ class RayCluster:
 
 @contextlib.contextmanager
 def ray_cluster():
-    """Start a cluster; its sockets need a short path."""
-    folder = tempfile.mkdtemp(prefix="m2f-ray-")
-    cluster = RayCluster(folder)
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    """Start a cluster, in a folder with a short path: Ray has sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="m2f-ray-", ignore_cleanup_errors=True) as folder:
+        cluster = RayCluster(Path(folder))
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()

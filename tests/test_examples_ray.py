@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_server import serving
+from moto.server import ThreadedMotoServer
+from pyarrow.dataset import dataset
+from pyarrow.fs import FileSystem
 from ray_cluster import ray_cluster
 from until import until
 
@@ -140,6 +143,21 @@ def cluster():
 
 
 @pytest.fixture
+def bucket(monkeypatch):
+    """An S3 of its own with a bucket: the file system, and what makes the URI of a folder in the bucket."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with contextlib.ExitStack() as stack:
+        store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        store.start()
+        stack.callback(store.stop)
+        host, port = store.get_host_and_port()
+        options = f"?endpoint_override={host}:{port}&scheme=http&allow_bucket_creation=true"
+        filesystem, _ = FileSystem.from_uri(f"s3://key:secret@bucket{options}")
+        filesystem.create_dir("bucket")
+        yield filesystem, lambda folder: f"s3://key:secret@bucket/{folder}{options}"
+
+
+@pytest.fixture
 def make_job(tmp_path, cluster):
     return lambda count: Job(tmp_path, cluster.environment, count)
 
@@ -235,6 +253,22 @@ def test_a_node_may_go_while_its_actors_work(tmp_path):
         cluster.kill_node(doomed)
         assert job.end(driver)[0] == 0
     job.check_rows()
+
+
+def test_images_and_results_in_a_bucket(make_job, bucket):
+    filesystem, uri = bucket
+    for index in range(25):
+        with filesystem.open_output_stream(f"bucket/photos/{index % 3}/ü 100%20 #{index}.jpg") as stream:
+            stream.write(b"image %d" % index)
+    job, answers = make_job(0), Answers()
+    job.images, job.out = uri("photos"), uri("out")
+    with cats(answers) as fake:
+        for left in (25, 0):
+            said = [f"m2f: {left} of 25 images to do", "m2f: 25 images done, 0 of them failed"]
+            assert job.run(fake.url) == (0, said)
+    names = dataset("bucket/out", filesystem=filesystem).to_table()["file_name"].to_pylist()
+    assert sorted(names) == sorted(f"{index % 3}/ü 100%20 #{index}.jpg" for index in range(25))
+    assert set(answers.asked.values()) == {1}
 
 
 def test_more_actors_than_cpus_leave_room_for_the_writers(make_job):

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from m2f_cli.options import model_option, parameter_option, timeout_option, url_option
 from m2f_client import Client, M2FError, ModelNotFound, Result, ServerError, ServerUnavailable, Timeout
@@ -60,7 +60,7 @@ RECORD = ["file_name", "model", "parameters", "error"]  # the columns that say w
 TRIES = 4  # requests for an image at which the server fails or is too slow; a restarted model needs some seconds
 PAUSE_S = 2.0  # before an image is asked for again
 ACTOR_CPUS = 0.25  # an actor mostly waits; whole CPUs would leave none to the tasks that write
-LOST_ACTORS = 20  # actors in a row that may die while they start, with their nodes
+LOST_ACTORS = 10  # actors in a row that may die while they start, with their nodes
 
 
 class Segmenter:
@@ -229,11 +229,13 @@ def run(
     )
     try:
         rows.write_parquet(folder, filesystem=filesystem, ray_remote_args={"num_cpus": ACTOR_CPUS}, compression="zstd")
-    except RayTaskError as error:
-        stopped = STOPPED.findall(str(error))  # Ray hands on the text of an exception, not the exception
-        if not stopped:
-            raise
-        raise ServerUnavailable(f"{stopped[-1]}; the same command resumes the job") from None
+    except RayTaskError as error:  # Ray hands on the text of an exception, not the exception
+        text = str(error).strip()
+        reason = (STOPPED.findall(text) or text.splitlines())[-1]
+        raise click.ClickException(f"{reason}; the same command resumes the job") from error
+    except RayActorError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise click.ClickException(f"no actor can start; every node needs m2f's client: {reason}") from error
 
 
 def report(record: pa.Table, names: Iterable[str]) -> bool:
