@@ -35,6 +35,7 @@ PARTS: Sequence[str] = (
     "head",
     "knee",
     "autoscaling",
+    "fleet",
 )
 STOPPED = 130  # the exit code after Ctrl-C
 

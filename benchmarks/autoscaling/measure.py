@@ -1,6 +1,6 @@
 """Two servers under a load that rises and falls, a real Prometheus beside them, and what an autoscaler would ask for.
 
-Each server's engine sleeps 50 ms an image, so it carries 20 images a second. The number of servers stays two: shown is
+Each server's engine sleeps 200 ms an image, so it carries 5 images a second. The number of servers stays two: shown is
 what the autoscaler would have asked for.
 """
 
@@ -15,14 +15,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from m2f.contract import PUBLIC_MODEL, model_name
-from m2f_client import AsyncClient, ServerUnavailable, Timeout
+import numpy as np
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from m2f.contract import PUBLIC_MODEL, STRUCTURED_OUTPUTS, model_name
 
 from ..frame import Part, Row, Table, UnavailableError
 from ..sleeping_engine import Work, embedded, sleeping_repository
@@ -30,7 +34,7 @@ from .prometheus import Prometheus, find_program, prometheus
 from .scaler import TARGETS, wanted
 
 REPLICAS = 2
-GPU_MS = 50
+GPU_MS = 200  # so slow that the servers are full long before the processor is
 CARRIED = REPLICAS * 1e3 / GPU_MS  # images a second
 SHARES = (0.2, 0.5, 0.9, 1.4, 0.9, 0.5, 0.2)  # of what the servers carry
 STEP_S = 75  # the rules look back a minute
@@ -55,14 +59,27 @@ class Stage:
     """Running servers under a watch.
 
     Attributes:
-        url: addresses of the servers.
+        urls: `host:port` of gRPC of each server.
         prometheus: what scrapes them.
         picture: encoded image that they answer.
     """
 
-    url: str
+    urls: Sequence[str]
     prometheus: Prometheus
     picture: bytes
+
+
+SHOWN = {
+    "offered_s": "images/s offered",
+    "worked": "truth",
+    "busy": "m2f:step_busy",
+    "counter": "compute counter",
+    "batch": "images a batch",
+    "queue_s": "m2f:queue_seconds",
+    "turned_away_s": "m2f:turned_away",
+    "asked_busy": "replicas for busy",
+    "asked_queue_s": "replicas for queue",
+}
 
 
 def part(*, quick: bool) -> Part:
@@ -93,8 +110,8 @@ def watched() -> Iterator[Stage]:
     with ExitStack() as stack:
         servers = [stack.enter_context(supervised(work)) for _ in range(REPLICAS)]
         targets = [urlsplit(server[name]).netloc for server in servers for name in ("metrics", "health")]
-        url = ",".join(server["grpc"] for server in servers)
-        yield Stage(url, stack.enter_context(prometheus(targets)), work.picture)
+        urls = [server["grpc"] for server in servers]
+        yield Stage(urls, stack.enter_context(prometheus(targets)), work.picture)
 
 
 @contextmanager
@@ -136,7 +153,7 @@ def measured(stage: Stage, *, shares: Sequence[float], step_s: float) -> list[Ro
         )
     if not sent["answered"] or max(row["busy"] for row in rows) == 0:
         raise ValueError(f"the servers did nothing: {dict(sent)}")
-    return [{**row, **{f"requests_{name}": sent[name] for name in ("answered", "failed")}} for row in rows]
+    return [{**row, **{f"requests_{name}": sent[name] for name in ("answered", "refused")}} for row in rows]
 
 
 def averages(series: dict[str, list[tuple[float, float]]]) -> dict[float, float]:
@@ -149,26 +166,34 @@ def averages(series: dict[str, list[tuple[float, float]]]) -> dict[float, float]
 
 
 async def offered(stage: Stage, shares: Sequence[float], step_s: float) -> Counter[str]:
-    """Send requests at random times to the servers in turn, whether they answer or not, and count the ends."""
+    """Send requests at random times to the servers in turn, whether they answer or not, and count the ends.
+
+    A request is sent once, and none is given up: hundreds of cancelled calls end Triton 2.51.
+    """
     ends: Counter[str] = Counter()
     draws = random.Random(SEED)  # noqa: S311 (times of requests)
-    async with AsyncClient(stage.url, timeout=10) as client:
+    image = InferInput("image", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[stage.picture]], dtype=np.object_))
+    outputs = [InferRequestedOutput(name) for name in STRUCTURED_OUTPUTS]
+    async with AsyncExitStack() as stack:
+        clients = itertools.cycle([await stack.enter_async_context(InferenceServerClient(url)) for url in stage.urls])
 
         async def send() -> None:
             try:
-                await client.predict(stage.picture)
+                await next(clients).infer(PUBLIC_MODEL, [image], outputs=outputs)
                 ends["answered"] += 1
-            except (ServerUnavailable, Timeout):  # the client has tried again for 10 s
-                ends["failed"] += 1
+            except InferenceServerException as error:
+                if error.status() != "StatusCode.UNAVAILABLE":  # a full queue
+                    raise
+                ends["refused"] += 1
 
-        in_flight: set[asyncio.Task[None]] = set()
+        in_flight: list[asyncio.Task[None]] = []
         due = time.monotonic()
         for share in shares:
             end = due + step_s
             while due < end:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-                in_flight.add(task := asyncio.create_task(send()))
-                task.add_done_callback(in_flight.discard)
+                in_flight.append(asyncio.create_task(send()))
                 due += draws.expovariate(share * CARRIED)
         await asyncio.gather(*in_flight)
     return ends
@@ -179,48 +204,31 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     last = [
         row for row, after in itertools.pairwise([*rows, {"offered_s": None}]) if row["offered_s"] != after["offered_s"]
     ]
-    columns = {
-        "offered_s": "images/s offered",
-        "worked": "truth",
-        "busy": "m2f:step_busy",
-        "counter": "compute counter",
-        "batch": "images a batch",
-        "queue_s": "m2f:queue_seconds",
-        "turned_away_s": "m2f:turned_away",
-        "asked_busy": "replicas for busy",
-        "asked_queue_s": "replicas for queue",
-    }
-    lines = [[row[name] for name in columns] for row in last]
-    return [
-        Table(
-            "levels", list(columns.values()), lines, "At the end of each level of the load, average of the two servers:"
-        )
-    ]
+    lines = [[row[name] for name in SHOWN] for row in last]
+    return [Table("levels", list(SHOWN.values()), lines, "At the end of each level, average of the two servers:")]
 
 
 def draw(rows: Sequence[Row], figure: Any) -> None:
     """Draw the load and what was asked for, the busy share, and the queue, over time."""
     at = [row["at_s"] for row in rows]
-    load, busy, queue = figure.subplots(1, 3)
+    load, asked, busy, queue = figure.subplots(2, 2, sharex=True).flat
     load.plot(at, [row["offered_s"] for row in rows], "k--", label="images/s offered")
-    load.axhline(CARRIED, color="grey", lw=0.8)
-    load.text(0, CARRIED, "carried", va="bottom", color="grey")
-    load.set_ylim(0)
-    counts = load.twinx()
-    counts.step(at, [row["asked"] for row in rows], where="post", label="replicas asked for")
-    counts.set_ylim(0)
-    load.legend(loc="upper left")
-    counts.legend(loc="upper right")
-    busy.plot(at, [row["counter"] for row in rows], color="tab:red", label="compute counter")
-    busy.plot(at, [row["busy"] for row in rows], color="tab:blue", label="m2f:step_busy")
+    load.axhline(CARRIED, color="grey", lw=0.8, label="carried by the two servers")
+    for name, color in (("busy", "tab:blue"), ("queue_s", "tab:orange")):
+        asked.step(
+            at, [row[f"asked_{name}"] for row in rows], color, where="post", label=f"replicas asked for by {name}"
+        )
+    asked.set_ylim(0, 12)
+    busy.plot(at, [row["counter"] for row in rows], "tab:red", label="Triton's compute counter")
+    busy.plot(at, [row["busy"] for row in rows], "tab:blue", label="m2f:step_busy")
     busy.plot(at, [row["worked"] for row in rows], "k:", label="truth")
-    busy.axhline(TARGETS["busy"], color="grey", lw=0.8)
+    busy.axhline(TARGETS["busy"], color="grey", lw=0.8, label="target")
     busy.set_ylim(0, 3)
-    busy.set_title("engine at work, of one")
-    busy.legend()
-    queue.plot(at, [row["queue_s"] for row in rows], color="tab:blue", label="m2f:queue_seconds")
-    queue.plot(at, [row["turned_away_s"] for row in rows], color="tab:red", label="m2f:turned_away, a second")
-    queue.axhline(TARGETS["queue_s"], color="grey", lw=0.8)
-    queue.legend()
-    for axes in (load, busy, queue):
+    queue.plot(at, [row["queue_s"] for row in rows], "tab:orange", label="m2f:queue_seconds")
+    queue.plot(at, [row["turned_away_s"] for row in rows], "tab:red", label="m2f:turned_away, a second")
+    queue.axhline(TARGETS["queue_s"], color="grey", lw=0.8, label="target of the queue")
+    for axes in (load, asked, busy, queue):
+        axes.legend(fontsize="small", loc="upper left")
+    load.set_ylim(0, 20)
+    for axes in (busy, queue):
         axes.set_xlabel("seconds")

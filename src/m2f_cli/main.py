@@ -36,6 +36,9 @@ COMMANDS = {
     "merge": Lazy("m2f_cli.merge", "merge", "client", "tritonclient", "Merge the journals of all shards."),
     "models": Lazy("m2f_cli.models", "models", "client", "tritonclient", "List the public models of a server."),
     "bench": Lazy("m2f_cli.bench", "bench", "client", "tritonclient", "Measure a server with your own images."),
+    "capacity": Lazy(
+        "m2f_cli.capacity", "capacity", "client", "click", "Compute what a number of images a second needs."
+    ),
     "demo": Lazy("m2f_cli.demo", "demo", "demo", "gradio", "Try a server in the browser."),
     "export": Lazy(
         "m2f_cli.export", "export", "export", "torch", "Turn a trained Mask2Former into a model repository."
