@@ -45,7 +45,9 @@ def exported(tmp_path_factory):
         with pytest.raises(InferenceServerException):
             triton.infer(PUBLIC_MODEL, image_input(b"no picture"), ["scores"])
         complete = {"m2f_instances_count", "m2f_images_total", "m2f_phase_seconds_total", "nv_cpu_memory_used_bytes"}
-        own = read(running.at_health("metrics"))
+        own = wait_until(
+            lambda ours: "m2f_busy_seconds_total" in ours.names(), lambda: read(running.at_health("metrics"))
+        )
         theirs = wait_until(lambda exposition: complete <= exposition.names(), lambda: scrape(running))
         return Exposition(theirs.samples + own.samples)
 

@@ -169,8 +169,8 @@ def capacity(
 ) -> None:
     """Compute what a number of images a second needs.
 
-    That is replicas, GPUs, cores, memory and network. The costs of an image are those of a measured workload, or your own: m2f bench, GET /metrics and docs/capacity.md
-    say how to find them. Nothing is measured, and no server is asked.
+    That is replicas, GPUs, cores, memory and network. The costs of an image are those of a measured workload, or your
+    own. docs/capacity.md says how to find yours. Nothing is measured, and no server is asked.
     """
     work = WORKLOADS[workload]
     own: dict[str, Any] = {name: value for name, value in costs.items() if value is not None}
