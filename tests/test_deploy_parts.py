@@ -104,6 +104,7 @@ def test_the_job_has_a_pod_for_each_shard():
     assert {shard["shard"].count for shard in shards} == {100}
     assert len({shard["jsonl"] for shard in shards}) == 100
     assert shards[0]["url"] == "grpc://m2f-pods:9001"
+    assert (shards[0]["images"], shards[0]["lists"]) == ((), ("s3://pictures/2026.txt",))
     services = {service["metadata"]["name"]: service for service in of_kind(rendered("download"), "Service")}
     service = services["m2f-pods"]
     assert {port["name"]: port["port"] for port in service["spec"]["ports"]} == {"grpc": 9001, "http": 9000}
@@ -134,3 +135,13 @@ def test_nginx_takes_the_front_of_the_values(certificates, tmp_path):
     command = [NGINX, "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-g", "user root root;"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_job_may_go_through_the_front():
+    (job,) = of_kind(rendered("exposed"), "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    asked = arguments_of_shard(container["args"], 0)
+    assert (asked["images"], asked["url"]) == (("/input/2026",), "grpcs://m2f.example")
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"output": "/output", "tmp": "/tmp", "input": "/input", "tls": "/tls"}
+    assert container["env"] == [{"name": "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "value": "/tls/ca.crt"}]

@@ -58,6 +58,7 @@ PREDICT = {"enabled": True, "image": "m2f-predict:1", "input": "/input", "output
         ({"resources": {"requests": {"memory": "20Gi"}}}, r"resources\.requests\.memory 20Gi must be at most .* 16Gi"),
         ({"autoscaling": {"minReplicas": 9}}, r"autoscaling\.minReplicas 9 must be at most .*, which is 8"),
         ({"predict": {"enabled": True}}, r"/predict/image': '' does not match"),
+        ({"predict": PREDICT | {"input": ""}}, r"/predict/list': minLength"),
         ({"predict": PREDICT | {"inputClaim": "photos", "outputClaim": ""}}, r"/predict/outputClaim': minLength"),
         ({"predict": PREDICT | {"inputClaim": "photos"}}, r"predict\.url must name the server"),
         ({"predict": {"parallelism": 9}}, r"predict\.parallelism 9 must be at most predict\.shards, which is 8"),
