@@ -165,14 +165,15 @@ def test_servers_are_asked_in_turn_and_one_that_failed_last_for_a_while(monkeypa
     monkeypatch.setattr(servers_module, "time", clock)
     turns = Turns()
     assert [turns.order("abc") for _ in range(3)] == [list("abc"), list("bca"), list("cab")]
-    for rest in (1, 2, 4, 5, 5):
+    failures = [(False, rest) for rest in (1, 2, 4, 8, 16, 30, 30)] + [(True, 1), (True, 1), (False, 2)]
+    for in_time, rest in failures:
         for _ in range(3):  # three requests at once: the second and the third add nothing
-            turns.failed("a")
+            turns.failed("a", in_time=in_time)
         clock.now += rest - 0.1
         assert {turns.order("ab")[0] for _ in range(2)} == {"b"}
         clock.now += 0.1
         assert {turns.order("ab")[0] for _ in range(2)} == {"a", "b"}
-    turns.failed("a")
+    turns.failed("a", in_time=True)
     turns.answered("a")
     assert {turns.order("ab")[0] for _ in range(2)} == {"a", "b"}
 

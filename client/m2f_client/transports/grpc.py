@@ -26,7 +26,7 @@ from m2f_client.transports.waiting import BLOCKING, Waiting
 _MAX_BYTES = 2**31 - 1  # largest message of protobuf: enough for raw logits and dense masks
 _NO_COMPRESSION = 1  # "identity" alone: a few kilobytes can unpack to gigabytes
 _LOOK_UP_AGAIN_MS = 1_000  # least time between gRPC's own lookups of a name: its default is 30 s
-_MAX_RECONNECT_MS = 5_000  # gRPC's default is two minutes: a restarted server would get no requests for so long
+_MAX_RECONNECT_MS = 1_000  # gRPC's default is two minutes: a restarted server would get no requests for so long
 
 _Group: TypeAlias = tuple[Server, ...]  # that share a channel
 

@@ -137,7 +137,7 @@ class HttpTransport:
                 self._turns.answered(server)
                 return answer
             except (ServerUnavailable, Timeout) as error:
-                self._turns.failed(server)
+                self._turns.failed(server, in_time=isinstance(error, ServerUnavailable))
                 if connect.lost:
                     raise ServerUnavailable(str(error)) from error
                 raise

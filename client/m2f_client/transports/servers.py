@@ -21,7 +21,8 @@ from m2f_client.transports.waiting import Waiting, in_thread
 
 _LOOK_UP_AGAIN_S = 1.0  # after the last lookup, if there is a request
 _PATIENCE_S = 0.1  # of a request that looks up again; a slower lookup is for later requests
-_LONGEST_REST_S = 5.0  # of a server that failed, as gRPC's between two connections
+_REST_S = 1.0  # of a server that failed
+_LONGEST_REST_S = 30.0  # of a server that does not answer: each time that it is asked costs a request all its time
 
 
 @dataclass(frozen=True, order=True)
@@ -117,13 +118,14 @@ class _Rest(NamedTuple):
     until: float
 
 
-_NO_REST = _Rest(0.5, until=-math.inf)
+_NO_REST = _Rest(_REST_S / 2, until=-math.inf)
 
 
 class Turns:
     """The order in which to ask servers that can stand in for each other: in turn. Safe between threads.
 
-    A server that failed is asked last for 1 s, and for twice as long after each further failure in a row.
+    A server that failed is asked last for 1 s. One that did not answer in time is asked last for twice as long after
+    each such failure in a row.
     """
 
     def __init__(self) -> None:
@@ -136,11 +138,16 @@ class Turns:
         now = time.monotonic()
         return sorted((*servers[first:], *servers[:first]), key=lambda server: self._rest(server).until > now)
 
-    def failed(self, server: Server) -> None:
-        """Ask a server last for a while."""
+    def failed(self, server: Server, *, in_time: bool) -> None:
+        """Ask a server last for a while.
+
+        Args:
+            server: the server.
+            in_time: whether the server, or the system, said at once that it takes no request.
+        """
         now, last = time.monotonic(), self._rest(server)
         if last.until <= now:  # else the failure is one of several at once
-            seconds = min(2 * last.seconds, _LONGEST_REST_S)
+            seconds = _REST_S if in_time else min(2 * last.seconds, _LONGEST_REST_S)
             self._rests[server] = _Rest(seconds, until=now + seconds)
 
     def answered(self, server: Server) -> None:
