@@ -1,5 +1,6 @@
 """Connections over HTTP: answers that break off, connections that are kept, and timeouts that bound whole calls."""
 
+import contextlib
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,49 @@ def has_ipv6():
             return True
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def slow_to_accept():
+    """A server that accepts no connection until it is told to; `url`, and how to tell it."""
+    with socket.socket() as listener, contextlib.ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):  # the kernel has room for one of them
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+
+        def serve(connection):
+            with connection, contextlib.suppress(OSError):
+                while connection.recv(65536):
+                    connection.sendall(GOOD)
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", threading.Thread(target=accept, daemon=True).start
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@KINDS
+def test_another_server_is_asked_if_one_accepts_no_connection(kind):
+    with slow_to_accept() as (url, _), raw_server(lambda _: [[GOOD]]) as sound:
+        assert ask_once(kind, names, f"{url},{sound.address}") == ("cat",)
+
+
+@KINDS
+def test_a_server_that_accepts_no_connection_at_once_is_asked_again_if_no_other_answers(kind):
+    with slow_to_accept() as (url, begin):
+
+        def refuse(_):
+            begin()
+            return [[whole(b"", "503 Service Unavailable")]]
+
+        with raw_server(refuse) as busy:
+            assert ask_once(kind, names, f"{url},{busy.address}") == ("cat",)
 
 
 IPV6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6")

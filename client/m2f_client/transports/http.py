@@ -117,10 +117,12 @@ class HttpTransport:
             servers = self._turns.order(await pools.current(deadline))
         sent = {"content-type": "application/octet-stream", **PLAIN, **self._endpoint.headers, **(headers or {})}
 
+        given_up: list[Server] = []
+
         async def ask(server: Server) -> T:
             url = f"{self._endpoint.scheme}://{server.target}{self._endpoint.path}/v2/{path}"
             host = {"host": _ZONE.sub("]", server.target)}
-            connect = Patience(deadline, others=server is not servers[-1])
+            connect = Patience(deadline, others=server is not servers[-1] and server not in given_up)
             extensions = {"timeout": {"connect": connect, "read": deadline, "write": deadline}}
             if self._waiting.asynchronous and server.proxy is not None:
                 extensions = {}  # httpcore's own sockets take no `Deadline`; the limit below bounds the call
@@ -139,10 +141,16 @@ class HttpTransport:
             except (ServerUnavailable, Timeout) as error:
                 self._turns.failed(server, in_time=isinstance(error, ServerUnavailable))
                 if connect.lost:
+                    given_up.append(server)
                     raise ServerUnavailable(str(error)) from error
                 raise
 
-        return await first_available(servers, ask)
+        try:
+            return await first_available(servers, ask)
+        except ServerUnavailable:
+            if not given_up:
+                raise
+            return await ask(given_up[0])  # slow to accept a connection, but perhaps there
 
     async def _send(self, pool: Any, url: str, **call: Any) -> Any:
         """Return the response, from a second try if the connection breaks: the server may have closed an idle one."""
