@@ -232,6 +232,25 @@ def test_a_damaged_part_is_refused_by_name(parts, harm):
     assert not Path("all.json").exists()
 
 
+WRONG = {
+    "instances": [None, 1, [None], [{}], [{"category_id": "1"}]],
+    "width": [None, 0, -1, "5", 2**40, True],
+    "parameters": [None, []],
+    "model": [None, 7],
+    "file_name": [None, 7, []],
+    "overlay": ["../x.png", 7],
+    "segments_info": [None, [1]],
+}
+
+
+@pytest.mark.parametrize("member", WRONG)
+def test_a_line_with_a_member_of_a_wrong_type_is_refused_by_its_number(parts, member):
+    first, *rest = parts[1].read_text().splitlines(keepends=True)
+    for value in WRONG[member]:
+        parts[1].write_text(json.dumps({**json.loads(first), member: value}) + "\n" + "".join(rest))
+        assert merge(*parts).stderr == "m2f: 1.jsonl: line 1 was not written by m2f predict --shard\n"
+
+
 def test_missing_and_doubled_shards_are_refused_by_name(parts):
     assert "missing: shard 1/3; give the journals of all 3 shards" in merge(parts[0], parts[2]).stderr
     Path("copy.jsonl").write_bytes(parts[1].read_bytes())
@@ -326,8 +345,9 @@ def test_images_that_are_added_later_are_done_by_the_same_commands(server, folde
 def test_an_image_that_is_no_longer_a_source_is_refused_by_name(server, folder, parts):
     name = images_of(parts[1])[0]
     (folder / name).unlink()
+    before = parts[1].read_bytes()
     assert f"1.jsonl has {name}, which the sources of this run do not have" in shard(server, 1).stderr
-    assert parts[1].read_text().count("\n") > 1
+    assert parts[1].read_bytes() == before
 
 
 # Wrong usage

@@ -28,7 +28,7 @@ from typing import TextIO
 
 from m2f_client.converters.coco import CocoDict, class_name
 from m2f_client.predict.job import save
-from m2f_client.predict.journal import Line
+from m2f_client.predict.lines import Line
 
 
 @dataclass(frozen=True)

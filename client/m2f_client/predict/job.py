@@ -16,7 +16,7 @@ from m2f_client.client import Client
 from m2f_client.converters import draw
 from m2f_client.converters.coco import panoptic_pixels, results
 from m2f_client.images import served
-from m2f_client.predict.journal import Line
+from m2f_client.predict.lines import Line
 from m2f_client.predict.patience import Patience
 from m2f_client.predict.video import Frame
 from m2f_client.result import Result

@@ -1,17 +1,8 @@
-r"""The journal of a run: a file with a JSON line for each image, from which a stopped run resumes.
-
-    {"file_name": "a.jpg", "model": "mask2former", "parameters": {...},
-     "width": 640, "height": 480,
-     "instances": [{"category_id": 1, "name": "cat", "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
-                    "segmentation": {"size": [h, w], "counts": "..."}}],
-     "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...]}
-    {"file_name": "b.jpg", "model": "mask2former", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
-
-The lines of a shard state it: `"shard": "3/8"`. Once all its images have a line, a last line says so; see `Complete`.
+"""The journal of a run: a file with a JSON line for each image, from which a stopped run resumes.
 
 The files that a line names (`overlay` and so on, if the run writes them) are written before the line. The line is
 handed to the operating system before its image is reported: a killed run loses no reported image, and leaves at most
-one incomplete line, at the end.
+one incomplete line, at the end. What a line holds stands in `lines`.
 """
 
 from __future__ import annotations
@@ -21,18 +12,17 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from m2f.contract import PUBLIC_MODEL
 from m2f.errors import M2FError
 from m2f_client.files import not_a_file
+from m2f_client.predict.lines import ARTEFACTS, Complete, Line, is_cut, parsed
+from m2f_client.predict.video import source_of
 
-Line = dict[str, Any]
-ARTEFACTS = ("overlay", "logits", "panoptic")
-_STARTS = (b'{"file_name": ', b'{"complete": ')  # of the lines that a run writes
 _SYNC_S = 1.0  # seconds between two fsync: the work that a power cut may cost
 
 
@@ -69,29 +59,6 @@ class RunSettings:
         return ", ".join([f"model {self.model}", *parameters, *self.artefacts, *shard])
 
 
-@dataclass(frozen=True)
-class Complete:
-    """The last line of a shard's journal: each image of the shard has a line before it.
-
-    Attributes:
-        shard: the shard, such as `3/8`.
-        images: fingerprint of the shard's sources.
-        listing: fingerprint of the sources of all shards. It differs if the shards did not see the same images.
-        model: name of the model.
-        parameters: request parameters.
-        server: address of the server.
-        class_names: the model's class names.
-    """
-
-    shard: str
-    images: str
-    listing: str
-    model: str
-    parameters: Mapping[str, Any]
-    server: str
-    class_names: Sequence[str] | None
-
-
 class Journal:
     """The journal of this run and of the run that it resumes.
 
@@ -101,28 +68,25 @@ class Journal:
     Args:
         path: the file; None: a temporary file, from which no run resumes.
         settings: the settings of this run.
+        sources: the sources of a shard, which must be those of its lines, or the merged file would have others too;
+            None: lines of other sources stay as they are.
 
     Raises:
         M2FError: the file cannot be written, is used by another run, is not a journal, or comes from a run with other
-            settings.
+            settings or sources. The file is then left as it was.
     """
 
-    def __init__(self, path: Path | None, settings: RunSettings) -> None:
+    def __init__(self, path: Path | None, settings: RunSettings, sources: Set[str] | None = None) -> None:
         self.path = path
         self._settings = settings
         self._places: dict[str, int] = {}  # image -> where its line starts
         self._synced = time.monotonic()
         try:
             self._file = _open_locked(path)
-            self._recover()
+            self._recover(sources)
         except OSError as error:
             raise M2FError(f"cannot write {path or 'a temporary file'}: {error.strerror or error}") from error
         self.resumed = len(self._places)
-
-    @property
-    def names(self) -> Collection[str]:
-        """Names of the images that worked, in this run and the one that it resumes."""
-        return self._places.keys()
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -189,13 +153,13 @@ class Journal:
                 self.path.unlink()
         self._file.close()
 
-    def _recover(self) -> None:
+    def _recover(self, sources: Set[str] | None) -> None:
         """Read the lines of an earlier run, and rewrite the file without those whose images are done again."""
         dropped = False
         kept = []
         for number, text in enumerate(self._file, 1):
             line = parsed(text)
-            if line is None and _is_cut(text):
+            if line is None and is_cut(text):
                 dropped = True  # the run was killed while it wrote this line
             elif line is None:
                 raise M2FError(f"{self.path}: line {number} was not written by m2f predict; choose another file")
@@ -204,6 +168,8 @@ class Journal:
             else:
                 self._check_settings(line)
                 kept.append((line["file_name"], len(text)))
+        if sources is not None:
+            self._check_sources({source_of(name) for name, _ in kept} - sources)
         if dropped:
             self._rewrite()
         place = 0
@@ -217,6 +183,14 @@ class Journal:
             raise M2FError(
                 f"{self.path} comes from a run with other settings ({settings}); "
                 "repeat these settings to resume that run, or remove the file to start again"
+            )
+
+    def _check_sources(self, strangers: Set[str]) -> None:
+        if strangers:
+            count = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise M2FError(
+                f"{self.path} has {min(strangers)}{count}, which the sources of this run do not have; "
+                "give the same sources, or remove the file to start again"
             )
 
     def _rewrite(self) -> None:
@@ -250,39 +224,3 @@ def _open_locked(path: Path | None) -> BinaryIO:
         raise M2FError(f"{path} is in use by another m2f predict; wait for it, or choose another file") from None
     file.seek(0)
     return file
-
-
-def parsed(text: bytes) -> Line | Complete | None:
-    """Return a line of a journal; None if the text is incomplete or not such a line."""
-    if not text.endswith(b"\n"):
-        return None
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict):
-        return None
-    if "complete" in line:
-        return _completed(line["complete"])
-    whole = {"file_name", "parameters"} <= line.keys()
-    whole = whole and isinstance(line["file_name"], str) and isinstance(line["parameters"], dict)
-    whole = whole and all(_is_name(line[kind]) for kind in ARTEFACTS if kind in line)
-    return line if whole and ("error" in line or "instances" in line) else None
-
-
-def _completed(stated: object) -> Complete | None:
-    """Return what the last line of a shard states; None if its members are not those of `Complete`."""
-    if not isinstance(stated, dict) or stated.keys() != {field.name for field in fields(Complete)}:
-        return None
-    texts = all(isinstance(stated[name], str) for name in ("shard", "images", "listing", "model", "server"))
-    return Complete(**stated) if texts and isinstance(stated["class_names"], list | None) else None
-
-
-def _is_cut(text: bytes) -> bool:
-    """Say whether a text may be the beginning of a line that a killed run wrote."""
-    return not text.endswith(b"\n") and any(text.startswith(start) or start.startswith(text) for start in _STARTS)
-
-
-def _is_name(value: object) -> bool:
-    """Say whether a value names a file in the run's folder. A forged journal could name files elsewhere."""
-    return isinstance(value, str) and Path(value).name == value

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from m2f_client.predict.journal import Line
+from m2f_client.predict.lines import Line
 
 GROUP = 10_000  # rows that are held in memory
 _OF_IMAGE = ("file_name", "model", "width", "height", "error")
@@ -33,8 +33,8 @@ def write_parquet(path: Path, lines: Iterable[Line]) -> None:
 
     schema = pa.schema(
         [
-            pa.field("file_name", pa.string(), nullable=False),
-            pa.field("model", pa.string(), nullable=False),
+            ("file_name", pa.string()),
+            ("model", pa.string()),
             ("width", pa.int32()),
             ("height", pa.int32()),
             ("category_id", pa.int32()),
@@ -55,8 +55,12 @@ def write_parquet(path: Path, lines: Iterable[Line]) -> None:
 
 def _rows(lines: Iterable[Line]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        image = {name: line.get(name) for name in _OF_IMAGE}
-        image["file_name"] = line["file_name"].encode(errors="replace").decode()  # Parquet's text is UTF-8
+        image = {name: _cell(line.get(name)) for name in _OF_IMAGE}
         for instance in line.get("instances") or [{}]:
-            counts = instance.get("segmentation", {}).get("counts")
-            yield {**image, **{name: instance.get(name) for name in _OF_INSTANCE}, "counts": counts}
+            counts = _cell(instance.get("segmentation", {}).get("counts"))
+            yield {**image, **{name: _cell(instance.get(name)) for name in _OF_INSTANCE}, "counts": counts}
+
+
+def _cell(value: Any) -> Any:
+    """Return a value with text as Parquet takes it: UTF-8, where a file's name may be any bytes."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value

@@ -17,7 +17,7 @@ import numpy as np
 
 from m2f.errors import M2FError
 from m2f_client.predict.documents import Origin
-from m2f_client.predict.journal import Complete, Line, parsed
+from m2f_client.predict.lines import Complete, Line, parsed
 from m2f_client.predict.shards import Fingerprint, Shard, key_of
 from m2f_client.predict.video import source_of
 

@@ -18,7 +18,8 @@ from m2f_client.client_errors import UnreadableImage
 from m2f_client.predict.annotated import OverlayVideos
 from m2f_client.predict.documents import Origin, write_instances, write_panoptic, write_whole
 from m2f_client.predict.job import Item, Job, Outcome, save
-from m2f_client.predict.journal import Complete, Journal, RunSettings
+from m2f_client.predict.journal import Journal, RunSettings
+from m2f_client.predict.lines import Complete
 from m2f_client.predict.parquet import write_parquet
 from m2f_client.predict.patience import AWAY, Patience
 from m2f_client.predict.screen import Screen
@@ -101,7 +102,7 @@ def run(client: Client, options: PredictOptions) -> int:
         )
         shard = None if options.shard is None else str(options.shard)
         settings = RunSettings(client.model, options.parameters, job.artefacts, shard)
-        journal = Journal(options.journal, settings)
+        journal = Journal(options.journal, settings, None if shard is None else set(options.names))
         try:
             running = _PredictRun(job, journal, options, stop)
             running.work()
@@ -118,8 +119,6 @@ class _PredictRun:
 
     def __init__(self, job: Job, journal: Journal, options: PredictOptions, stop: Event) -> None:
         self._job, self._journal, self._options, self._stop = job, journal, options, stop
-        if options.shard is not None:
-            _check_listed(journal, options.names)
         used = {source_of(line["file_name"]): _stem(line["overlay"]) for line in journal if "overlay" in line}
         self._stems = unique_stems(options.names, options.out, used=used)
         self._screen = Screen(self._count(), job.names, silent=options.silent)
@@ -269,17 +268,6 @@ class _PredictRun:
             complain(f"stopped; {done} done, kept in {path}: the same command resumes from there")
         else:
             complain(f"{_images(self._failed)} failed, {done} done: the same command retries only the failed ones")
-
-
-def _check_listed(journal: Journal, names: Sequence[str]) -> None:
-    """Refuse a shard's journal with an image that is not among the sources: the merged file would have it too."""
-    strangers = set(map(source_of, journal.names)) - set(names)
-    if strangers:
-        count = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
-        raise M2FError(
-            f"{journal.path} has {min(strangers)}{count}, which the sources of this run do not have; "
-            "give the same sources, or remove the file to start again"
-        )
 
 
 def _images(count: int) -> str:
