@@ -133,14 +133,14 @@ fuzz: setup-dev  ## fuzz the native kernel under AddressSanitizer and UBSan for 
 
 ##@ Measure
 
-bench: setup-dev $(VENV)/.peers $(VENV)/.prometheus  ## measure everything, about 40 minutes; run again to go on; make bench ARGS=--quick takes 3 minutes
+bench: setup-dev $(VENV)/.peers  ## measure everything, about 40 minutes; run again to go on; make bench ARGS=--quick takes 3 minutes
 	$(BIN)/python -m benchmarks $(ARGS)
 
 bench-engines: setup-dev  ## measure the engine alone: ONNX Runtime and OpenVINO, threads, shapes, precisions
 	$(BIN)/python -m benchmarks engines $(ARGS)
 
-bench-autoscaling: setup-dev $(VENV)/.prometheus  ## run two servers under a load that rises and falls, with a Prometheus (10 minutes)
-	$(BIN)/python -m benchmarks autoscaling $(ARGS)
+bench-autoscaling: setup-dev $(VENV)/.prometheus  ## measure what to scale by, under a real Prometheus, and simulate a hundred replicas (12 minutes)
+	$(BIN)/python -m benchmarks.autoscaling $(ARGS)
 
 bench-postprocess: setup-dev  ## measure post-processing against mmdetection and others: time, memory, growth, in Triton
 	$(BIN)/python -m benchmarks.postprocess

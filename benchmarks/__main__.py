@@ -34,8 +34,6 @@ PARTS: Sequence[str] = (
     "shared_memory",
     "head",
     "knee",
-    "autoscaling",
-    "fleet",
 )
 STOPPED = 130  # the exit code after Ctrl-C
 

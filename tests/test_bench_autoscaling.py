@@ -1,6 +1,9 @@
 """The benchmark of autoscaling: what an autoscaler asks for, and what is made of Prometheus' answers."""
 
+import json
+
 import pytest
+from benchmarks import autoscaling, fleet
 from benchmarks.autoscaling import measure
 from benchmarks.autoscaling.scaler import Autoscaler, wanted
 
@@ -54,3 +57,10 @@ def test_a_level_is_shown_by_its_last_minute():
     (table,) = measure.tables(rows)
     busy = list(measure.SHOWN).index("busy")
     assert [(line[0], line[busy]) for line in table.lines] == [(8, 1), (20, 4), (8, 5)]
+
+
+@pytest.mark.parametrize("module", [autoscaling, fleet])
+def test_cells_differ_and_can_be_written_down(module):
+    for quick in (True, False):
+        cells = [json.dumps(cell, sort_keys=True) for cell in module.part(quick=quick).cells]
+        assert len(set(cells)) == len(cells) > 0
