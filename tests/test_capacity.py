@@ -61,6 +61,7 @@ def test_the_command_prints_what_plan_says():
     text = capacity(700, "--gpu-ms", 10, "--cpu-ms", 20).output
     assert "700 images/s of r50-gpu with your costs" in text
     assert re.search(r"replicas +11, 1 of them spare", text)
+    assert json.loads(capacity(1, "--gpu-ms", 0, "--cpu-ms", 500, "--json").output)["gpus"] == 0
     assert re.search(r"GPUs +none", capacity(1, "--workload", "r50-cpu").output)
 
 
@@ -74,6 +75,8 @@ def test_the_command_prints_what_plan_says():
         ([], "IMAGES_PER_SECOND"),
         (["1", "--gpu-ms", "-1"], "--gpu-ms"),
         (["1", "--cpu-ms", "0"], "--cpu-ms"),
+        (["1", "--gpu-ms", "0"], "give --cpu-ms too"),  # the processor would compute the network
+        (["1", "--workload", "r50-cpu", "--gpu-ms", "5"], "give --cpu-ms too"),  # and would no longer
         (["1", "--busy", "1.1"], "--busy"),
         (["1", "--busy", "nan"], "--busy"),
         (["1", "--cores", "0"], "--cores"),

@@ -172,7 +172,13 @@ def capacity(
     That is replicas, GPUs, cores, memory and network. The costs of an image are those of a measured workload, or your
     own. docs/capacity.md says how to find yours. Nothing is measured, and no server is asked.
     """
-    work = WORKLOADS[workload]
+    work, gpu_ms = WORKLOADS[workload], costs["gpu_ms"]
+    if gpu_ms is not None and (gpu_ms > 0) != (work.gpu_ms > 0) and costs["cpu_ms"] is None:
+        measured = "with" if work.gpu_ms else "without"
+        raise click.BadParameter(
+            f"{workload} was measured {measured} a GPU, so its --cpu-ms does not fit: give --cpu-ms too",
+            param_hint="--gpu-ms",
+        )
     own: dict[str, Any] = {name: value for name, value in costs.items() if value is not None}
     if own:
         work = replace(work, about=f"{workload} with your costs", **own)
