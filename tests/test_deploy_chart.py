@@ -208,7 +208,7 @@ def test_a_gpu_is_asked_for_by_its_name():
     limits = {name: containers(rendered(name))[1]["m2f"]["resources"]["limits"] for name in SETS}
     assert limits["default"] == {"memory": "16Gi", "nvidia.com/gpu": 1}
     assert limits["mig"] == {"memory": "16Gi", "nvidia.com/mig-1g.10gb": 1}
-    assert limits["processor"] == {"memory": "3Gi"}
+    assert limits["processor"] == {"cpu": "2", "memory": "3Gi"}
     pod, _ = containers(rendered("mig"))
     assert pod["runtimeClassName"] == "nvidia"
 
