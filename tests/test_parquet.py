@@ -115,6 +115,14 @@ def test_no_images_at_all_are_an_empty_table(url):
     assert "counts" in pq.read_schema("out.parquet").names
 
 
+def test_the_table_never_replaces_another_file(url):
+    done = predict(url, "--jsonl", "./out.parquet")
+    assert (done.exit_code, "--jsonl and --parquet are the same file" in done.stderr) == (2, True)
+    for other in (["run.jsonl"], ["x.jsonl", "--out", "run.jsonl"]):
+        done = CliRunner().invoke(main, ["merge", *other, "--parquet", "./run.jsonl"])
+        assert (done.exit_code, "and --parquet are the same file" in done.stderr) == (2, True)
+
+
 def test_a_missing_package_is_said_before_the_first_image(url, monkeypatch):
     monkeypatch.setattr("m2f_cli.options.find_spec", lambda _: None)
     for done in (predict(url), CliRunner().invoke(main, ["merge", "0.jsonl", "--parquet", "out.parquet"])):
