@@ -153,7 +153,7 @@ def measured(stage: Stage, *, shares: Sequence[float], step_s: float) -> list[Ro
         )
     if not sent["answered"] or max(row["busy"] for row in rows) == 0:
         raise ValueError(f"the servers did nothing: {dict(sent)}")
-    return [{**row, **{f"requests_{name}": sent[name] for name in ("answered", "refused")}} for row in rows]
+    return [{**row, **{f"requests_{name}": sent[name] for name in ("answered", "refused", "failed")}} for row in rows]
 
 
 def averages(series: dict[str, list[tuple[float, float]]]) -> dict[float, float]:
@@ -182,10 +182,8 @@ async def offered(stage: Stage, shares: Sequence[float], step_s: float) -> Count
             try:
                 await next(clients).infer(PUBLIC_MODEL, [image], outputs=outputs)
                 ends["answered"] += 1
-            except InferenceServerException as error:
-                if error.status() != "StatusCode.UNAVAILABLE":  # a full queue
-                    raise
-                ends["refused"] += 1
+            except InferenceServerException as error:  # of a full queue, or of a server that broke
+                ends["refused" if error.status() == "StatusCode.UNAVAILABLE" else "failed"] += 1
 
         in_flight: list[asyncio.Task[None]] = []
         due = time.monotonic()
