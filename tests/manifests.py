@@ -1,15 +1,18 @@
 """Kubernetes' objects, checked strictly: an unknown field is an error, in the objects of operators too."""
 
 import functools
-import importlib
+import importlib.metadata
+import importlib.util
 import json
+import sys
 
 import kubernetes_validate
 from kserve_fields import problems
 
-OF_OPERATORS = {  # the module that has the class of the kind's name; importing one takes a second
-    "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
-    "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)  # 2 MB an object
+OF_OPERATORS = {  # the package with the objects of a version, and its file
+    "keda.sh/v1alpha1": ("cloudcoil-models-keda", "keda/v1alpha1.py"),
+    "monitoring.coreos.com/v1": ("cloudcoil-models-prometheus-operator", "prometheus_operator/v1.py"),
 }
 OF_KSERVE = {
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "V1alpha1ServingRuntime",
@@ -22,7 +25,7 @@ def check(manifest):
     """Raise an error if an object has an unknown field, lacks a field or has a wrong type."""
     kind = (manifest["apiVersion"], manifest["kind"])
     if kind[0] in OF_OPERATORS:
-        model = getattr(importlib.import_module(OF_OPERATORS[kind[0]]), kind[1]).model_validate(manifest)
+        model = getattr(models(*OF_OPERATORS[kind[0]]), kind[1]).model_validate(manifest)
         kept = model.model_dump(by_alias=True, exclude_unset=True, mode="json")  # without what the model does not know
         assert kept == manifest, f"of {manifest} only {kept} is known"
     elif kind in OF_KSERVE:
@@ -32,6 +35,16 @@ def check(manifest):
         check(as_pod(foreign))
     else:
         kubernetes_takes(json.dumps(manifest))
+
+
+@functools.cache
+def models(package, file):
+    """The module of an operator's objects. It is loaded alone: its package imports more, which takes a second."""
+    path = importlib.metadata.distribution(package).locate_file(f"cloudcoil/models/{file}")
+    spec = importlib.util.spec_from_file_location(package, path)
+    module = sys.modules[package] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @functools.cache

@@ -220,7 +220,8 @@ def test_names_that_look_like_numbers_stay_names():
         "image.pullSecrets": ["3"],
         "front.tlsSecret": "4",
     }
-    for manifest in objects(template(release="5", **values)):
+    manifests = objects(template(release="5", **values))
+    for manifest in (deployment(manifests), *of_kind(manifests, "NetworkPolicy"), *of_kind(manifests, "Service")):
         check(manifest)
 
 
