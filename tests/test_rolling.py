@@ -63,16 +63,19 @@ def test_first_traffic_is_the_first_answer_after_the_start():
     assert rolling.first_traffic(lambda: [(now - 1, "a"), (now + 0.25, "b"), (now + 0.5, "c")], now) == 0.25
 
 
-def test_the_table_sums_the_runs_and_takes_the_worst_times():
+def test_the_tables_sum_the_runs_and_take_the_worst_times():
     cell = {"settings": "as deployed", "replicas": 2, "protocol": "grpc", "path": PATHS[0], "event": SCALE_UP}
     runs = [
         cell
         | {"requests": 100, "failed": 1, "wrong": 0, "computed_twice": 2, "traffic_after_s": 0.5, "slowest_s": 1.0},
         cell | {"requests": 50, "failed": 0, "wrong": 0, "computed_twice": 0, "traffic_after_s": 1.5, "slowest_s": 0.5},
     ]
-    (table,) = rolling.tables(runs)
-    (line,) = table.lines
-    assert line[4:] == [2, 150, 1, 0, 2, 1.5, 1.0]
+    without = runs[1] | {"settings": "without a drain delay", "event": "SIGTERM", "failed": 7, "traffic_after_s": None}
+    lost, new, sums = rolling.tables([*runs, without])
+    assert lost.columns[2:] == [SCALE_UP, "SIGTERM without a drain delay"]
+    assert lost.lines == [[PATHS[0], "grpc", "1 of 150", "7 of 50"]]
+    assert new.lines == [[PATHS[0], "grpc", 1.5]]
+    assert sums.lines[0][5:] == [2, 150, 1, 0, 2, 1.0]
 
 
 def test_the_table_of_rates_takes_the_worst_run():

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,21 +134,50 @@ def first_traffic(answered: Any, ready_at: float) -> float:
 
 
 def tables(rows: Sequence[Row]) -> list[Table]:
-    """Return, for each protocol, what was lost on each way: failed, wrong and computed twice of all runs."""
-    found = []
-    for protocol in dict.fromkeys(row["protocol"] for row in rows):
-        of_it = [row for row in rows if row["protocol"] == protocol]
-        groups: dict[tuple[Any, ...], list[Row]] = {}
-        for row in of_it:
-            groups.setdefault((row["settings"], row["replicas"], row["event"], row["path"]), []).append(row)
-        lines = [[*key, *_summed(group)] for key, group in groups.items()]
-        columns = ["settings", "replicas", "event", "path", "runs", "requests", "failed", "wrong", "computed twice"]
-        columns += ["new replica has traffic, s", "slowest, s"]
-        found.append(Table(protocol, columns, lines, f"Over {protocol}, sums and largest times of the runs:"))
-    return found
+    """Return what failed on each way, how soon a new replica had traffic, and all sums."""
+    deployed = [row for row in rows if row["settings"] == "as deployed"]
+    bare = [row | {"event": f"{row['event']} {row['settings']}"} for row in rows if row["settings"] != "as deployed"]
+    new = [row for row in deployed if row["traffic_after_s"] is not None]
+    return [
+        _by_event("lost", deployed + bare, _failed, "Requests that failed, of all requests of all runs:"),
+        _by_event("new", new, _longest_wait, "Seconds until a replica that is ready had its first answer, longest:"),
+        _sums(rows),
+    ]
 
 
-def _summed(rows: Sequence[Row]) -> list[Any]:
-    sums = [sum(row[name] for row in rows) for name in ("requests", "failed", "wrong", "computed_twice")]
-    waits = [row["traffic_after_s"] for row in rows if row["traffic_after_s"] is not None]
-    return [len(rows), *sums, max(waits, default=None), max(row["slowest_s"] for row in rows)]
+def _by_event(name: str, rows: Sequence[Row], shown: Callable[[Sequence[Row]], Any], caption: str) -> Table:
+    """Return a table with a line for each way and a column for each event."""
+    ways = list(dict.fromkeys((row["path"], row["protocol"]) for row in rows))
+    events = list(dict.fromkeys(row["event"] for row in rows))
+    lines = []
+    for way in ways:
+        places = [[row for row in rows if (row["path"], row["protocol"], row["event"]) == (*way, e)] for e in events]
+        lines.append([*way, *(shown(place) if place else None for place in places)])
+    return Table(name, ["way to the replicas", "protocol", *events], lines, caption)
+
+
+def _failed(rows: Sequence[Row]) -> str:
+    return f"{sum(row['failed'] for row in rows):,} of {sum(row['requests'] for row in rows):,}"
+
+
+def _longest_wait(rows: Sequence[Row]) -> float:
+    return max(row["traffic_after_s"] for row in rows)
+
+
+def _sums(rows: Sequence[Row]) -> Table:
+    keys = ("settings", "replicas", "protocol", "path", "event")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    counts = ("requests", "failed", "wrong", "computed_twice")
+    lines = [
+        [
+            *key,
+            len(group),
+            *(sum(row[name] for row in group) for name in counts),
+            max(row["slowest_s"] for row in group),
+        ]
+        for key, group in groups.items()
+    ]
+    columns = [*keys, "runs", *(name.replace("_", " ") for name in counts), "slowest answer, s"]
+    return Table("sums", columns, lines, "Sums of the runs:")
