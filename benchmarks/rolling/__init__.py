@@ -25,7 +25,7 @@ from .replicas import Replicas, replicas
 ENGINE_MS = 50.0
 IN_FLIGHT = 16
 RUNS = 3
-BEFORE_S, AFTER_S = 1.5, 2.5  # load before the event, and after its end
+BEFORE_S, AFTER_S = 1.0, 1.5  # load before the event, and after its end
 NEW_S = 10.0  # longest wait for the traffic of a new replica
 DRAIN = ("--drain-delay=4", "--grpc-max-connection-age=2000")
 SETTINGS = {"as deployed": DRAIN, "without a drain delay": ()}
