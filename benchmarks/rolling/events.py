@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def sigkill_server(replicas: Replicas) -> list[New]:
     replica = replicas.all[0]
     replica.kill_server()
     while replica.is_ready():  # until `m2f serve` has seen it
-        pass
+        time.sleep(0.02)
     return [New(replica, replica.wait_ready())]
 
 
