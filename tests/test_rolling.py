@@ -47,11 +47,12 @@ def test_a_running_process_sees_the_addresses_that_the_name_has_now(hosts):
 
 
 @pytest.mark.server
-def test_the_load_counts_every_answer(tmp_path, hosts, server):
+@pytest.mark.parametrize("client", [pytest.param("m2f", marks=pytest.mark.more), "tritonclient"])
+def test_the_load_counts_every_answer(tmp_path, hosts, server, client):
     stage = SimpleNamespace(hosts=hosts, folder=tmp_path)
     hosts.set(["127.0.0.1"])
     port = server.grpc_url.rpartition(":")[2]
-    with rolling.load(stage, Way(f"grpc://{NAME}:{port}", tls=False), in_flight=2) as outcomes:
+    with rolling.load(stage, Way(f"grpc://{NAME}:{port}", tls=False), in_flight=2, client=client) as outcomes:
         time.sleep(0.2)
     assert outcomes
     assert {outcome["kind"] for outcome in outcomes} == {"right"}
@@ -64,7 +65,14 @@ def test_first_traffic_is_the_first_answer_after_the_start():
 
 
 def test_the_tables_sum_the_runs_and_take_the_worst_times():
-    cell = {"settings": "as deployed", "replicas": 2, "protocol": "grpc", "path": PATHS[0], "event": SCALE_UP}
+    cell = {
+        "settings": "as deployed",
+        "replicas": 2,
+        "protocol": "grpc",
+        "path": PATHS[0],
+        "client": "m2f",
+        "event": SCALE_UP,
+    }
     runs = [
         cell
         | {"requests": 100, "failed": 1, "wrong": 0, "computed_twice": 2, "traffic_after_s": 0.5, "slowest_s": 1.0},
@@ -72,17 +80,18 @@ def test_the_tables_sum_the_runs_and_take_the_worst_times():
     ]
     without = runs[1] | {"settings": "without a drain delay", "event": "SIGTERM", "failed": 7, "traffic_after_s": None}
     lost, new, sums = rolling.tables([*runs, without])
-    assert lost.columns[2:] == [SCALE_UP, "SIGTERM without a drain delay"]
-    assert lost.lines == [[PATHS[0], "grpc", "1 of 150", "7 of 50"]]
-    assert new.lines == [[PATHS[0], "grpc", 1.5]]
-    assert sums.lines[0][5:] == [2, 150, 1, 0, 2, 1.0]
+    assert lost.columns[3:] == [SCALE_UP, "SIGTERM without a drain delay"]
+    assert lost.lines == [[PATHS[0], "m2f", "grpc", "1 of 150", "7 of 50"]]
+    assert new.lines == [[PATHS[0], "m2f", "grpc", 1.5]]
+    assert sums.lines[0][6:] == [2, 150, 1, 0, 2, 1.0]
 
 
-def test_the_table_of_rates_takes_the_worst_run():
+def test_the_table_of_rates_takes_the_middle_run():
     rows = [
         {"replicas": balance.ONE, "path": PATHS[0], "images_s": 19.0, "shares": "19"},
         {"replicas": balance.FOUR, "path": PATHS[0], "images_s": 78.0, "shares": "20 20 19 19"},
         {"replicas": balance.FOUR, "path": PATHS[0], "images_s": 76.0, "shares": "19 19 19 19"},
+        {"replicas": balance.FOUR, "path": PATHS[0], "images_s": 40.0, "shares": "10 10 10 10"},
     ]
     (table,) = balance.tables(rows)
     assert [line[2:4] for line in table.lines] == [[19.0, 1.0], [76.0, 4.0]]

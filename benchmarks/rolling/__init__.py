@@ -19,6 +19,7 @@ from typing import Any
 
 from ..frame import Part, Row, Table
 from .events import EVENTS, SCALE_UP
+from .load import M2F, PLAIN
 from .paths import PATHS, PROTOCOLS, Way, opened
 from .replicas import Replicas, replicas
 
@@ -34,9 +35,13 @@ SETTINGS = {"as deployed": DRAIN, "without a drain delay": ()}
 def part(*, quick: bool) -> Part:
     """Return a cell for each way, event and run."""
     paths, protocols, counts, runs = (PATHS, PROTOCOLS[:1], (2,), 1) if quick else (PATHS, PROTOCOLS, (2, 4), RUNS)
-    names = ("settings", "replicas", "protocol", "path", "event", "run")
-    settings = [*itertools.product(["as deployed"], counts, protocols, paths, EVENTS, range(1, runs + 1))]
-    settings += itertools.product(["without a drain delay"], [2], protocols, paths, ["SIGTERM"], range(1, runs + 1))
+    names = ("settings", "replicas", "protocol", "path", "client", "event", "run")
+    numbers = range(1, runs + 1)
+    deployed, bare = SETTINGS
+    settings = [*itertools.product([deployed], counts, protocols, paths, [M2F], EVENTS, numbers)]
+    settings += itertools.product([deployed], [2], ["grpc"], paths[1:], [PLAIN], EVENTS, numbers)
+    settings += itertools.product([bare], [2], protocols, paths, [M2F], ["SIGTERM"], numbers)
+    settings += itertools.product([bare], [2], ["grpc"], paths[1:], [PLAIN], ["SIGTERM"], numbers)
     return Part(
         name="rolling",
         title="Replicas that stop, die or are added under load",
@@ -63,13 +68,13 @@ def staged(*, settings: str, replicas: int) -> Iterator[Replicas]:
 running = replicas
 
 
-def measured(stage: Replicas, *, path: str, protocol: str, event: str, **_: Any) -> list[Row]:
+def measured(stage: Replicas, *, path: str, protocol: str, event: str, client: str = M2F, **_: Any) -> list[Row]:
     """Let an event happen under load, and count what became of the requests."""
     stage.start()
     if event == SCALE_UP:
         stage.all[-1].terminate()
     computed_before = [len(replica.answered()) for replica in stage.all]
-    with opened(path, protocol, stage) as way, load(stage, way) as outcomes:
+    with opened(path, protocol, stage) as way, load(stage, way, client=client) as outcomes:
         time.sleep(BEFORE_S)
         new = EVENTS[event](stage)
         waits = [
@@ -98,10 +103,10 @@ def measured(stage: Replicas, *, path: str, protocol: str, event: str, **_: Any)
 
 
 @contextmanager
-def load(stage: Replicas, way: Way, in_flight: int = IN_FLIGHT) -> Iterator[list[dict[str, Any]]]:
+def load(stage: Replicas, way: Way, *, in_flight: int = IN_FLIGHT, client: str = M2F) -> Iterator[list[dict[str, Any]]]:
     """Keep requests in flight during the `with` block; afterwards the list has their outcomes, as they ended."""
     out = stage.folder / "outcomes.jsonl"
-    options = ["--in-flight", str(in_flight), "--out", str(out)]
+    options = ["--client", client, "--in-flight", str(in_flight), "--out", str(out)]
     options += ["--ca", str(stage.folder / "tls.crt")] if way.tls else []
     command = stage.hosts.seen_by([sys.executable, "-m", "benchmarks.rolling.load", way.url, *options])
     root = Path(__file__).resolve().parents[2]
@@ -147,13 +152,16 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 def _by_event(name: str, rows: Sequence[Row], shown: Callable[[Sequence[Row]], Any], caption: str) -> Table:
     """Return a table with a line for each way and a column for each event."""
-    ways = list(dict.fromkeys((row["path"], row["protocol"]) for row in rows))
+    ways = list(dict.fromkeys((row["path"], row["client"], row["protocol"]) for row in rows))
     events = list(dict.fromkeys(row["event"] for row in rows))
     lines = []
     for way in ways:
-        places = [[row for row in rows if (row["path"], row["protocol"], row["event"]) == (*way, e)] for e in events]
+        places = [
+            [row for row in rows if (row["path"], row["client"], row["protocol"], row["event"]) == (*way, e)]
+            for e in events
+        ]
         lines.append([*way, *(shown(place) if place else None for place in places)])
-    return Table(name, ["way to the replicas", "protocol", *events], lines, caption)
+    return Table(name, ["way to the replicas", "client", "protocol", *events], lines, caption)
 
 
 def _failed(rows: Sequence[Row]) -> str:
@@ -165,7 +173,7 @@ def _longest_wait(rows: Sequence[Row]) -> float:
 
 
 def _sums(rows: Sequence[Row]) -> Table:
-    keys = ("settings", "replicas", "protocol", "path", "event")
+    keys = ("settings", "replicas", "protocol", "path", "client", "event")
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)

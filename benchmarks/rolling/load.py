@@ -1,6 +1,6 @@
 """Keep requests in flight from a process of its own, and write what became of each.
 
-    python -m benchmarks.rolling.load URL --in-flight 16 --out FILE [--ca FILE]
+    python -m benchmarks.rolling.load URL --client m2f --in-flight 16 --out FILE [--ca FILE]
 
 It prints a line when it has learned the right answers, and sends requests from then until its standard input ends.
 """
@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
-from m2f_client import Client, M2FError, Result, Tls
+from m2f.contract import PUBLIC_MODEL
+from m2f_client import Client, M2FError, Tls
+
+Seen = list[Any]  # what tells one answer from another: size, RLE and scores
+Ask = Callable[[bytes], Seen]
 
 _TIMEOUT_S = 20.0
 _PAUSE_S = 0.1  # after a failure, so that failures do not come by the thousand
@@ -30,23 +40,59 @@ def pictures() -> list[bytes]:
     return [cv2.imencode(".png", blank)[1].tobytes() for blank in blanks]
 
 
+@contextmanager
+def m2f_client(url: str, ca: str | None) -> Iterator[Ask]:
+    """Open the client of m2f, which knows several servers and asks another one again."""
+    with Client(url, tls=Tls(ca=ca) if ca else None, timeout=_TIMEOUT_S) as client:
+
+        def ask(image: bytes) -> Seen:
+            result = client.predict(image)
+            return _seen(result.size, result.rle, result.scores)
+
+        yield ask
+
+
+@contextmanager
+def plain_client(url: str, ca: str | None) -> Iterator[Ask]:
+    """Open tritonclient over gRPC as it is: gRPC looks the name up, and nothing is asked twice."""
+    outputs = [triton.InferRequestedOutput(name) for name in ("size", "rle", "scores")]
+    with triton.InferenceServerClient(url.partition("://")[2], ssl=bool(ca), root_certificates=ca) as client:
+
+        def ask(image: bytes) -> Seen:
+            tensor = triton.InferInput("image", [1, 1], "BYTES")
+            tensor.set_data_from_numpy(np.array([[image]], object))
+            options = {"request_id": secrets.token_hex(8), "client_timeout": _TIMEOUT_S}
+            answer = client.infer(PUBLIC_MODEL, [tensor], outputs=outputs, **options)
+            return _seen(*(answer.as_numpy(name)[0] for name in ("size", "rle", "scores")))
+
+        yield ask
+
+
+M2F, PLAIN = "m2f", "tritonclient"
+CLIENTS = {M2F: m2f_client, PLAIN: plain_client}
+
+
+def _seen(size: Any, rle: Any, scores: Any) -> Seen:
+    return [[int(side) for side in size], list(rle), np.asarray(scores).tolist()]
+
+
 def main() -> None:
     """Send requests until standard input ends."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("url")
+    parser.add_argument("--client", choices=CLIENTS, default=M2F)
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--out", type=Path, required=True, help="file for the outcomes, a JSON line each")
     parser.add_argument("--ca", help="certificate of the authority")
     arguments = parser.parse_args()
-    tls = Tls(ca=arguments.ca) if arguments.ca else None
-    with Client(arguments.url, tls=tls, timeout=_TIMEOUT_S) as client:
-        outcomes = _send_until_told(client, arguments.in_flight)
+    with CLIENTS[arguments.client](arguments.url, arguments.ca) as ask:
+        outcomes = _send_until_told(ask, arguments.in_flight)
     arguments.out.write_text("".join(json.dumps(outcome) + "\n" for outcome in outcomes))
 
 
-def _send_until_told(client: Client, in_flight: int) -> list[dict[str, object]]:
+def _send_until_told(ask: Ask, in_flight: int) -> list[dict[str, object]]:
     images = pictures()
-    expected = [_seen(client.predict(image)) for image in images]
+    expected = [ask(image) for image in images]
     if any(size != list(picture) for (size, *_), picture in zip(expected, _SIZES, strict=True)):
         raise ValueError(f"answers belong to other pictures: {expected}")
     outcomes: list[dict[str, object]] = []
@@ -58,9 +104,9 @@ def _send_until_told(client: Client, in_flight: int) -> list[dict[str, object]]:
             which = number % len(images)
             began, kind, why = time.monotonic(), "right", ""
             try:
-                if _seen(client.predict(images[which])) != expected[which]:
+                if ask(images[which]) != expected[which]:
                     kind = "wrong"
-            except M2FError as error:
+            except (M2FError, InferenceServerException) as error:
                 kind, why = "failed", f"{type(error).__name__}: {error}"
                 stop.wait(_PAUSE_S)
             outcomes.append({"began": began, "ended": time.monotonic(), "kind": kind, "why": why})
@@ -75,11 +121,6 @@ def _send_until_told(client: Client, in_flight: int) -> list[dict[str, object]]:
     for thread in threads:
         thread.join()
     return outcomes
-
-
-def _seen(result: Result) -> list[object]:
-    """Return what tells one answer from another."""
-    return [[int(side) for side in result.size], list(result.rle), np.asarray(result.scores).tolist()]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from .hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 PORTS = ("http", "grpc", "metrics", "health", "front")
-PROBE_S = 0.5  # between two looks at `/ready`, which decides whether the name has the replica's address
+PROBE_S = 0.2  # between two looks at `/ready`, which decides whether the name has the replica's address
 READY_S = 60.0
 ENDED_S = 60.0
 _M2F = Path(sys.executable).with_name("m2f")
@@ -154,7 +154,7 @@ class Replicas:
             replica.start()
         for replica in self.all:
             replica.wait_ready()
-        time.sleep(2 * PROBE_S)
+        time.sleep(1.0)  # the name has all addresses
 
     def publish(self) -> None:
         """Give the name the addresses of the replicas that are ready, as Kubernetes does for a headless Service."""
