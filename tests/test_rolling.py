@@ -1,5 +1,6 @@
 """The harness of rolling updates, and what is lost on each way to replicas while they stop and start."""
 
+import itertools
 import json
 import subprocess
 import time
@@ -8,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from benchmarks import balance, rolling
 from benchmarks.frame import UnavailableError
-from benchmarks.rolling.events import EVENTS, SCALE_UP
+from benchmarks.rolling.events import EVENTS, SCALE_UP, UPDATE
 from benchmarks.rolling.hosts import NAME, Hosts
-from benchmarks.rolling.paths import PATHS, PROTOCOLS, Way
+from benchmarks.rolling.paths import ENVOY, PATHS, Way
 
 
 @pytest.fixture
@@ -103,11 +104,12 @@ def replicas():
         yield found
 
 
+CASES = [*itertools.product(PATHS, ["grpc"], EVENTS), *itertools.product(PATHS, ["http"], [UPDATE])]
+
+
 @pytest.mark.chaos
 @pytest.mark.server
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize(("path", "protocol", "event"), CASES)
 def test_nothing_is_lost(replicas, path, protocol, event):
     (row,) = rolling.measured(replicas, path=path, protocol=protocol, event=event)
     print(row)
@@ -115,3 +117,10 @@ def test_nothing_is_lost(replicas, path, protocol, event):
     assert row["requests"] > 50
     if row["traffic_after_s"] is not None:
         assert row["traffic_after_s"] <= 2
+
+
+@pytest.mark.chaos
+@pytest.mark.server
+def test_any_client_behind_envoy_loses_nothing(replicas):
+    (row,) = rolling.measured(replicas, path=ENVOY, protocol="grpc", event=UPDATE, client="tritonclient")
+    assert (row["failed"], row["wrong"]) == (0, 0), row["first_error"]

@@ -168,8 +168,9 @@ def _failed(rows: Sequence[Row]) -> str:
     return f"{sum(row['failed'] for row in rows):,} of {sum(row['requests'] for row in rows):,}"
 
 
-def _longest_wait(rows: Sequence[Row]) -> float:
-    return max(row["traffic_after_s"] for row in rows)
+def _longest_wait(rows: Sequence[Row]) -> float | str:
+    longest: float = max(row["traffic_after_s"] for row in rows)
+    return longest if longest < NEW_S else f"none within {NEW_S:.0f}"
 
 
 def _sums(rows: Sequence[Row]) -> Table:

@@ -62,11 +62,11 @@ def update(replicas: Replicas) -> list[New]:
     return found
 
 
+SCALE_UP, UPDATE = "scale-up", "rolling update"
 EVENTS: Mapping[str, Callable[[Replicas], list[New]]] = {
     "SIGTERM": sigterm,
     "SIGKILL of the server": sigkill_server,
     "SIGKILL of everything": sigkill_everything,
-    "scale-up": scale_up,
-    "rolling update": update,
+    SCALE_UP: scale_up,
+    UPDATE: update,
 }
-SCALE_UP = "scale-up"
