@@ -25,12 +25,14 @@ CODE = {
     "server": SERVER,
     "client": ["client/m2f_client", "src/m2f", "src/m2f_cli/predict.py"],
     "video": ["client/m2f_client/predict"],
+    "parquet": ["client/m2f_client/predict"],
     "convert": ["client/m2f_client"],
     "demo": ["client/m2f_client/page"],
     "eval": ["client/m2f_client/evaluation"],
     "export": ["export/m2f_export", "examples/shapes"],
 }
 TOOLS = {"engine", "gpu", "docs", "test", "dev"}
+STORES = {"s3", "gs", "az"}  # fsspec imports their packages by the scheme of an address
 INDIRECT = {  # what packages import that do not require it
     "client": {"geventhttpclient", "sniffio"},  # tritonclient.http; httpcore
     "export": {"setuptools"},  # mmengine: pkg_resources
@@ -58,7 +60,7 @@ def imports(folder):
 
 
 def test_every_extra_is_checked():
-    assert set(EXTRAS) == {*CODE, *TOOLS}
+    assert set(EXTRAS) == {*CODE, *TOOLS, *STORES}
 
 
 @pytest.mark.torch

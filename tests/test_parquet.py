@@ -1,6 +1,7 @@
 """The Parquet table of `m2f predict` and `m2f merge`: an instance a row, and no image missing."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_the_table_never_replaces_another_file(url):
 
 
 def test_a_missing_package_is_said_before_the_first_image(url, monkeypatch):
-    monkeypatch.setattr("m2f_cli.options.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     for done in (predict(url), CliRunner().invoke(main, ["merge", "0.jsonl", "--parquet", "out.parquet"])):
         assert done.exit_code == 2
         assert "--parquet needs: pip install 'm2f[parquet]'" in done.stderr

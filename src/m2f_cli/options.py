@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,12 @@ def refuse_same_file(*files: tuple[str, Path | None]) -> None:
 
 
 def _need_pyarrow(_: click.Context, __: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse the option before hours of work if its package is missing."""
-    if value is not None and find_spec("pyarrow") is None:
-        raise click.UsageError("--parquet needs: pip install 'm2f[parquet]'")
+    """Refuse the option before hours of work if its package is missing, or does not fit to another one."""
+    if value is not None:
+        try:
+            importlib.import_module("pyarrow.parquet")
+        except ImportError as error:
+            raise click.UsageError(f"--parquet needs: pip install 'm2f[parquet]' ({error})") from None
     return value
 
 
