@@ -136,6 +136,11 @@ def test_the_gpu_is_that_of_gpu_check():
 # The page
 
 
+def test_the_page_shows_what_the_command_prints():
+    shown_output = PAGE.read_text().partition("$ m2f capacity 100\n")[2].partition("$")[0]
+    assert capacity(100).output == shown_output
+
+
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_the_page_has_the_figures_of_the_command(workload):
     table = PAGE.read_text().partition(f"`--workload {workload}`")[2].partition("\n\n")[2].partition("\n\n")[0]
