@@ -249,6 +249,19 @@ def test_requests_in_flight(make_front, ask, connect):
         assert wait_until(lambda answer: answer == refused, lambda: ask(front, "GET", "/v2/health/live")) == refused
 
 
+def test_a_connection_ends_at_its_age_so_that_a_client_finds_another_replica(make_front, connect):
+    front = make_front(**{"keepalive_time 2s": "keepalive_time 1ms"})
+
+    def ended():
+        connection.request("GET", "/v2/health/live")
+        response = connection.getresponse()
+        response.read()
+        return response.getheader("Connection") == "close"
+
+    with contextlib.closing(connect(front)) as connection:
+        assert wait_until(bool, ended)
+
+
 @pytest.mark.parametrize("part", [b"GET /v2 HTTP/1.1\r\nHost: m2f\r\nX-Slow", f"POST {INFER} HTTP/1.1\r\n".encode()])
 def test_slow_clients_are_hung_up_on(make_front, connect, part):
     front = make_front(**{"client_header_timeout 10s": "client_header_timeout 1s"})

@@ -180,8 +180,11 @@ class _Pools:
     async def current(self, deadline: Deadline) -> tuple[Server, ...]:
         """Return the servers, and close idle connections to those that are gone; see `Servers.current`."""
         servers = await self._servers.current(self._waiting, deadline)
-        for gone in set(self._pools).difference(servers):
-            await self._close_idle(self._pools.pop(gone, None))
+        for server, pool in list(self._pools.items()):
+            if server not in servers:
+                await self._close_idle(pool)
+                if all(connection.is_closed() for connection in pool.connections):  # else a later call closes the rest
+                    self._pools.pop(server, None)
         return servers
 
     def of(self, server: Server) -> Any:
@@ -196,7 +199,7 @@ class _Pools:
             await self._close_idle(pool)
 
     async def _close_idle(self, pool: Any) -> None:
-        for connection in pool.connections if pool is not None else ():
+        for connection in pool.connections:
             if connection.is_idle():
                 await self._waiting.call(connection.aclose if self._waiting.asynchronous else connection.close)
 
