@@ -242,6 +242,28 @@ def test_a_node_may_go_while_its_actors_start(tmp_path):
     job.check_rows()
 
 
+def test_an_actor_may_fail_to_start(tmp_path):
+    """The first process that imports m2f_client there cannot."""
+    (tmp_path / "deadly/m2f_client").mkdir(parents=True)
+    (tmp_path / "deadly/m2f_client/__init__.py").write_text(
+        "import os, sys, importlib\n"
+        f"sys.path.remove({str(tmp_path / 'deadly')!r})\n"
+        "try:\n"
+        f"    os.mkdir({str(tmp_path / 'died')!r})\n"
+        "except FileExistsError:\n"
+        "    del sys.modules['m2f_client']\n"
+        "    importlib.import_module('m2f_client')\n"
+        "else:\n"
+        "    raise ImportError('the node goes down')\n"
+    )
+    with ray_cluster() as cluster, cats(Answers()) as fake:
+        cluster.add_node(PYTHONPATH=str(tmp_path / "deadly"))
+        job = Job(tmp_path, cluster.environment, 30)
+        assert job.run(fake.url)[0] == 0
+    assert (tmp_path / "died").exists()
+    job.check_rows()
+
+
 def test_a_node_may_go_while_its_actors_work(tmp_path):
     answers = Answers(seconds=0.05)
     with ray_cluster() as cluster, cats(answers) as fake:

@@ -60,7 +60,7 @@ RECORD = ["file_name", "model", "parameters", "error"]  # the columns that say w
 TRIES = 4  # requests for an image at which the server fails or is too slow; a restarted model needs some seconds
 PAUSE_S = 2.0  # before an image is asked for again
 ACTOR_CPUS = 0.25  # an actor mostly waits; whole CPUs would leave none to the tasks that write
-LOST_ACTORS = 10  # actors in a row that may die while they start, with their nodes
+LOST_ACTORS = 5  # actors in a row that may fail to start
 
 
 class Segmenter:
