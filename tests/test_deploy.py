@@ -10,11 +10,11 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 import yaml
 from chart import containers, objects, of_kind, rendered, template
-from nginx_front import free_port
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -202,12 +202,11 @@ def test_serve_without_rights_on_a_read_only_disk():
     check += "assert 'CapEff:\\t0000000000000000' in pathlib.Path('/proc/self/status').read_text()"
     subprocess.run(locked_down(sys.executable, "-c", check, str(ROOT / "model_repository")), check=True)
 
-    ports = {name: free_port() for name in ("http", "grpc", "metrics", "health", "front")}
-    gpu, drain = {"count": 0}, {"delay": 0}
-    manifests = objects(template(ports=ports, engine="cpu", gpu=gpu, drain=drain, **{"monitoring.podMonitor": True}))
+    values = {"engine": "cpu", "gpu": {"count": 0}, "drain": {"delay": 0}, "monitoring.podMonitor": True}
+    manifests = objects(template(**values))
     _, named = containers(manifests)
     here = {"/models/repository": str(ROOT / "model_repository"), "0.0.0.0": "127.0.0.1"}
-    arguments = [replaced(argument, here) for argument in named["m2f"]["args"]]
+    arguments = [re.sub(r"-port=\d+", "-port=0", replaced(argument, here)) for argument in named["m2f"]["args"]]
     command = [sys.executable, "-c", "from m2f_cli.serve import serve; serve()", "--json", *arguments]
     process = subprocess.Popen(locked_down(*command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -218,7 +217,7 @@ def test_serve_without_rights_on_a_read_only_disk():
         paths |= {(endpoint["port"], endpoint["path"]) for endpoint in monitor["spec"]["podMetricsEndpoints"]}
         assert {port for port, _ in paths} == {"metrics", "health"}
         for port, path in paths:
-            assert status(f"http://127.0.0.1:{ports[port]}{path}") == 200
+            assert status(urljoin(ready[port], path)) == 200
         (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(first), signal.SIGTERM)  # m2f serve is process 1 in there
         assert process.wait(60) == 0
