@@ -204,7 +204,10 @@ HARM = {
     "doubled line": (lambda lines: [lines[2], *lines], r"1.jsonl has in/\d+.png twice; remove one of the lines"),
     "foreign line": (lambda lines: ["{}\n", *lines], "1.jsonl: line 1 was not written by m2f predict --shard"),
     "text": (lambda lines: [*lines, "more\n"], r"1.jsonl: line \d+ was not written by m2f predict --shard"),
-    "other image": (lambda lines: [lines[0].replace("in/0", "in/1"), *lines[1:]], "1.jsonl|in/1"),
+    "other image": (
+        lambda lines: [re.sub("in/[0-9]+", "in/stranger", lines[0]), *lines[1:]],
+        "1.jsonl: in/stranger.png does not belong to shard 1/3; remove the file and run it again",
+    ),
     "other shard": (lambda lines: [lines[0].replace('"1/3"', '"0/3"'), *lines[1:]], "was not written by shard 1/3"),
     "no shard": (lambda lines: [*lines[:-1], lines[-1].replace('"1/3"', '"x"')], "1.jsonl: its last line is damaged"),
     "other list": (
