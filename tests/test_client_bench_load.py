@@ -166,7 +166,7 @@ class TestPictures:
         names = [str(tmp_path / f"{number:03d}.png") for number in range(200)]
         for name in names:
             (tmp_path / name).write_bytes(b"x")
-        taken = [picture.name for picture in load(Sources(names), timeout=5)]
+        taken = [picture.name for picture in load(Sources(names=names), timeout=5)]
         assert len(taken) == MOST_IMAGES
         assert taken[0] == names[0]
         assert {names.index(b) - names.index(a) for a, b in pairwise(taken)} == {3, 4}
@@ -174,12 +174,13 @@ class TestPictures:
     def test_files_are_read_and_transcoded_once(self, tmp_path):
         Image.new("RGB", (3, 2)).save(tmp_path / "a.bmp")
         (tmp_path / "b.jpg").write_bytes(b"\xff\xd8")
-        first, second = load(Sources([str(tmp_path / "a.bmp"), str(tmp_path / "b.jpg")]), timeout=5)
+        first, second = load(Sources(names=[str(tmp_path / "a.bmp"), str(tmp_path / "b.jpg")]), timeout=5)
         assert first.data.startswith(b"\x89PNG")
         assert (first.transcoded, second.transcoded, second.data) == (True, False, b"\xff\xd8")
 
     def test_files_that_cannot_be_read_are_grouped_by_the_reason(self, tmp_path):
-        sources = Sources([*(str(tmp_path / name) for name in "abcde"), "s3://x"], {"s3://x": "not read"})
+        names = [*(str(tmp_path / name) for name in "abcde"), "s3://x"]
+        sources = Sources(names=names, refused={"s3://x": "not read"})
         pictures = load(sources, timeout=5)
         assert len(pictures) == 0
         assert pictures.complaints() == [
