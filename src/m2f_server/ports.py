@@ -52,6 +52,8 @@ def bind(protocol: str, host: str, port: int) -> socket.socket:
             if bound.family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             bound.bind((host, port))
+            # also where a free port was picked, which this option would pick among those of old connections
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         except OSError as error:
             if error.errno in _NO_SUCH_ADDRESS:
                 option = "--monitor-host" if protocol in ("metrics", "health") else "--host"
