@@ -19,7 +19,7 @@ def wanted(value: float, target: float, *, replicas: int) -> int:
 
     Args:
         value: average of the metric over the replicas.
-        target: of the average.
+        target: the wanted average of the measured value.
         replicas: number of replicas now.
     """
     ratio = value / target

@@ -47,7 +47,7 @@ def levels(
         shares: load of each level, as a share of what the replicas carry.
         step_s: length of a level.
         replicas: number of replicas.
-        seed: of the times of the requests.
+        seed: for the random times at which requests arrive.
     """
     clock = Clock()
     front = Front(clock=clock, choose=in_turn(), known=[Replica(clock, image_s) for _ in range(replicas)])
