@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import cached_property
+from threading import Event
 
 from m2f.contract import CLASS_NAMES, PUBLIC_MODEL, STRUCTURED_OUTPUTS
 from m2f_client.client_errors import InvalidRequest
 from m2f_client.images import ImageSource
+from m2f_client.pump import in_order
 from m2f_client.request import (
     Default,
     build_request,
@@ -19,6 +21,7 @@ from m2f_client.request import (
     read_answer,
 )
 from m2f_client.result import Result
+from m2f_client.tiled import tiled
 from m2f_client.tls import Tls
 from m2f_client.transports.address import DEFAULT_URL, Endpoint
 from m2f_client.transports.connect import connect
@@ -167,6 +170,46 @@ class Client(_AnyClient):
         answer of its own. Arguments and errors as for `predict`.
         """
         return run_blocking(self._predict(images, outputs, timeout, parameters))
+
+    def predict_tiled(
+        self,
+        image: ImageSource,
+        *,
+        tile: int = 1024,
+        overlap: float = 0.2,
+        concurrency: int = 8,
+        outputs: Sequence[str] = STRUCTURED_OUTPUTS,
+        timeout: float | Default | None = Default.CLIENT,
+        **parameters: Parameter | None,
+    ) -> Result:
+        """Find the instances of a picture that is larger than the network, in overlapping tiles.
+
+        Each tile is a request. An object that lies in several tiles is one instance with one mask; `m2f.tiles` has the
+        rule. A picture that one tile holds is sent as it is, as `predict` does.
+
+        Args:
+            image: as for `predict`.
+            tile: side of a tile in pixels.
+            overlap: part of a tile's side, 0 to less than 1, that it shares with its neighbour. An object that is not
+                longer than this is seen whole by a tile.
+            concurrency: tiles in flight.
+            outputs: names of the structured outputs. `areas` is int64.
+            timeout: seconds for each tile, in place of the client's.
+            **parameters: request parameters; limits such as `keep_top_k` hold for each tile.
+
+        Raises:
+            As `predict`. The first error ends the call; the tiles in flight are waited for.
+        """
+        picture = tiled(image, tile=tile, overlap=overlap, outputs=outputs)
+        if picture is None:
+            return self.predict(image, outputs=outputs, timeout=timeout, **parameters)
+
+        def ask(index: int) -> Result:
+            return self.predict(picture.window(index), outputs=picture.of_each, timeout=timeout, **parameters)
+
+        tiles = range(len(picture.tiles))
+        with in_order(ask, tiles, concurrency=concurrency, stop=Event()) as answers:
+            return picture.result(answers)
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:

@@ -1,0 +1,136 @@
+"""A picture larger than the network, in tiles: which requests it becomes, and one `Result` of their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from m2f.contract import CLASS_NAMES, STRUCTURED_OUTPUTS
+from m2f.errors import InputError
+from m2f.image import decode_image
+from m2f.runs import Runs
+from m2f.tiles import Part, Tile, grid, merge
+from m2f_client.client_errors import InvalidRequest, ServerError, UnreadableImage
+from m2f_client.images import ImageSource, encoded
+from m2f_client.result import Result
+
+Pixels = npt.NDArray[np.uint8]
+
+_NEEDED = ("scores", "labels", "queries", "rle", "size")  # of each tile
+_ALLOWED = (*STRUCTURED_OUTPUTS, CLASS_NAMES)
+_LARGEST = 1 << 33  # pixels of a picture; the RLE's numbers have 35 bits
+
+
+@dataclass(frozen=True)
+class TiledPicture:
+    """A picture and its tiles.
+
+    Attributes:
+        pixels: uint8 [H, W, 3] RGB or [H, W] grey.
+        tiles: its tiles, row by row.
+        outputs: names of the outputs that the result has.
+    """
+
+    pixels: Pixels
+    tiles: Sequence[Tile]
+    outputs: Sequence[str]
+
+    @property
+    def of_each(self) -> tuple[str, ...]:
+        """The outputs to ask for with each tile."""
+        return (*_NEEDED, CLASS_NAMES) if CLASS_NAMES in self.outputs else _NEEDED
+
+    def window(self, index: int) -> Pixels:
+        """Return the pixels of a tile."""
+        x1, y1, x2, y2 = self.tiles[index].rect
+        return np.ascontiguousarray(self.pixels[y1:y2, x1:x2])
+
+    def result(self, answers: Iterable[Result]) -> Result:
+        """Return the instances of the picture.
+
+        Args:
+            answers: those of the tiles, in their order; each is dropped when it has been read.
+
+        Raises:
+            ServerError: an answer is about a picture of another size, or has RLE that is none.
+        """
+        parts: list[Part] = []
+        class_names: npt.NDArray[np.object_] | None = None
+        for index, answer in enumerate(answers):
+            parts += self._parts(index, answer)
+            class_names = answer.outputs.get(CLASS_NAMES)
+        found = merge(self.tiles, parts)
+        height, width = self.pixels.shape[:2]
+        rle = np.empty(len(found), np.object_)
+        rle[:] = [part.mask.rle(height, width) for part in found]
+        outputs = {
+            "num_instances": np.array([len(found)], np.int32),
+            "scores": np.array([part.score for part in found], np.float32),
+            "labels": np.array([part.label for part in found], np.int32),
+            "boxes": np.array([part.mask.box for part in found], np.float32).reshape(-1, 4),
+            "areas": np.array([part.mask.area for part in found], np.int64),
+            "queries": np.array([part.query for part in found], np.int32),
+            "rle": rle,
+            "size": np.array([height, width], np.int32),
+        }
+        if class_names is not None:
+            outputs[CLASS_NAMES] = class_names
+        wanted = {*self.outputs, *(["size"] if "rle" in self.outputs else [])}
+        return Result({name: array for name, array in outputs.items() if name in wanted})
+
+    def _parts(self, index: int, result: Result) -> list[Part]:
+        tile = self.tiles[index]
+        x1, y1, x2, y2 = tile.rect
+        if result.size != (y2 - y1, x2 - x1):
+            raise ServerError(f"the answer is about a picture of {result.size}; the tile is {(y2 - y1, x2 - x1)}")
+        try:
+            masks = [Runs.of_rle(counts, *result.size, x=x1, y=y1) for counts in result.rle]
+        except InputError as error:
+            raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
+        rows = zip(result.labels.tolist(), result.scores.tolist(), result.queries.tolist(), masks, strict=True)
+        return [
+            Part(index, label, score, query, mask, tile.cuts(mask.box)) for label, score, query, mask in rows if mask.area
+        ]
+
+
+def tiled(image: ImageSource, *, tile: int, overlap: float, outputs: Sequence[str]) -> TiledPicture | None:
+    """Read a picture and cut it into tiles; None if one tile holds it.
+
+    Raises:
+        UnreadableImage: the file cannot be read.
+        InvalidRequest: an argument is wrong, or an output cannot be put together of tiles.
+    """
+    check_tiling(tile=tile, overlap=overlap, outputs=outputs)
+    pixels = _pixels(image)
+    height, width = pixels.shape[:2]
+    if height <= tile and width <= tile:
+        return None
+    return TiledPicture(pixels, grid(height, width, tile=tile, overlap=overlap), tuple(outputs))
+
+
+def check_tiling(*, tile: int, overlap: float, outputs: Sequence[str]) -> None:
+    """Check what a picture is cut by.
+
+    Raises:
+        InvalidRequest: an argument is wrong, or an output cannot be put together of tiles.
+    """
+    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+        raise InvalidRequest(f"tile must be the side of a tile in pixels, 1 or more; got {tile!r}")
+    if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
+        raise InvalidRequest(f"overlap must be a part of the tile's side, 0 to less than 1; got {overlap!r}")
+    for name in outputs:
+        if name not in _ALLOWED:
+            raise InvalidRequest(f"'{name}' cannot be put together of tiles; allowed: {', '.join(_ALLOWED)}")
+
+
+def _pixels(image: ImageSource) -> Pixels:
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        return image
+    data = encoded(image)
+    try:
+        return decode_image(data, max_pixels=_LARGEST)
+    except InputError as error:
+        raise UnreadableImage(f"the image cannot be read: {error}") from error
