@@ -27,6 +27,7 @@ from m2f.runs import Rect, Runs, union
 
 _SAME = 0.5  # IoU, where both tiles see
 _COVERED = 0.8  # part of a mask
+_HALF = 0.5
 _NEAR = 256  # part of a tile's side that counts as touching its edge
 
 
@@ -112,7 +113,7 @@ def merge(tiles: Sequence[Tile], parts: Sequence[Part]) -> list[Part]:
     parts = sorted(parts, key=lambda part: (part.tile, -part.score, part.label, part.mask.box))
     meetings = list(_meetings(tiles, parts))
     objects = _Objects(parts)
-    for meeting in sorted(meetings, key=lambda meeting: (-meeting.agreement, meeting.pair)):
+    for meeting in sorted(meetings, key=lambda meeting: (-meeting.certainty, meeting.pair)):
         if meeting.agreement >= _SAME and meeting.same_class:
             objects.join(*meeting.pair, one_of_each_tile=True)
     for meeting in meetings:
@@ -132,12 +133,14 @@ class _Meeting:
         pair: their indices.
         same_class: whether they have one label.
         agreement: IoU where both tiles see.
+        certainty: that, times the lower score.
         covered: largest part, where both tiles see, of a cut one that the other one covers.
     """
 
     pair: tuple[int, int]
     same_class: bool
     agreement: float
+    certainty: float
     covered: float
 
 
@@ -168,10 +171,12 @@ def _compared(
             if mask.box.intersection(other.box).empty or not (shared := mask.intersection(other)):
                 continue
             covered = [shared / side.area for index, side in ((first, mask), (second, other)) if parts[index].cut]
+            agreement = shared / (mask.area + other.area - shared)
             yield _Meeting(
                 (first, second),
                 parts[first].label == parts[second].label,
-                shared / (mask.area + other.area - shared),
+                agreement,
+                agreement * min(parts[first].score, parts[second].score),
                 max(covered, default=0.0),
             )
 
@@ -216,7 +221,8 @@ def _taken_for_something_else(parts: Sequence[Part], objects: _Objects, meetings
 
 def _one(tiles: Sequence[Tile], group: Sequence[Part]) -> Part:
     """Return an object as one instance."""
-    best = max(group, key=lambda part: (not part.cut, part.score))
+    surest = max(part.score for part in group)
+    best = max(group, key=lambda part: (not part.cut and part.score >= _HALF * surest, part.score))
     if not best.cut or len(group) == 1:
         return best
     owns = [tiles[tile].own for tile in {part.tile for part in group}]
