@@ -91,9 +91,7 @@ class TiledPicture:
         except InputError as error:
             raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
         rows = zip(result.labels.tolist(), result.scores.tolist(), result.queries.tolist(), masks, strict=True)
-        return [
-            Part(index, label, score, query, mask, tile.cuts(mask.box)) for label, score, query, mask in rows if mask.area
-        ]
+        return [Part(index, *row, cut=tile.cuts(row[-1].box)) for row in rows if row[-1].area]
 
 
 def tiled(image: ImageSource, *, tile: int, overlap: float, outputs: Sequence[str]) -> TiledPicture | None:
