@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,7 @@ class TiledPicture:
         height, width = self.pixels.shape[:2]
         rle = np.empty(len(found), np.object_)
         rle[:] = [part.mask.rle(height, width) for part in found]
-        outputs = {
+        outputs: dict[str, npt.NDArray[Any]] = {
             "num_instances": np.array([len(found)], np.int32),
             "scores": np.array([part.score for part in found], np.float32),
             "labels": np.array([part.label for part in found], np.int32),

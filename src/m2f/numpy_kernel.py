@@ -74,11 +74,12 @@ class NumpyKernel:
         """Return the number of pixels that two masks share."""
         return int((_pixels_before(others, edges[1::2]) - _pixels_before(others, edges[0::2])).sum())
 
-    def encode(self, edges: Edges, num_pixels: int) -> bytes:
+    def encode(self, edges: Edges | Ints, num_pixels: int) -> bytes:
         """Return the COCO compressed RLE `counts` of a mask.
 
         Args:
-            edges: uint32 [2 R], start and end of each run in column-major order, ascending; no run touches the next.
+            edges: uint32 or int64 [2 R], start and end of each run in column-major order, ascending; no run touches
+                the next.
             num_pixels: height x width of the mask.
         """
         counts = np.diff(edges.astype(np.int64), prepend=0, append=num_pixels)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from m2f.geometry import Ints
 from m2f.kernels import BEST
@@ -148,7 +149,7 @@ def union(masks: Sequence[Runs]) -> Runs:
     return Runs(columns[first], begins[first], reached[last] - columns[first] * height)
 
 
-def _chosen(columns: Ints, begins: Ints, ends: Ints, wanted: object) -> Runs:
+def _chosen(columns: Ints, begins: Ints, ends: Ints, wanted: npt.NDArray[np.bool_]) -> Runs:
     keep = wanted & (begins < ends)
     return Runs(columns[keep], begins[keep], ends[keep])
 
