@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2f.contract import CLASS_NAMES, STRUCTURED_OUTPUTS
+from m2f.contract import CLASS_NAMES
 from m2f.errors import InputError
 from m2f.image import decode_image
 from m2f.runs import Runs
@@ -17,11 +17,10 @@ from m2f.tiles import Part, Tile, grid, merge
 from m2f_client.client_errors import InvalidRequest, ServerError, UnreadableImage
 from m2f_client.images import ImageSource, encoded
 from m2f_client.result import Result
+from m2f_client.tiled_outputs import SEMANTIC, SemanticMap, check_outputs, outputs_of_tile, wants_instances
 
 Pixels = npt.NDArray[np.uint8]
 
-_NEEDED = ("scores", "labels", "queries", "rle", "size")  # of each tile
-_ALLOWED = (*STRUCTURED_OUTPUTS, CLASS_NAMES)
 _LARGEST = 1 << 33  # pixels of a picture; the RLE's numbers have 35 bits
 
 
@@ -42,7 +41,7 @@ class TiledPicture:
     @property
     def of_each(self) -> tuple[str, ...]:
         """The outputs to ask for with each tile."""
-        return (*_NEEDED, CLASS_NAMES) if CLASS_NAMES in self.outputs else _NEEDED
+        return outputs_of_tile(self.outputs)
 
     def window(self, index: int) -> Pixels:
         """Return the pixels of a tile."""
@@ -50,18 +49,24 @@ class TiledPicture:
         return np.ascontiguousarray(self.pixels[y1:y2, x1:x2])
 
     def result(self, answers: Iterable[Result]) -> Result:
-        """Return the instances of the picture.
+        """Return the outputs of the picture.
 
         Args:
             answers: those of the tiles, in their order; each is dropped when it has been read.
 
         Raises:
+            InvalidRequest: the picture is too large for a semantic map.
             ServerError: an answer is about a picture of another size, or has RLE that is none.
         """
         parts: list[Part] = []
+        instances = wants_instances(self.outputs)
+        semantic = SemanticMap(self.tiles[0].picture) if SEMANTIC in self.outputs else None
         class_names: npt.NDArray[np.object_] | None = None
         for index, answer in enumerate(answers):
-            parts += self._parts(index, answer)
+            self._check_size(index, answer)
+            parts += self._parts(index, answer) if instances else []
+            if semantic is not None:
+                semantic.add(self.tiles[index], answer.semantic)
             class_names = answer.outputs.get(CLASS_NAMES)
         found = merge(self.tiles, parts)
         height, width = self.pixels.shape[:2]
@@ -79,16 +84,20 @@ class TiledPicture:
         }
         if class_names is not None:
             outputs[CLASS_NAMES] = class_names
+        if semantic is not None:
+            outputs[SEMANTIC] = semantic.classes
         wanted = {*self.outputs, *(["size"] if "rle" in self.outputs else [])}
         return Result({name: array for name, array in outputs.items() if name in wanted})
 
-    def _parts(self, index: int, result: Result) -> list[Part]:
-        tile = self.tiles[index]
-        x1, y1, x2, y2 = tile.rect
+    def _check_size(self, index: int, result: Result) -> None:
+        x1, y1, x2, y2 = self.tiles[index].rect
         if result.size != (y2 - y1, x2 - x1):
             raise ServerError(f"the answer is about a picture of {result.size}; the tile is {(y2 - y1, x2 - x1)}")
+
+    def _parts(self, index: int, result: Result) -> list[Part]:
+        tile = self.tiles[index]
         try:
-            masks = [Runs.of_rle(counts, *result.size, x=x1, y=y1) for counts in result.rle]
+            masks = [Runs.of_rle(counts, *result.size, x=tile.rect.x1, y=tile.rect.y1) for counts in result.rle]
         except InputError as error:
             raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
         rows = zip(result.labels.tolist(), result.scores.tolist(), result.queries.tolist(), masks, strict=True)
@@ -120,9 +129,7 @@ def check_tiling(*, tile: int, overlap: float, outputs: Sequence[str]) -> None:
         raise InvalidRequest(f"tile must be the side of a tile in pixels, 1 or more; got {tile!r}")
     if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
         raise InvalidRequest(f"overlap must be a part of the tile's side, 0 to less than 1; got {overlap!r}")
-    for name in outputs:
-        if name not in _ALLOWED:
-            raise InvalidRequest(f"'{name}' cannot be put together of tiles; allowed: {', '.join(_ALLOWED)}")
+    check_outputs(outputs)
 
 
 def _pixels(image: ImageSource) -> Pixels:
