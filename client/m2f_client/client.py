@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
-from threading import Event
 
 from m2f.contract import CLASS_NAMES, PUBLIC_MODEL, STRUCTURED_OUTPUTS
 from m2f_client.client_errors import InvalidRequest
 from m2f_client.images import ImageSource
-from m2f_client.pump import in_order
 from m2f_client.request import (
     Default,
     build_request,
+    checked_concurrency,
     checked_timeout,
     class_names_of,
     class_names_request,
@@ -21,12 +20,15 @@ from m2f_client.request import (
     read_answer,
 )
 from m2f_client.result import Result
-from m2f_client.tiled import tiled
+from m2f_client.tiled import TiledPicture, Tiling, tiled
 from m2f_client.tls import Tls
 from m2f_client.transports.address import DEFAULT_URL, Endpoint
 from m2f_client.transports.connect import connect
 from m2f_client.transports.protocol import Parameter, Transport
 from m2f_client.transports.waiting import AWAITING, BLOCKING, Waiting, run_blocking
+
+Progress = Callable[[int, int], object]
+"""Called with the number of tiles done and the number of all tiles of a picture."""
 
 
 class _AnyClient:
@@ -72,6 +74,39 @@ class _AnyClient:
         )
         with identified(request):
             return read_answer(await self._transport.infer(request), request)
+
+    async def _predict_tiled(
+        self,
+        image: ImageSource,
+        tiling: Tiling,
+        *,
+        concurrency: int,
+        progress: Progress | None,
+        outputs: Sequence[str],
+        timeout: float | Default | None,
+        parameters: Mapping[str, Parameter | None],
+    ) -> Result:
+        aside, done = self._waiting.aside, 0
+        picture = await aside(tiled, image, tiling, outputs)
+        if not isinstance(picture, TiledPicture):
+            return (await self._predict([picture], outputs, timeout, parameters))[0]
+
+        total = len(picture.tiles)
+
+        async def ask(index: int) -> None:
+            with picture.named(index):
+                pixels = await aside(picture.window, index)
+                answer = await self._predict([pixels], picture.of_each, timeout, parameters)
+                await aside(picture.take, index, *answer)
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+        await self._waiting.each(ask, range(total), concurrency=checked_concurrency(concurrency), done=count)
+        return await aside(picture.result)
 
     async def _read_class_names(self) -> tuple[str, ...] | None:
         request = await self._waiting.aside(class_names_request, model=self._model, timeout=self._timeout)
@@ -177,7 +212,9 @@ class Client(_AnyClient):
         *,
         tile: int = 1024,
         overlap: float = 0.2,
+        whole: bool = False,
         concurrency: int = 8,
+        progress: Progress | None = None,
         outputs: Sequence[str] = STRUCTURED_OUTPUTS,
         timeout: float | Default | None = Default.CLIENT,
         **parameters: Parameter | None,
@@ -192,24 +229,27 @@ class Client(_AnyClient):
             tile: side of a tile in pixels.
             overlap: part of a tile's side, 0 to less than 1, that it shares with its neighbour. An object that is not
                 longer than this is seen whole by a tile.
+            whole: also send the picture as a whole, reduced to at most 4,096 pixels along a side: objects that no tile
+                sees whole are taken from it.
             concurrency: tiles in flight.
+            progress: called with the number of tiles done and the number of all tiles, after each tile.
             outputs: names of the structured outputs. `areas` is int64.
             timeout: seconds for each tile, in place of the client's.
             **parameters: request parameters; limits such as `keep_top_k` hold for each tile.
 
         Raises:
-            As `predict`. The first error ends the call; the tiles in flight are waited for.
+            As `predict`; the message names the tile. The first error ends the call; the tiles in flight are waited for.
         """
-        picture = tiled(image, tile=tile, overlap=overlap, outputs=outputs)
-        if picture is None:
-            return self.predict(image, outputs=outputs, timeout=timeout, **parameters)
-
-        def ask(index: int) -> Result:
-            return self.predict(picture.window(index), outputs=picture.of_each, timeout=timeout, **parameters)
-
-        tiles = range(len(picture.tiles))
-        with in_order(ask, tiles, concurrency=concurrency, stop=Event()) as answers:
-            return picture.result(answers)
+        coroutine = self._predict_tiled(
+            image,
+            Tiling(tile, overlap, whole),
+            concurrency=concurrency,
+            progress=progress,
+            outputs=outputs,
+            timeout=timeout,
+            parameters=parameters,
+        )
+        return run_blocking(coroutine)
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
@@ -263,6 +303,33 @@ class AsyncClient(_AnyClient):
     ) -> list[Result]:
         """Find the instances of 1 to 8 images in one request; see `Client.predict_batch`."""
         return await self._predict(images, outputs, timeout, parameters)
+
+    async def predict_tiled(
+        self,
+        image: ImageSource,
+        *,
+        tile: int = 1024,
+        overlap: float = 0.2,
+        whole: bool = False,
+        concurrency: int = 8,
+        progress: Progress | None = None,
+        outputs: Sequence[str] = STRUCTURED_OUTPUTS,
+        timeout: float | Default | None = Default.CLIENT,
+        **parameters: Parameter | None,
+    ) -> Result:
+        """Find the instances of a picture that is larger than the network; see `Client.predict_tiled`.
+
+        The first error, or cancelling the task, cancels the tiles in flight.
+        """
+        return await self._predict_tiled(
+            image,
+            Tiling(tile, overlap, whole),
+            concurrency=concurrency,
+            progress=progress,
+            outputs=outputs,
+            timeout=timeout,
+            parameters=parameters,
+        )
 
     @property
     def class_names(self) -> Awaitable[tuple[str, ...] | None]:

@@ -95,6 +95,17 @@ def effective_timeout(timeout: float | Default | None, of_client: float | None) 
     return of_client if isinstance(timeout, Default) else checked_timeout(timeout)
 
 
+def checked_concurrency(concurrency: int) -> int:
+    """Return the number of requests in flight.
+
+    Raises:
+        InvalidRequest: the number is not a whole number of 1 or more.
+    """
+    if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+        raise InvalidRequest(f"concurrency must be a whole number, 1 or more; got {concurrency!r}")
+    return concurrency
+
+
 def needed_outputs(outputs: Sequence[str], *, batched: bool) -> tuple[str, ...]:
     """Return the outputs to ask the server for: `outputs`, and what is needed to read them.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,66 +14,141 @@ import numpy.typing as npt
 from m2f.contract import CLASS_NAMES
 from m2f.errors import InputError
 from m2f.image import decode_image
-from m2f.runs import Runs
+from m2f.runs import Rect, Runs
 from m2f.tiles import Part, Tile, grid, merge
-from m2f_client.client_errors import InvalidRequest, ServerError, UnreadableImage
+from m2f_client.client_errors import ClientError, InvalidRequest, ServerError, UnreadableImage
 from m2f_client.images import ImageSource, encoded
 from m2f_client.result import Result
 from m2f_client.tiled_outputs import SEMANTIC, SemanticMap, check_outputs, outputs_of_tile, wants_instances
 
 Pixels = npt.NDArray[np.uint8]
 
+WHOLE_SIDE = 4096
+"""Longest side of the picture as a whole when it is sent; a longer picture is reduced by a whole number."""
+
 _LARGEST = 1 << 33  # pixels of a picture; the RLE's numbers have 35 bits
+_NOWHERE = Rect(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class TiledPicture:
-    """A picture and its tiles.
+class Tiling:
+    """How pictures are cut.
 
     Attributes:
-        pixels: uint8 [H, W, 3] RGB or [H, W] grey.
-        tiles: its tiles, row by row.
-        outputs: names of the outputs that the result has.
+        tile: side of a tile in pixels.
+        overlap: part of a tile's side, 0 to less than 1, that it shares with its neighbour.
+        whole: whether the picture as a whole is one more tile, for the objects that no tile sees whole.
+
+    Raises:
+        InvalidRequest: a value is wrong.
     """
 
-    pixels: Pixels
-    tiles: Sequence[Tile]
-    outputs: Sequence[str]
+    tile: int = 1024
+    overlap: float = 0.2
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tile, int) or isinstance(self.tile, bool) or self.tile < 1:
+            raise InvalidRequest(f"tile must be the side of a tile in pixels, 1 or more; got {self.tile!r}")
+        number = isinstance(self.overlap, int | float) and not isinstance(self.overlap, bool)
+        if not number or not 0 <= self.overlap < 1:
+            raise InvalidRequest(f"overlap must be a part of the tile's side, 0 to less than 1; got {self.overlap!r}")
+        if not isinstance(self.whole, bool):
+            raise InvalidRequest(f"whole must be True or False; got {self.whole!r}")
+
+    def members(self) -> dict[str, int | float | bool]:
+        """Return the settings as JSON has them."""
+        return {"tile": self.tile, "overlap": self.overlap, "whole": self.whole}
+
+    def __str__(self) -> str:
+        return f"tile={self.tile}, overlap={self.overlap:g}" + (", whole" if self.whole else "")
+
+
+class TiledPicture:
+    """A picture and its tiles. Safe to use from several threads until `result` is called.
+
+    Args:
+        pixels: uint8 [H, W, 3] RGB or [H, W] grey.
+        tiling: how the picture is cut.
+        outputs: names of the outputs that the result has.
+
+    Attributes:
+        tiles: the tiles, row by row; with `whole`, the picture as a whole is the last one.
+
+    Raises:
+        InvalidRequest: there would be too many tiles, or the picture is too large for a semantic map.
+    """
+
+    def __init__(self, pixels: Pixels, tiling: Tiling, outputs: Sequence[str]) -> None:
+        self._pixels, self._outputs = pixels, tuple(outputs)
+        self.height, self.width = pixels.shape[:2]
+        picture = Rect(0, 0, self.width, self.height)
+        try:
+            tiles = grid(self.height, self.width, tile=tiling.tile, overlap=tiling.overlap)
+        except InputError as error:
+            raise InvalidRequest(str(error)) from error
+        self._whole = len(tiles)  # index of the picture as a whole
+        self.tiles: Sequence[Tile] = [*tiles, Tile(picture, _NOWHERE, picture)] if tiling.whole else tiles
+        self._parts: list[Part] = []
+        self._semantic = SemanticMap(picture) if SEMANTIC in self._outputs else None
+        self._class_names: npt.NDArray[np.object_] | None = None
 
     @property
     def of_each(self) -> tuple[str, ...]:
         """The outputs to ask for with each tile."""
-        return outputs_of_tile(self.outputs)
+        return outputs_of_tile(self._outputs)
 
     def window(self, index: int) -> Pixels:
-        """Return the pixels of a tile."""
+        """Return the pixels of a tile, as they are sent."""
         x1, y1, x2, y2 = self.tiles[index].rect
-        return np.ascontiguousarray(self.pixels[y1:y2, x1:x2])
+        step = self._factor if index == self._whole else 1
+        return np.ascontiguousarray(self._pixels[y1:y2:step, x1:x2:step])
 
-    def result(self, answers: Iterable[Result]) -> Result:
-        """Return the outputs of the picture.
+    @cached_property
+    def _factor(self) -> int:
+        """How many times smaller the picture as a whole is sent."""
+        return -(-max(self.height, self.width) // WHOLE_SIDE)
 
-        Args:
-            answers: those of the tiles, in their order; each is dropped when it has been read.
+    @contextmanager
+    def named(self, index: int) -> Iterator[None]:
+        """Name the tile in a ClientError that the block raises."""
+        try:
+            yield
+        except ClientError as error:
+            x1, y1, x2, y2 = self.tiles[index].rect
+            place = f"tile {index + 1} of {len(self.tiles)} (x {x1} to {x2}, y {y1} to {y2})"
+            error.args = (f"{place}: {' '.join(map(str, error.args))}",)
+            raise
+
+    def take(self, index: int, answer: Result) -> None:
+        """Take the answer about a tile. Tiles may come in any order, each once.
 
         Raises:
-            InvalidRequest: the picture is too large for a semantic map.
-            ServerError: an answer is about a picture of another size, or has RLE that is none.
+            ServerError: the answer is about a picture of another size, or has invalid RLE.
         """
-        parts: list[Part] = []
-        instances = wants_instances(self.outputs)
-        semantic = SemanticMap(self.tiles[0].picture) if SEMANTIC in self.outputs else None
-        class_names: npt.NDArray[np.object_] | None = None
-        for index, answer in enumerate(answers):
-            self._check_size(index, answer)
-            parts += self._parts(index, answer) if instances else []
-            if semantic is not None:
-                semantic.add(self.tiles[index], answer.semantic)
-            class_names = answer.outputs.get(CLASS_NAMES)
-        found = merge(self.tiles, parts)
-        height, width = self.pixels.shape[:2]
+        tile = self.tiles[index]
+        step = self._factor if index == self._whole else 1
+        expected = tuple(-(-side // step) for side in (tile.rect.y2 - tile.rect.y1, tile.rect.x2 - tile.rect.x1))
+        if answer.size != expected:
+            raise ServerError(f"the answer is about a picture of {answer.size}; the tile has {expected}")
+        if self._semantic is not None:
+            self._semantic.add(tile, answer.semantic)
+        self._class_names = answer.outputs.get(CLASS_NAMES)
+        if not wants_instances(self._outputs):
+            return
+        try:
+            masks = [Runs.of_rle(counts, *expected) for counts in answer.rle]
+        except InputError as error:
+            raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
+        masks = [mask.enlarged(step).shifted(tile.rect.x1, tile.rect.y1).inside(tile.rect) for mask in masks]
+        rows = zip(answer.labels.tolist(), answer.scores.tolist(), answer.queries.tolist(), masks, strict=True)
+        self._parts += [Part(index, *row, cut=tile.cuts(row[-1].box)) for row in rows if row[-1].area]
+
+    def result(self) -> Result:
+        """Return the outputs of the picture, from the answers about its tiles."""
+        found = merge(self.tiles, self._parts)
         rle = np.empty(len(found), np.object_)
-        rle[:] = [part.mask.rle(height, width) for part in found]
+        rle[:] = [part.mask.rle(self.height, self.width) for part in found]
         outputs: dict[str, npt.NDArray[Any]] = {
             "num_instances": np.array([len(found)], np.int32),
             "scores": np.array([part.score for part in found], np.float32),
@@ -80,62 +157,33 @@ class TiledPicture:
             "areas": np.array([part.mask.area for part in found], np.int64),
             "queries": np.array([part.query for part in found], np.int32),
             "rle": rle,
-            "size": np.array([height, width], np.int32),
+            "size": np.array([self.height, self.width], np.int32),
         }
-        if class_names is not None:
-            outputs[CLASS_NAMES] = class_names
-        if semantic is not None:
-            outputs[SEMANTIC] = semantic.classes
-        wanted = {*self.outputs, *(["size"] if "rle" in self.outputs else [])}
+        if self._class_names is not None:
+            outputs[CLASS_NAMES] = self._class_names
+        if self._semantic is not None:
+            outputs[SEMANTIC] = self._semantic.classes
+        wanted = {*self._outputs, *(["size"] if "rle" in self._outputs else [])}
         return Result({name: array for name, array in outputs.items() if name in wanted})
 
-    def _check_size(self, index: int, result: Result) -> None:
-        x1, y1, x2, y2 = self.tiles[index].rect
-        if result.size != (y2 - y1, x2 - x1):
-            raise ServerError(f"the answer is about a picture of {result.size}; the tile is {(y2 - y1, x2 - x1)}")
 
-    def _parts(self, index: int, result: Result) -> list[Part]:
-        tile = self.tiles[index]
-        try:
-            masks = [Runs.of_rle(counts, *result.size, x=tile.rect.x1, y=tile.rect.y1) for counts in result.rle]
-        except InputError as error:
-            raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
-        rows = zip(result.labels.tolist(), result.scores.tolist(), result.queries.tolist(), masks, strict=True)
-        return [Part(index, *row, cut=tile.cuts(row[-1].box)) for row in rows if row[-1].area]
-
-
-def tiled(image: ImageSource, *, tile: int, overlap: float, outputs: Sequence[str]) -> TiledPicture | None:
-    """Read a picture and cut it into tiles; None if one tile holds it.
+def tiled(image: ImageSource, tiling: Tiling, outputs: Sequence[str]) -> TiledPicture | ImageSource:
+    """Read a picture and cut it into tiles; if one tile holds it, return what `predict` takes instead.
 
     Raises:
         UnreadableImage: the file cannot be read.
-        InvalidRequest: an argument is wrong, or an output cannot be put together of tiles.
+        InvalidRequest: the image is not an `ImageSource`, an output cannot be put together of tiles, or there would be
+            too many tiles.
     """
-    check_tiling(tile=tile, overlap=overlap, outputs=outputs)
-    pixels = _pixels(image)
-    height, width = pixels.shape[:2]
-    if height <= tile and width <= tile:
-        return None
-    return TiledPicture(pixels, grid(height, width, tile=tile, overlap=overlap), tuple(outputs))
-
-
-def check_tiling(*, tile: int, overlap: float, outputs: Sequence[str]) -> None:
-    """Check what a picture is cut by.
-
-    Raises:
-        InvalidRequest: an argument is wrong, or an output cannot be put together of tiles.
-    """
-    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
-        raise InvalidRequest(f"tile must be the side of a tile in pixels, 1 or more; got {tile!r}")
-    if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 1:
-        raise InvalidRequest(f"overlap must be a part of the tile's side, 0 to less than 1; got {overlap!r}")
     check_outputs(outputs)
+    source = image if isinstance(image, np.ndarray) and image.ndim in (2, 3) else encoded(image)
+    pixels = source if isinstance(source, np.ndarray) else _decoded(source)
+    if max(pixels.shape[:2]) <= tiling.tile:
+        return source
+    return TiledPicture(pixels, tiling, outputs)
 
 
-def _pixels(image: ImageSource) -> Pixels:
-    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
-        return image
-    data = encoded(image)
+def _decoded(data: bytes) -> Pixels:
     try:
         return decode_image(data, max_pixels=_LARGEST)
     except InputError as error:

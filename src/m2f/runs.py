@@ -85,6 +85,13 @@ class Runs:
         """Return the mask, moved right by x and down by y."""
         return Runs(self.columns + x, self.begins + y, self.ends + y)
 
+    def enlarged(self, factor: int) -> Runs:
+        """Return the mask with each pixel as factor x factor pixels."""
+        columns = (self.columns[:, None] * factor + np.arange(factor)).reshape(-1)
+        begins, ends = (np.repeat(side * factor, factor) for side in (self.begins, self.ends))
+        order = np.argsort(columns, kind="stable")
+        return Runs(columns[order], begins[order], ends[order])
+
     def inside(self, rect: Rect) -> Runs:
         """Return the pixels in a part of the picture."""
         return _chosen(

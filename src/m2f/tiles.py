@@ -23,7 +23,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from m2f.errors import InputError
 from m2f.runs import Rect, Runs, union
+
+MAX_TILES = 250_000
+"""Largest number of tiles of a picture."""
 
 _SAME = 0.5  # IoU, where both tiles see
 _COVERED = 0.8  # part of a mask
@@ -85,9 +89,16 @@ def grid(height: int, width: int, *, tile: int, overlap: float) -> list[Tile]:
         width: of the picture.
         tile: side of a tile. A picture with a shorter side has tiles of that side.
         overlap: 0 to less than 1.
+
+    Raises:
+        InputError: there would be more than `MAX_TILES` tiles.
     """
     picture = Rect(0, 0, width, height)
     rows, columns = (_spans(length, tile, overlap) for length in (height, width))
+    if len(rows) * len(columns) > MAX_TILES:
+        raise InputError(
+            f"{len(rows)} x {len(columns)} tiles are too many; allowed are {MAX_TILES}: larger tiles, or less overlap"
+        )
     return [
         Tile(Rect(x[0], y[0], x[1], y[1]), Rect(x[2], y[2], x[3], y[3]), picture) for y in rows for x in columns
     ]  # fmt: skip

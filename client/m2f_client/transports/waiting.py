@@ -8,13 +8,15 @@ one step: there is no thread and no event loop behind a `Client`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
+
+from m2f_client.pump import in_order
 
 T = TypeVar("T")
 
@@ -38,6 +40,32 @@ class Waiting:
         """Return the result of a function that blocks. An event loop goes on meanwhile."""
         return await asyncio.to_thread(function, *args, **kwargs) if self.asynchronous else function(*args, **kwargs)
 
+    async def each(
+        self,
+        work: Callable[[T], Coroutine[Any, Any, None]],
+        items: Iterable[T],
+        *,
+        concurrency: int,
+        done: Callable[[], object],
+    ) -> None:
+        """Await `work(item)` for each item, several at once: in threads, or in tasks of the event loop.
+
+        The first error ends the others. With `BLOCKING` those in flight are waited for; in an event loop they are
+        cancelled.
+
+        Args:
+            work: a coroutine function that waits through this `Waiting` only.
+            items: what to do, in this order.
+            concurrency: number of items in work at once.
+            done: called after each item, in the thread or the event loop of the caller.
+        """
+        if self.asynchronous:
+            await _in_tasks(work, items, concurrency, done)
+            return
+        with in_order(lambda item: run_blocking(work(item)), items, concurrency=concurrency, stop=Event()) as ends:
+            for _ in ends:
+                done()
+
     def limit(self, seconds: float | None) -> AbstractContextManager[Any]:
         """Return a context that raises TimeoutError after `seconds`. With `BLOCKING` it does nothing."""
         if not self.asynchronous:
@@ -48,6 +76,25 @@ class Waiting:
 
 
 BLOCKING, AWAITING = Waiting(asynchronous=False), Waiting(asynchronous=True)
+
+
+async def _in_tasks(
+    work: Callable[[T], Coroutine[Any, Any, None]], items: Iterable[T], concurrency: int, done: Callable[[], object]
+) -> None:
+    left = iter(items)
+
+    async def one_after_the_other() -> None:
+        for item in left:  # all tasks take from the same iterator
+            await work(item)
+            done()
+
+    tasks = [asyncio.create_task(one_after_the_other()) for _ in range(concurrency)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
