@@ -135,7 +135,7 @@ def test_too_many_tiles_are_refused():
 def test_a_damaged_file_is_said_to_be_unreadable(tmp_path):
     path = tmp_path / "broken.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(UnreadableImage, match="the image cannot be read: not an image"):
+    with pytest.raises(UnreadableImage, match="not an image"):
         ask_blocking(blob_transport(), path)
 
 

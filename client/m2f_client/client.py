@@ -105,7 +105,8 @@ class _AnyClient:
             if progress is not None:
                 progress(done, total)
 
-        await self._waiting.each(ask, range(total), concurrency=checked_concurrency(concurrency), done=count)
+        with picture.picture:
+            await self._waiting.each(ask, range(total), concurrency=checked_concurrency(concurrency), done=count)
         return await aside(picture.result)
 
     async def _read_class_names(self) -> tuple[str, ...] | None:

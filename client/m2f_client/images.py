@@ -7,7 +7,8 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from m2f.data_url import decode_data_url, is_data_url
 from m2f.errors import InputError
-from m2f.limits import MAX_BATCH_SIZE, MAX_PIXELS, MAX_SIDE
+from m2f.limits import MAX_BATCH_SIZE, MAX_SIDE
 from m2f_client.client_errors import InvalidRequest, UnreadableImage
 from m2f_client.files import MAX_BYTES, read_file
 
@@ -53,6 +54,7 @@ _TRANSCODED = re.compile(  # a group for each format that the client sends as PN
 _TGA_END = b"TRUEVISION-XFILE.\0"  # the one signature that a TGA has
 _DEEP_MODES = ("I", "F")  # starts of Pillow's modes of more than 8 bits, which define no value for white
 
+_MAX_TRANSCODED = 178_956_970  # pixels of a file that is sent as PNG: Pillow's limit unless it is changed
 _END_OF_SIDES = 24  # bytes of signature, head of the first chunk, width and height
 
 
@@ -89,18 +91,76 @@ def encoded(image: ImageSource, *, timeout: float | None = None) -> bytes:
         InvalidRequest: the image has another type, an array another dtype or shape, a Pillow image more than 8 bits.
         UnreadableImage: the file cannot be read or transcoded.
     """
+    with named(image):
+        content = _content(image, timeout, MAX_BYTES)
+        return served(content) if isinstance(content, bytes) else _png(content)
+
+
+def decoded(
+    image: ImageSource, *, max_pixels: int, max_side: int, max_bytes: int, timeout: float | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return the pixels that the server would read of an image: RGB uint8 [H, W, 3], or [H, W] of a grey array.
+
+    Args:
+        image: the image.
+        max_pixels: largest width x height.
+        max_side: largest width or height.
+        max_bytes: largest file in bytes.
+        timeout: seconds that reading a pipe may take; None waits for ever.
+
+    Raises:
+        InvalidRequest: as `encoded`.
+        UnreadableImage: the file cannot be read or decoded, or is too large.
+    """
+    with named(image):
+        content = _content(image, timeout, max_bytes)
+        if not isinstance(content, bytes):
+            check_pixels(content, max_side=max_side)
+            return content
+        data = decode_data_url(content, max_bytes=max_bytes) if is_data_url(content) else content
+        return _decode(data, max_pixels, max_side)
+
+
+def readable_again(image: ImageSource) -> ImageSource:
+    """Return an image that can be read more than once: the content of an open file, any other image unchanged.
+
+    Raises:
+        UnreadableImage: the open file cannot be read.
+    """
+    is_open = hasattr(image, "read") and not isinstance(image, os.PathLike) and not _is_pillow(image)
+    return _read_open(image, MAX_BYTES) if is_open else image
+
+
+@contextmanager
+def named(image: ImageSource) -> Iterator[None]:
+    """Turn an error about a file into an `UnreadableImage` whose message begins with the file's path, if it has one."""
+    try:
+        yield
+    except (InputError, UnreadableImage) as error:
+        path = path_of(image)
+        raise UnreadableImage(str(error) if path is None else f"{path}: {error}") from error
+
+
+def path_of(image: ImageSource) -> str | None:
+    """Return the path of an image that is given by its path; None for another image, and for a data URL."""
+    name = os.fsdecode(image) if isinstance(image, str | os.PathLike) else "data:"
+    return None if name[:5].lower() == "data:" else name
+
+
+def _content(image: ImageSource, timeout: float | None, max_bytes: int) -> bytes | npt.NDArray[Any]:
+    """Return the file that an image is, or its pixels."""
     if isinstance(image, np.ndarray) and image.ndim == 0:
         image = _scalar(image)
     if isinstance(image, _Buffer):
-        return served(bytes(memoryview(image)))  # exactly `bytes`: tritonclient sends the repr of a subclass
+        return bytes(memoryview(image))  # exactly `bytes`: tritonclient sends the repr of a subclass
     if isinstance(image, str | os.PathLike):
-        return served(_read(image, timeout))
+        return _read(image, timeout, max_bytes)
     if isinstance(image, np.ndarray):
-        return _png(image)
+        return image
     if _is_pillow(image):
-        return _png(_pillow_pixels(image))
+        return _pillow_pixels(image)
     if hasattr(image, "read"):
-        return served(_read_open(image))
+        return _read_open(image, max_bytes)
     raise InvalidRequest(
         f"an image is a path, bytes, a uint8 array, a Pillow image or an open file; got {type(image).__name__}"
         + (" (for a list of images: predict_batch)" if isinstance(image, list | tuple) else "")
@@ -116,26 +176,29 @@ def served(data: bytes) -> bytes:
     animation the first picture counts. Files of any other format are returned unchanged; the server judges them.
 
     Raises:
-        UnreadableImage: the data URL or the file is damaged, larger than Pillow's limit on pixels, a TIFF of several
+        UnreadableImage: the data URL or the file is damaged, larger than 179 million pixels, a TIFF of several
             pictures or of values that state no white, or this Pillow does not read its format.
     """
     try:
-        return _served(decode_data_url(data, max_bytes=MAX_BYTES) if is_data_url(data) else data)
+        file = decode_data_url(data, max_bytes=MAX_BYTES) if is_data_url(data) else data
+        return file if _transcoded_format(file) is None else _png(_decode(file, _MAX_TRANSCODED, MAX_SIDE))
     except InputError as error:
         raise UnreadableImage(str(error)) from error
 
 
-def _served(data: bytes) -> bytes:
+def _transcoded_format(data: bytes) -> str | None:
+    """Return the name of a format that only the client reads; None for other files."""
     found = _TRANSCODED.match(data)
-    name = found.lastgroup if found else "TGA" if data.endswith(_TGA_END) else None
-    if name is None:
-        return data
-    from PIL import Image  # noqa: PLC0415 (slow, and only needed for these formats)
+    return found.lastgroup if found else "TGA" if data.endswith(_TGA_END) else None
 
-    from m2f.image import decode_image  # noqa: PLC0415 (imports Pillow and OpenCV)
 
-    max_pixels = 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS)  # Pillow's own limit; the server has another
-    return _png(decode_image(data, max_pixels=max_pixels, formats=(name,)))
+def _decode(data: bytes, max_pixels: int, max_side: int) -> npt.NDArray[np.uint8]:
+    from m2f.image import FORMATS, decode_image  # noqa: PLC0415 (imports Pillow and OpenCV)
+
+    name = _transcoded_format(data)
+    return decode_image(
+        data, max_pixels=max_pixels, max_side=max_side, formats=FORMATS if name is None else (name,)
+    )  # fmt: skip
 
 
 def pixels_of_png(data: bytes) -> int | None:
@@ -153,44 +216,50 @@ def _scalar(array: npt.NDArray[Any]) -> Any:
     return array.item() if array.dtype.kind in "UO" else array
 
 
-def _read(path: str | os.PathLike[str], timeout: float | None) -> bytes:
-    name = os.fsdecode(path)
-    if name[:5].lower() == "data:":
-        return name.encode(errors="replace")  # a data URL, and no path
+def _read(path: str | os.PathLike[str], timeout: float | None, max_bytes: int) -> bytes:
+    name = path_of(path)
+    if name is None:
+        return os.fsdecode(path).encode(errors="replace")  # a data URL
     if _ADDRESS.match(name):
-        raise UnreadableImage(f"{name}: this is an address, not a path; download the image and pass its bytes")
-    try:
-        return read_file(name, timeout=timeout)
-    except UnreadableImage as error:
-        raise UnreadableImage(f"{name}: {error}") from error
+        raise UnreadableImage("this is an address, not a path; download the image and pass its bytes")
+    return read_file(name, timeout=timeout, max_bytes=max_bytes)
 
 
-def _read_open(file: Any) -> bytes:
+def _read_open(file: Any, max_bytes: int) -> bytes:
     """Return what is left of a file that is open for binary reading."""
     try:
-        data = None if isinstance(file, io.TextIOBase) else file.read(MAX_BYTES + 1)
+        data = None if isinstance(file, io.TextIOBase) else file.read(max_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: the file is closed
         raise UnreadableImage(f"the open file cannot be read: {error}") from error
     if not isinstance(data, bytes):
         raise InvalidRequest(f"an open file must give bytes: open it with 'rb'; got {type(file).__name__}")
     if not data:
         raise UnreadableImage("the open file is at its end: seek(0)")
-    if len(data) > MAX_BYTES:
-        raise UnreadableImage(f"the open file is larger than {MAX_BYTES >> 20} MiB")
+    if len(data) > max_bytes:
+        raise UnreadableImage(f"the open file is larger than {max_bytes >> 20} MiB")
     return data
 
 
-def _png(pixels: npt.NDArray[Any]) -> bytes:
+def check_pixels(pixels: npt.NDArray[Any], *, max_side: int = MAX_SIDE) -> None:
+    """Check an array of pixels.
+
+    Raises:
+        InvalidRequest: the array is not uint8 [H, W, 3] or [H, W], or a side is 0 or more than `max_side`.
+    """
     colour = pixels.ndim == 3 and pixels.shape[2] == 3
     if pixels.dtype != np.uint8 or not (colour or pixels.ndim == 2):
         given = f"{pixels.dtype} {list(pixels.shape)}"
         raise InvalidRequest(f"pixels are uint8 [H, W, 3] (RGB) or [H, W] (grey); got {given}")
-    if not all(1 <= side <= MAX_SIDE for side in pixels.shape[:2]):
-        raise InvalidRequest(f"the sides of an image are 1 to {MAX_SIDE}; got {list(pixels.shape)}")
+    if not all(1 <= side <= max_side for side in pixels.shape[:2]):
+        raise InvalidRequest(f"the sides of an image are 1 to {max_side}; got {list(pixels.shape)}")
+
+
+def _png(pixels: npt.NDArray[Any]) -> bytes:
+    check_pixels(pixels)
     import cv2  # noqa: PLC0415 (slow, and only needed to send pixels)
 
     # OpenCV's defaults (filter "sub", run lengths) are twice as fast as zlib level 1 in OpenCV or Pillow
-    _, png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if colour else pixels)
+    _, png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels)
     return png.tobytes()
 
 

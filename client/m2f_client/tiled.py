@@ -13,20 +13,18 @@ import numpy.typing as npt
 
 from m2f.contract import CLASS_NAMES
 from m2f.errors import InputError
-from m2f.image import decode_image
 from m2f.runs import Rect, Runs
 from m2f.tiles import Part, Tile, grid, merge
-from m2f_client.client_errors import ClientError, InvalidRequest, ServerError, UnreadableImage
-from m2f_client.images import ImageSource, encoded
+from m2f_client.client_errors import ClientError, InvalidRequest, ServerError
+from m2f_client.images import ImageSource, readable_again
+from m2f_client.pictures.opening import open_picture
+from m2f_client.pictures.picture import Picture, Pixels
 from m2f_client.result import Result
 from m2f_client.tiled_outputs import SEMANTIC, SemanticMap, check_outputs, outputs_of_tile, wants_instances
-
-Pixels = npt.NDArray[np.uint8]
 
 WHOLE_SIDE = 4096
 """Longest side of the picture as a whole when it is sent; a longer picture is reduced by a whole number."""
 
-_LARGEST = 1 << 33  # pixels of a picture; the RLE's numbers have 35 bits
 _NOWHERE = Rect(0, 0, 0, 0)
 
 
@@ -68,29 +66,30 @@ class TiledPicture:
     """A picture and its tiles. Safe to use from several threads until `result` is called.
 
     Args:
-        pixels: uint8 [H, W, 3] RGB or [H, W] grey.
+        picture: the picture, which stays open as long as `window` is called.
         tiling: how the picture is cut.
         outputs: names of the outputs that the result has.
 
     Attributes:
+        picture: the picture.
         tiles: the tiles, row by row; with `whole`, the picture as a whole is the last one.
 
     Raises:
         InvalidRequest: there would be too many tiles, or the picture is too large for a semantic map.
     """
 
-    def __init__(self, pixels: Pixels, tiling: Tiling, outputs: Sequence[str]) -> None:
-        self._pixels, self._outputs = pixels, tuple(outputs)
-        self.height, self.width = pixels.shape[:2]
-        picture = Rect(0, 0, self.width, self.height)
+    def __init__(self, picture: Picture, tiling: Tiling, outputs: Sequence[str]) -> None:
+        self.picture, self._outputs = picture, tuple(outputs)
+        self.height, self.width = picture.height, picture.width
+        all_of_it = Rect(0, 0, self.width, self.height)
         try:
             tiles = grid(self.height, self.width, tile=tiling.tile, overlap=tiling.overlap)
         except InputError as error:
             raise InvalidRequest(str(error)) from error
         self._whole = len(tiles)  # index of the picture as a whole
-        self.tiles: Sequence[Tile] = [*tiles, Tile(picture, _NOWHERE, picture)] if tiling.whole else tiles
+        self.tiles: Sequence[Tile] = [*tiles, Tile(all_of_it, _NOWHERE, all_of_it)] if tiling.whole else tiles
         self._parts: list[Part] = []
-        self._semantic = SemanticMap(picture) if SEMANTIC in self._outputs else None
+        self._semantic = SemanticMap(all_of_it) if SEMANTIC in self._outputs else None
         self._class_names: npt.NDArray[np.object_] | None = None
 
     @property
@@ -100,9 +99,9 @@ class TiledPicture:
 
     def window(self, index: int) -> Pixels:
         """Return the pixels of a tile, as they are sent."""
-        x1, y1, x2, y2 = self.tiles[index].rect
-        step = self._factor if index == self._whole else 1
-        return np.ascontiguousarray(self._pixels[y1:y2:step, x1:x2:step])
+        if index == self._whole:
+            return self.picture.reduced(self._factor)
+        return self.picture.window(self.tiles[index].rect)
 
     @cached_property
     def _factor(self) -> int:
@@ -176,15 +175,9 @@ def tiled(image: ImageSource, tiling: Tiling, outputs: Sequence[str]) -> TiledPi
             too many tiles.
     """
     check_outputs(outputs)
-    source = image if isinstance(image, np.ndarray) and image.ndim in (2, 3) else encoded(image)
-    pixels = source if isinstance(source, np.ndarray) else _decoded(source)
-    if max(pixels.shape[:2]) <= tiling.tile:
-        return source
-    return TiledPicture(pixels, tiling, outputs)
-
-
-def _decoded(data: bytes) -> Pixels:
-    try:
-        return decode_image(data, max_pixels=_LARGEST)
-    except InputError as error:
-        raise UnreadableImage(f"the image cannot be read: {error}") from error
+    source = readable_again(image)
+    picture = open_picture(source)
+    if max(picture.height, picture.width) > tiling.tile:
+        return TiledPicture(picture, tiling, outputs)
+    picture.close()
+    return source

@@ -21,6 +21,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -54,6 +55,7 @@ _PILLOWS_ERRORS = (  # what its decoders raise on damaged files
     ArithmeticError, AttributeError, EOFError, IndexError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
     struct.error,
 )  # fmt: skip
+_PILLOWS_LIMIT = Lock()
 _HIDDEN = (EXIF, b"MPF\0", b"Photoshop 3.0\0")
 Pixels = npt.NDArray[np.uint8]
 
@@ -84,6 +86,7 @@ def decode_image(
     data: bytes,
     *,
     max_pixels: int,
+    max_side: int = MAX_SIDE,
     formats: tuple[str, ...] = FORMATS,
     jpeg_decoder: Callable[..., Pixels] | None = decode_jpeg,
     exif_orientation: bool = True,
@@ -96,7 +99,9 @@ def decode_image(
 
     Args:
         data: the encoded file.
-        max_pixels: largest allowed width x height; checked in the header, before any pixel is decoded.
+        max_pixels: largest allowed width x height; checked in the header, before any pixel is decoded. Pillow's own
+            limit, `MAX_IMAGE_PIXELS`, does not count.
+        max_side: largest allowed width or height.
         formats: the formats that are read, in Pillow's words.
         jpeg_decoder: simplejpeg's `decode_jpeg`; None: Pillow decodes JPEG.
         exif_orientation: whether to turn the image as its EXIF says.
@@ -108,27 +113,29 @@ def decode_image(
     """
     if not data:
         raise InputError("the image is empty (0 bytes); expected a JPEG, PNG or WebP file", kind="image_format")
-    with _reported(data, max_pixels, formats):
-        pixels, turned = _decode(data, _open(data, max_pixels, formats), jpeg_decoder, grey)
+    with _reported(data, formats):
+        pixels, turned = _decode(data, _open(data, max_pixels, max_side, formats), jpeg_decoder, grey)
         turn = _TURNS.get(turned) if exif_orientation else None
         return turn(pixels) if turn else pixels
 
 
-def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+def _open(data: bytes, max_pixels: int, max_side: int, formats: tuple[str, ...]) -> Image.Image:
     """Read and check the header."""
     if formats == ("TIFF",):
         check_tiff(data)
     found = survey(data)
-    image = Image.open(_File(data, () if found.exif is None else _HIDDEN), formats=formats)
+    file = _File(data, () if found.exif is None else _HIDDEN)
+    with _without_pillows_limit():
+        image = Image.open(file, formats=formats)
     if found.exif is not None:
         assert isinstance(image, ImageFile)
         image.decodermaxblock = len(data)  # by default Pillow hands over 64 KiB, then these again and 64 KiB more, ...
         image.info["exif"] = found.exif
     pixels = image.width * image.height
-    if pixels > max_pixels or max(image.size) > MAX_SIDE:
+    if pixels > max_pixels or max(image.size) > max_side:
         raise InputError(
             f"the image is too large: {image.width} x {image.height}; allowed are {max_pixels} pixels "
-            f"and {MAX_SIDE} along a side",
+            f"and {max_side} along a side",
             kind="image_too_large",
         )
     allowed = min(_MAX_SCANS, _MAX_PASSES * max_pixels // pixels)
@@ -141,6 +148,17 @@ def _open(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image
             kind="image_format",
         )
     return image
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Let Pillow open an image of any size. Its limit is one for the process, and lower than `max_pixels` may be."""
+    with _PILLOWS_LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _decode(
@@ -222,7 +240,7 @@ _TURNS: dict[object, Callable[[Pixels], npt.NDArray]] = {  # by EXIF's orientati
 
 
 @contextmanager
-def _reported(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterator[None]:
+def _reported(data: bytes, formats: tuple[str, ...]) -> Iterator[None]:
     """Turn Pillow's errors into an InputError that says what is wrong with the file."""
     try:
         yield
@@ -236,7 +254,5 @@ def _reported(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterato
         if formats is not FORMATS:  # the file has the beginning of one of them
             told = f"the image is damaged, or a kind of {names} that this Pillow does not read"
         raise InputError(told, kind="image_format") from None
-    except Image.DecompressionBombError:  # Pillow's own limit, about 179 megapixels
-        raise InputError(f"the image is too large: allowed are {max_pixels} pixels", kind="image_too_large") from None
     except _PILLOWS_ERRORS as error:
         raise InputError(f"the image is damaged: {error}", kind="image_damaged") from None
