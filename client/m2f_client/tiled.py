@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from m2f.contract import CLASS_NAMES
 from m2f.errors import InputError
+from m2f.geometry import SizeHW
 from m2f.runs import Rect, Runs
 from m2f.tiles import Part, Tile, grid, merge
 from m2f_client.client_errors import ClientError, InvalidRequest, ServerError
@@ -127,7 +128,7 @@ class TiledPicture:
         """
         tile = self.tiles[index]
         step = self._factor if index == self._whole else 1
-        expected = tuple(-(-side // step) for side in (tile.rect.y2 - tile.rect.y1, tile.rect.x2 - tile.rect.x1))
+        expected = -(-(tile.rect.y2 - tile.rect.y1) // step), -(-(tile.rect.x2 - tile.rect.x1) // step)
         if answer.size != expected:
             raise ServerError(f"the answer is about a picture of {answer.size}; the tile has {expected}")
         if self._semantic is not None:
@@ -135,13 +136,13 @@ class TiledPicture:
         self._class_names = answer.outputs.get(CLASS_NAMES)
         if not wants_instances(self._outputs):
             return
-        try:
-            masks = [Runs.of_rle(counts, *expected) for counts in answer.rle]
-        except InputError as error:
-            raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
-        masks = [mask.enlarged(step).shifted(tile.rect.x1, tile.rect.y1).inside(tile.rect) for mask in masks]
-        rows = zip(answer.labels.tolist(), answer.scores.tolist(), answer.queries.tolist(), masks, strict=True)
-        self._parts += [Part(index, *row, cut=tile.cuts(row[-1].box)) for row in rows if row[-1].area]
+        masks: dict[int, Runs] = {}
+        rows = list(zip(answer.labels.tolist(), answer.scores.tolist(), answer.queries.tolist(), strict=True))
+        for (_, _, query), counts in zip(rows, answer.rle, strict=True):
+            if query not in masks:  # instances of one query have one mask
+                mask = _mask(counts, expected).enlarged(step)
+                masks[query] = mask.shifted(tile.rect.x1, tile.rect.y1).inside(tile.rect)
+        self._parts += [Part(index, *row, masks[row[2]]) for row in rows if masks[row[2]].area]
 
     def result(self) -> Result:
         """Return the outputs of the picture, from the answers about its tiles."""
@@ -164,6 +165,13 @@ class TiledPicture:
             outputs[SEMANTIC] = self._semantic.classes
         wanted = {*self._outputs, *(["size"] if "rle" in self._outputs else [])}
         return Result({name: array for name, array in outputs.items() if name in wanted})
+
+
+def _mask(counts: bytes, size: SizeHW) -> Runs:
+    try:
+        return Runs.of_rle(counts, *size)
+    except InputError as error:
+        raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
 
 
 def tiled(image: ImageSource, tiling: Tiling, outputs: Sequence[str]) -> TiledPicture | ImageSource:

@@ -17,6 +17,7 @@ from m2f.geometry import Ints
 from m2f.kernels import BEST
 from m2f.numpy_kernel import NumpyKernel
 from m2f.rle import decode_edges
+from m2f.sampling import Edges
 
 _UINT32_PIXELS = 1 << 32  # of a picture; the compiled kernel counts pixels in 32 bits
 
@@ -112,30 +113,24 @@ class Runs:
             ]
         )
 
-    def intersection(self, other: Runs) -> int:
-        """Return the number of pixels that two masks share."""
-        if not len(self.columns) or not len(other.columns):
-            return 0
-        height = int(max(self.ends.max(), other.ends.max())) + 1
-        begins, ends = _keys(other, height)
-        before = np.concatenate([[0], np.cumsum(ends - begins)])  # pixels of the other mask before each of its runs
+    def edges(self, rect: Rect) -> Edges:
+        """Return where the runs of a mask that lies in a part of the picture start and end, down the part's columns.
 
-        def pixels_before(keys: Ints) -> Ints:
-            run = np.searchsorted(begins, keys, side="right")  # runs that begin at or before the key
-            over = np.maximum(0, ends[run - 1] - keys)
-            return np.where(run > 0, before[run] - over, 0)
+        Args:
+            rect: the part, of less than 2^32 pixels.
 
-        mine = _keys(self, height)
-        return int((pixels_before(mine[1]) - pixels_before(mine[0])).sum())
+        Returns:
+            uint32 [2 R], ascending, as `m2f.rle` and the kernels have them.
+        """
+        moved = self.shifted(-rect.x1, -rect.y1)
+        return _flat(moved, rect.y2 - rect.y1).astype(np.uint32)
 
     def rle(self, height: int, width: int) -> bytes:
         """Return the COCO compressed RLE `counts` of the mask in a picture of height x width pixels.
 
         pycocotools, whose counts have 32 bits, cannot read that of a picture of 2^32 pixels or more; m2f can.
         """
-        edges = np.stack(_keys(self, height), axis=1).reshape(-1)
-        apart = edges[1:-1:2] != edges[2::2]  # a run that ends at the bottom goes on at the top of the next column
-        edges = edges[np.concatenate([[True], np.repeat(apart, 2), [True]])] if len(edges) else edges
+        edges = _flat(self, height)
         if height * width < _UINT32_PIXELS:
             return BEST.encode(edges.astype(np.uint32), height * width)
         return NumpyKernel().encode(edges, height * width)
@@ -161,10 +156,12 @@ def _chosen(columns: Ints, begins: Ints, ends: Ints, wanted: npt.NDArray[np.bool
     return Runs(columns[keep], begins[keep], ends[keep])
 
 
-def _keys(mask: Runs, height: int) -> tuple[Ints, Ints]:
-    """Return where each run begins and ends, counted down the columns of a picture."""
+def _flat(mask: Runs, height: int) -> Ints:
+    """Return where the runs of a mask start and end, in turn, counted down the columns of a picture."""
     tops = mask.columns * height
-    return tops + mask.begins, tops + mask.ends
+    edges = np.stack([tops + mask.begins, tops + mask.ends], axis=1).reshape(-1)
+    apart = edges[1:-1:2] != edges[2::2]  # a run that ends at the bottom goes on at the top of the next column
+    return edges[np.concatenate([[True], np.repeat(apart, 2), [True]])] if len(edges) else edges
 
 
 def _split(begins: Ints, ends: Ints, height: int) -> Runs:

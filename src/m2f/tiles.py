@@ -1,29 +1,36 @@
 """A picture in overlapping tiles, and the instances of the tiles as instances of the picture.
 
-The rule, in the order in which it is applied:
+What a tile sees of one query is a **view**: a mask, and a score for each class. The rule, in the order in which it is
+applied:
 
-1. An instance is **cut** if its mask comes within a 256th of the tile's side of an edge that has picture beyond it.
-2. Two instances of one class from two tiles are **the same object** if their masks agree where both tiles see: an IoU
-   of 0.5 there. The best agreement counts first, and an object has one instance of each tile, so that two objects that
+1. A view is **cut** if its mask comes within a 256th of the tile's side of an edge that has picture beyond it.
+2. Two views of two tiles are **one object** if their masks agree where both tiles see: an IoU of 0.5 there, whatever
+   the classes. The surest agreement counts first, and an object has one view of each tile, so that two objects that
    touch stay two.
-3. What is left of the cut instances joins an object of its class that covers 0.8 of it where both tiles see: two arms
-   of a U, in one tile, are one object in the next.
-4. An object that a tile sees **whole** is taken from there: mask, box, score; of several the best score.
+3. A cut view that is left alone joins a cut view of its class that covers 0.8 of it where both tiles see: two arms of
+   a U, in one tile, are one object in the next.
+4. An object that a tile sees **whole** is taken from there, from the best score; its score is the mean over all tiles
+   that see the place whole, of which one that does not find it counts as 0, as in weighted boxes fusion.
 5. Other objects are put together. A pixel is decided by the tile that has it farthest from its edges, if that tile is
    one of the object's, and is inside otherwise if it is inside any. The score is the mean, weighted by area.
-6. A cut instance that stands alone and lies, to 0.8, in an object that another tile sees whole, is dropped: a part was
-   taken for something else.
+6. A cut view that stays alone and lies, to 0.8, in a view that another tile sees whole, is dropped: a part was taken
+   for something else.
+
+A tile that is the picture as a whole shows what is larger than the tiles: only its views that no tile sees whole count.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from m2f.errors import InputError
+from m2f.kernels import BEST
 from m2f.runs import Rect, Runs, union
 
 MAX_TILES = 250_000
@@ -31,7 +38,7 @@ MAX_TILES = 250_000
 
 _SAME = 0.5  # IoU, where both tiles see
 _COVERED = 0.8  # part of a mask
-_HALF = 0.5
+_HALF = 0.5  # of the best score: a view below is not trusted to see an object whole
 _NEAR = 256  # part of a tile's side that counts as touching its edge
 
 
@@ -41,7 +48,8 @@ class Tile:
 
     Attributes:
         rect: the part.
-        own: the pixels of it that no other tile has farther from its edges.
+        own: the pixels of it that no other tile has farther from its edges; none if it is the picture as a whole,
+            beside tiles.
         picture: the whole picture.
     """
 
@@ -62,15 +70,14 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """An instance as one tile sees it.
+    """An instance: as one tile sees it, or of the picture.
 
     Attributes:
-        tile: index of the tile.
+        tile: index of the tile that made its mask, or most of it.
         label: class index.
         score: its score.
         query: the query that made it.
-        mask: in the picture's pixels, not empty.
-        cut: whether it may go on outside the tile.
+        mask: in the picture's pixels, not empty. Instances of one tile and query have one mask.
     """
 
     tile: int
@@ -78,7 +85,6 @@ class Part:
     score: float
     query: int
     mask: Runs
-    cut: bool
 
 
 def grid(height: int, width: int, *, tile: int, overlap: float) -> list[Tile]:
@@ -114,59 +120,135 @@ def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int, int, 
     return list(zip(begins, ends, [0, *seams], [*seams, length], strict=True))
 
 
-def merge(tiles: Sequence[Tile], parts: Sequence[Part]) -> list[Part]:
+def merge(tiles: Sequence[Tile], parts: Iterable[Part]) -> list[Part]:
     """Return the instances of the picture, best first; the rule stands above.
 
     Args:
-        tiles: the tiles of the picture.
+        tiles: the tiles of the picture; the last may be the picture as a whole.
         parts: the instances of all tiles, in any order.
     """
-    parts = sorted(parts, key=lambda part: (part.tile, -part.score, part.label, part.mask.box))
-    meetings = list(_meetings(tiles, parts))
-    objects = _Objects(parts)
+    places = _Places(tiles)
+    views = _views(places, parts)
+    meetings = list(_meetings(tiles, views))
+    objects = _Objects(views)
     for meeting in sorted(meetings, key=lambda meeting: (-meeting.certainty, meeting.pair)):
-        if meeting.agreement >= _SAME and meeting.same_class:
+        if meeting.agreement >= _SAME:
             objects.join(*meeting.pair, one_of_each_tile=True)
-    for meeting in meetings:
-        if meeting.covered >= _COVERED and meeting.same_class:
-            objects.join(*meeting.pair)
-    groups = [[parts[index] for index in group] for group in objects.groups()]
-    dropped = _taken_for_something_else(parts, objects, meetings)
-    found = [_one(tiles, group) for group in groups if group[0] not in dropped]
+    _join_arms(views, objects, meetings)
+    dropped = _taken_for_something_else(views, objects, meetings)
+    groups = ([views[index] for index in group] for group in objects.groups() if dropped.isdisjoint(group))
+    found = [part for group in groups for part in _instances(places, group)]
     return sorted(found, key=lambda part: (-part.score, part.mask.box, part.label))
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """What a tile sees of a query.
+
+    Attributes:
+        tile: index of the tile.
+        query: the query.
+        mask: in the picture's pixels.
+        scores: of each class.
+        cut: whether it may go on outside the tile.
+    """
+
+    tile: int
+    query: int
+    mask: Runs
+    scores: Mapping[int, float]
+    cut: bool
+
+    @cached_property
+    def area(self) -> int:
+        return self.mask.area
+
+    @cached_property
+    def box(self) -> Rect:
+        return self.mask.box
+
+    @cached_property
+    def label(self) -> int:
+        """Its best class; the first among equals."""
+        return max(sorted(self.scores), key=lambda label: self.scores[label])
+
+    @cached_property
+    def best(self) -> float:
+        return self.scores[self.label]
+
+
+class _Places:
+    """What each tile sees whole."""
+
+    def __init__(self, tiles: Sequence[Tile]) -> None:
+        self.tiles = tiles
+        rects = [(-1, -1, -1, -1) if tile.own.empty else tile.rect for tile in tiles]
+        self._x1, self._y1, self._x2, self._y2 = np.array(rects, np.int64).reshape(-1, 4).T
+
+    def seen_whole(self, box: Rect) -> list[int]:
+        """Return the indices of the tiles that see a box whole; not of the picture as a whole."""
+        inside = (self._x1 <= box.x1) & (self._y1 <= box.y1) & (self._x2 >= box.x2) & (self._y2 >= box.y2)
+        return [index for index in np.flatnonzero(inside).tolist() if not self.tiles[index].cuts(box)]
+
+    def counts(self, view: _View) -> bool:
+        """Return whether a view is to be used: that of a tile, or of what no tile sees whole."""
+        return not self.tiles[view.tile].own.empty or not self.seen_whole(view.box)
+
+
+def _views(places: _Places, parts: Iterable[Part]) -> list[_View]:
+    of_query: dict[tuple[int, int], list[Part]] = defaultdict(list)
+    for part in parts:
+        of_query[part.tile, part.query].append(part)
+    views = []
+    for (tile, query), rows in of_query.items():
+        mask = rows[0].mask
+        scores: dict[int, float] = {}
+        for row in rows:
+            scores[row.label] = max(row.score, scores.get(row.label, 0.0))
+        views.append(_View(tile, query, mask, scores, places.tiles[tile].cuts(mask.box)))
+    views.sort(key=lambda view: (view.tile, -view.best, view.box, view.query))
+    return [view for view in views if places.counts(view)]
 
 
 @dataclass(frozen=True)
 class _Meeting:
-    """Two instances of two tiles that have pixels where both tiles see.
+    """Two views of two tiles that have pixels where both tiles see.
 
     Attributes:
         pair: their indices.
-        same_class: whether they have one label.
+        shared: number of pixels that are in both.
         agreement: IoU where both tiles see.
         certainty: that, times the lower score.
-        covered: largest part, where both tiles see, of a cut one that the other one covers.
+        covered: part of each, where both tiles see, that the other one covers.
     """
 
     pair: tuple[int, int]
-    same_class: bool
+    shared: int
     agreement: float
     certainty: float
-    covered: float
+    covered: tuple[float, float]
+
+    def sides(self) -> Iterator[tuple[int, int, float]]:
+        """Yield each view, the other one, and the part of the first that the other one covers."""
+        first, second = self.pair
+        yield first, second, self.covered[0]
+        yield second, first, self.covered[1]
 
 
-def _meetings(tiles: Sequence[Tile], parts: Sequence[Part]) -> Iterator[_Meeting]:
+def _meetings(tiles: Sequence[Tile], views: Sequence[_View]) -> Iterator[_Meeting]:
     of_tile: dict[int, list[int]] = defaultdict(list)
-    for index, part in enumerate(parts):
-        of_tile[part.tile].append(index)
+    for index, view in enumerate(views):
+        of_tile[view.tile].append(index)
     for one, other in _neighbours(tiles):
         common = tiles[one].rect.intersection(tiles[other].rect)
-        seen = ([(index, parts[index].mask.inside(common)) for index in of_tile[tile]] for tile in (one, other))
-        yield from _compared(parts, *([(index, mask) for index, mask in side if mask.area] for side in seen))
+        ours, theirs = ([_Seen.of(views, index, common) for index in of_tile[tile]] for tile in (one, other))
+        for first in filter(None, ours):
+            for second in filter(None, theirs):
+                yield from first.meet(second, views)
 
 
 def _neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
-    """Return the pairs of tiles that see something in common."""
+    """Yield the pairs of tiles that see something in common."""
     rects = np.array([tile.rect for tile in tiles], np.int64)
     for index, (x1, y1, x2, y2) in enumerate(rects[:-1]):
         later = rects[index + 1 :]
@@ -174,33 +256,51 @@ def _neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
         yield from ((index, index + 1 + int(other)) for other in np.flatnonzero(meet))
 
 
-def _compared(
-    parts: Sequence[Part], ours: Sequence[tuple[int, Runs]], theirs: Sequence[tuple[int, Runs]]
-) -> Iterator[_Meeting]:
-    for first, mask in ours:
-        for second, other in theirs:
-            if mask.box.intersection(other.box).empty or not (shared := mask.intersection(other)):
-                continue
-            covered = [shared / side.area for index, side in ((first, mask), (second, other)) if parts[index].cut]
-            agreement = shared / (mask.area + other.area - shared)
-            yield _Meeting(
-                (first, second),
-                parts[first].label == parts[second].label,
-                agreement,
-                agreement * min(parts[first].score, parts[second].score),
-                max(covered, default=0.0),
-            )
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A view's pixels in a part of the picture; there are some.
+
+    Attributes:
+        view: index of the view.
+        box: of the pixels.
+        area: number of pixels.
+        edges: uint32 [2 R], where their runs start and end down the columns of the part.
+    """
+
+    view: int
+    box: Rect
+    area: int
+    edges: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, views: Sequence[_View], index: int, part: Rect) -> _Seen | None:
+        if views[index].box.intersection(part).empty:
+            return None
+        mask = views[index].mask.inside(part)
+        return cls(index, mask.box, mask.area, mask.edges(part)) if mask.area else None
+
+    def meet(self, other: _Seen, views: Sequence[_View]) -> Iterator[_Meeting]:
+        if self.box.intersection(other.box).empty or not (shared := BEST.intersection(self.edges, other.edges)):
+            return
+        agreement = shared / (self.area + other.area - shared)
+        yield _Meeting(
+            (self.view, other.view),
+            shared,
+            agreement,
+            agreement * min(views[self.view].best, views[other.view].best),
+            (shared / self.area, shared / other.area),
+        )
 
 
 class _Objects:
-    """Which instances are one object."""
+    """Which views are of one object."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._group = {index: [index] for index in range(len(parts))}
-        self._tile = [part.tile for part in parts]
+    def __init__(self, views: Sequence[_View]) -> None:
+        self._group = {index: [index] for index in range(len(views))}
+        self._tile = [view.tile for view in views]
 
     def join(self, first: int, second: int, *, one_of_each_tile: bool = False) -> None:
-        """Make one object of those of two instances, unless a tile would have two instances of it."""
+        """Make one object of those of two views, unless a tile would have two views of it."""
         group, other = self._group[first], self._group[second]
         if group is other:
             return
@@ -209,41 +309,70 @@ class _Objects:
         group += other
         self._group.update(dict.fromkeys(other, group))
 
-    def of(self, index: int) -> list[int]:
-        """Return the instances of an instance's object."""
-        return self._group[index]
+    def alone(self, index: int) -> bool:
+        """Return whether a view is the only one of its object."""
+        return len(self._group[index]) == 1
 
     def groups(self) -> Iterable[list[int]]:
-        """Return the instances of each object."""
+        """Return the views of each object."""
         return {id(group): group for group in self._group.values()}.values()
 
 
-def _taken_for_something_else(parts: Sequence[Part], objects: _Objects, meetings: Iterable[_Meeting]) -> set[Part]:
-    """Return the cut instances that stand alone in an object that another tile sees whole."""
-    dropped = set()
-    for meeting in meetings:
-        for index, other in (meeting.pair, meeting.pair[::-1]):
-            part, whole = parts[index], parts[other]
-            alone = part.cut and not whole.cut and len(objects.of(index)) == 1
-            if alone and part.mask.intersection(whole.mask) >= _COVERED * part.mask.area:
-                dropped.add(part)
-    return dropped
+def _join_arms(views: Sequence[_View], objects: _Objects, meetings: Iterable[_Meeting]) -> None:
+    """Join the cut views that are left alone to the cut views of their class that cover them."""
+    arms = [
+        (index, other)
+        for meeting in meetings
+        for index, other, covered in meeting.sides()
+        if covered >= _COVERED
+        and views[index].cut
+        and views[other].cut
+        and views[index].label == views[other].label
+        and objects.alone(index)
+    ]
+    for index, other in arms:
+        objects.join(other, index)
 
 
-def _one(tiles: Sequence[Tile], group: Sequence[Part]) -> Part:
-    """Return an object as one instance."""
-    surest = max(part.score for part in group)
-    best = max(group, key=lambda part: (not part.cut and part.score >= _HALF * surest, part.score))
-    if not best.cut or len(group) == 1:
-        return best
-    owns = [tiles[tile].own for tile in {part.tile for part in group}]
+def _taken_for_something_else(views: Sequence[_View], objects: _Objects, meetings: Iterable[_Meeting]) -> set[int]:
+    """Return the cut views that stay alone in a view that another tile sees whole."""
+    return {
+        index
+        for meeting in meetings
+        for index, other, _ in meeting.sides()
+        if views[index].cut
+        and not views[other].cut
+        and objects.alone(index)
+        and meeting.shared >= _COVERED * views[index].area
+        and views[other].best >= _HALF * views[index].best
+    }
+
+
+def _instances(places: _Places, group: Sequence[_View]) -> Iterator[Part]:
+    """Yield an object as an instance of each class that a view has."""
+    surest = max(view.best for view in group)
+    best = max(group, key=lambda view: (not view.cut and view.best >= _HALF * surest, view.best))
+    mask, evidence = best.mask, group
+    if not best.cut:
+        evidence = [view for view in group if not view.cut]
+    elif len(group) > 1:
+        mask = _put_together(places.tiles, group) or mask
+    blind = set(places.seen_whole(mask.box)) - {view.tile for view in group}
+    total = sum(view.area for view in evidence) + len(blind) * mask.area
+    labels = sorted({label for view in evidence for label in view.scores})
+    for label in labels:
+        score = sum(view.area * view.scores.get(label, 0.0) for view in evidence) / total
+        yield Part(best.tile, label, score, best.query, mask)
+
+
+def _put_together(tiles: Sequence[Tile], group: Sequence[_View]) -> Runs | None:
+    """Return the mask of an object that no tile sees whole; None if no pixel is left of it."""
+    owns = [tiles[tile].own for tile in {view.tile for view in group}]
     pieces = []
-    for part in group:
-        elsewhere = part.mask
+    for view in group:
+        elsewhere = view.mask
         for own in owns:
             elsewhere = elsewhere.outside(own)
-        pieces += [part.mask.inside(tiles[part.tile].own), elsewhere]
-    areas = [part.mask.area for part in group]
-    score = float(np.average([part.score for part in group], weights=areas))
+        pieces += [view.mask.inside(tiles[view.tile].own), elsewhere]
     mask = union(pieces)
-    return replace(best, mask=mask if mask.area else best.mask, score=score, cut=False)
+    return mask if mask.area else None
