@@ -21,7 +21,7 @@ from m2f_client import Client
 from m2f_client.client_errors import ModelNotFound, ServerUnavailable
 from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.page.models import Models
-from m2f_client.page.picture import draw, scaled
+from m2f_client.page.picture import draw
 from m2f_client.page.tables import instances_table, latency_table, notice
 from m2f_client.page.timed_client import TimedAnswer, TimedClient
 from m2f_client.step_times import StepTime
@@ -142,26 +142,9 @@ class TestTables:
         assert "&lt;script&gt;" in notice("<script>")
 
 
-class TestPicture:
-    def test_instances_are_where_they_were_in_a_larger_image(self, tmp_path):
-        masks = np.zeros((3, 3000, 4000), bool)
-        masks[0, 1000:2000, 3000:] = True
-        masks[1, 7, 9] = True  # less than a pixel of the picture; the third is empty
-        result = result_of(masks)
-        small = scaled(result, (1600, 1200))
-        assert small.size == (1200, 1600)
-        assert small.boxes.tolist() == [[1200, 400, 1600, 800], [3, 2, 4, 4], [0, 0, 0, 0]]
-        assert small.mask(0).sum() == 400 * 400
-        assert small.mask(0)[400:800, 1200:].all()
-        Image.new("RGB", (4000, 3000)).save(tmp_path / "a.png")
-        assert draw(tmp_path / "a.png", result, None).size == (1600, 1200)
-
-    def test_a_small_image_stays_as_it_is(self):
-        result = result_of(np.ones((1, 4, 4), bool))
-        assert scaled(result, (4, 4)) is result
-
-    def test_nothing_found(self):
-        assert scaled(result_of(np.zeros((0, 40, 40), bool)), (4, 4)).masks.shape == (0, 4, 4)
+def test_the_picture_is_no_larger_than_a_screen(tmp_path):
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "a.png")
+    assert draw(tmp_path / "a.png", result_of(np.ones((1, 3000, 4000), bool)), None).size == (1600, 1200)
 
 
 @pytest.fixture(scope="class")

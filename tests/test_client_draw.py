@@ -131,6 +131,14 @@ def test_a_second_label_does_not_cover_the_first():
     assert second == (50, 50, 110, 62)  # inside it
 
 
+def test_a_label_for_which_there_is_no_room_is_left_out():
+    masks = np.repeat(square(200, 200, 80, 80, 20), 300, axis=0)
+    crowded = np.asarray(overlay(Image.new("RGB", (200, 200)), result_of(masks, labels=[0] * 300)))
+    alone = np.asarray(overlay(Image.new("RGB", (200, 200)), result_of(masks[:1])))
+    label = (alone[:80] == colour(0)).all(axis=2)  # that of the best instance stands above its box
+    np.testing.assert_array_equal(crowded[:80][label], alone[:80][label])
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation):
     stored = Image.new("RGB", (6, 4))
