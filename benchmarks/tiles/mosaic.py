@@ -6,11 +6,13 @@ as in its scene, and what tiles find can be compared with what the scenes by the
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -92,16 +94,20 @@ def mosaic(side: int) -> Mosaic:
 
 def held_out() -> Iterator[tuple[Pixels, Sequence[int], Sequence[Mask]]]:
     """Draw scenes without end: uint8 [256, 256, 3] RGB, class indices, and a mask [256, 256] for each object."""
-    if (folder := str(ROOT / "examples/shapes")) not in sys.path:
-        sys.path.insert(0, folder)
-    from scenes import make_scene  # type: ignore[import-not-found]  # noqa: PLC0415
-
+    drawing = scenes_module()
     number = 0
     while True:
-        image, labels, masks = make_scene(np.random.default_rng((SEED, HELD_OUT, number)))
+        image, labels, masks = drawing.make_scene(np.random.default_rng((SEED, HELD_OUT, number)))
         whole = [_square(mask.astype(np.uint8) * 255) > 127 for mask in masks]
         yield _square(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)), [int(label) for label in labels], whole
         number += 1
+
+
+def scenes_module() -> ModuleType:
+    """Return the module that draws the scenes that the embedded model was trained on."""
+    if (folder := str(ROOT / "examples/shapes")) not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("scenes")
 
 
 def _square(image: Any) -> Any:
