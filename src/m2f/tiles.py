@@ -16,7 +16,8 @@ applied:
 6. A cut view that stays alone and lies, to 0.8, in a view that another tile sees whole, is dropped: a part was taken
    for something else.
 
-A tile that is the picture as a whole shows what is larger than the tiles: only its views that no tile sees whole count.
+A tile that is the picture as a whole shows what is larger than the tiles. Only its views that no tile sees whole count;
+such a view takes in all cut views of its class that it covers to 0.8.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def merge(tiles: Sequence[Tile], parts: Iterable[Part]) -> list[Part]:
     for meeting in sorted(meetings, key=lambda meeting: (-meeting.certainty, meeting.pair)):
         if meeting.agreement >= _SAME:
             objects.join(*meeting.pair, one_of_each_tile=True)
-    _join_arms(views, objects, meetings)
+    _join_arms(places, views, objects, meetings)
     dropped = _taken_for_something_else(views, objects, meetings)
     groups = ([views[index] for index in group] for group in objects.groups() if dropped.isdisjoint(group))
     found = [part for group in groups for part in _instances(places, group)]
@@ -192,7 +193,11 @@ class _Places:
 
     def counts(self, view: _View) -> bool:
         """Return whether a view is to be used: that of a tile, or of what no tile sees whole."""
-        return not self.tiles[view.tile].own.empty or not self.seen_whole(view.box)
+        return not self.is_whole(view) or not self.seen_whole(view.box)
+
+    def is_whole(self, view: _View) -> bool:
+        """Return whether a view is that of the picture as a whole."""
+        return self.tiles[view.tile].own.empty
 
 
 def _views(places: _Places, parts: Iterable[Part]) -> list[_View]:
@@ -318,17 +323,19 @@ class _Objects:
         return {id(group): group for group in self._group.values()}.values()
 
 
-def _join_arms(views: Sequence[_View], objects: _Objects, meetings: Iterable[_Meeting]) -> None:
-    """Join the cut views that are left alone to the cut views of their class that cover them."""
+def _join_arms(places: _Places, views: Sequence[_View], objects: _Objects, meetings: Iterable[_Meeting]) -> None:
+    """Join the cut views that are left alone to the cut views of their class that cover them.
+
+    The picture as a whole covers all cut views of its object, alone or not.
+    """
     arms = [
         (index, other)
         for meeting in meetings
         for index, other, covered in meeting.sides()
         if covered >= _COVERED
         and views[index].cut
-        and views[other].cut
         and views[index].label == views[other].label
-        and objects.alone(index)
+        and (places.is_whole(views[other]) or (views[other].cut and objects.alone(index)))
     ]
     for index, other in arms:
         objects.join(other, index)
