@@ -7,7 +7,9 @@ from m2f.runs import Runs
 from m2f.tiles import Part
 
 
-def rectangle(height, width, x1, y1, x2, y2):
+def rectangle(height, width, *box):
+    """Return a mask with the pixels of a box: x1, y1, x2, y2."""
+    x1, y1, x2, y2 = box
     mask = np.zeros((height, width), bool)
     mask[y1:y2, x1:x2] = True
     return mask
