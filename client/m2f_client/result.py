@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from m2f import rle as coco_rle
 from m2f.errors import InputError
 from m2f.rle import packed_width
+from m2f.runs import Runs
 from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, Array, check
 from m2f_client.client_errors import OutputNotRequested, ServerError
 from m2f_client.converters import archive, coco
@@ -185,10 +187,24 @@ class Result:
         height, width = self.size
         if name == "packed_masks":
             return np.unpackbits(rows[index], axis=1, count=width)
-        try:
+        with _decodable(index):
             return coco_rle.decode(rows[index], height, width)
-        except InputError as error:
-            raise ServerError(f"mask {index} from the server cannot be decoded: {error}") from error
+
+    def crop(self, index: int) -> tuple[int, int, npt.NDArray[np.uint8]]:
+        """Return one mask without its empty surroundings: x and y of its upper left pixel, and uint8 [h, w] of 0 and 1.
+
+        With `rle` this takes memory for the mask's box only, however large the image is.
+
+        Raises:
+            OutputNotRequested, ServerError: as `mask`.
+        """
+        if "rle" not in self.outputs or not self.has_masks:
+            return 0, 0, self.mask(index)
+        with _decodable(index):
+            runs = Runs.of_rle(self.outputs["rle"][index], *self.size)
+        x1, y1, x2, y2 = runs.box
+        height, width = max(1, y2 - y1), max(1, x2 - x1)
+        return x1, y1, coco_rle.decode(runs.shifted(-x1, -y1).rle(height, width), height, width)
 
     def names(self, class_names: Sequence[str] | None) -> list[str]:
         """Return K class names; the class number as text for classes without a name."""
@@ -276,6 +292,15 @@ class Result:
             return self.outputs[name]
         except KeyError:
             raise OutputNotRequested(f"this result has no '{name}'; ask for it: outputs=(..., '{name}')") from None
+
+
+@contextmanager
+def _decodable(index: int) -> Iterator[None]:
+    """Raise ServerError if the block cannot decode a mask."""
+    try:
+        yield
+    except InputError as error:
+        raise ServerError(f"mask {index} from the server cannot be decoded: {error}") from error
 
 
 def _is_segment(segment: object) -> bool:

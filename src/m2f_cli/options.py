@@ -13,7 +13,9 @@ import click
 from m2f.contract import PUBLIC_MODEL
 from m2f.settings import Settings
 from m2f_client.client import Client
+from m2f_client.client_errors import InvalidRequest
 from m2f_client.predict.shards import Shard
+from m2f_client.tiled import Tiling
 from m2f_client.transports.address import DEFAULT_URL
 from m2f_client.transports.protocol import Parameter
 
@@ -71,12 +73,40 @@ parameter_option = click.option(
 )  # fmt: skip
 concurrency_option = click.option(
     "--concurrency", type=click.IntRange(1, MAX_CONCURRENCY), default=4, metavar="N", show_default=True,
-    help=f"Images in flight at once, up to {MAX_CONCURRENCY}.",
+    help=f"Images, or tiles, in flight at once, up to {MAX_CONCURRENCY}.",
 )  # fmt: skip
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=60, metavar="SECONDS", show_default=True,
     help="Longest wait for an answer or a download.",
 )  # fmt: skip
+
+
+tile_option = click.option(
+    "--tile", type=click.IntRange(min=1), metavar="N",
+    help="Cut larger pictures into tiles of N x N pixels, a request each. An object that several tiles see is one "
+    "instance.",
+)  # fmt: skip
+overlap_option = click.option(
+    "--overlap", type=float, metavar="PART",
+    help="Part of a tile's side that it shares with its neighbour, 0 to less than 1. Default: 0.2. Needs --tile.",
+)  # fmt: skip
+whole_option = click.option(
+    "--whole", is_flag=True,
+    help="Also send the picture as a whole, reduced, for objects that no tile sees whole. Needs --tile.",
+)  # fmt: skip
+
+
+def tiling_of(tile: int | None, overlap: float | None, whole: bool) -> Tiling | None:
+    """Return how pictures are cut; None without --tile."""
+    if tile is None:
+        for name, is_given in (("--overlap", overlap is not None), ("--whole", whole)):
+            if is_given:
+                raise click.UsageError(f"{name} needs --tile N")
+        return None
+    try:
+        return Tiling(tile, 0.2 if overlap is None else overlap, whole)
+    except InvalidRequest as error:
+        raise click.UsageError(str(error)) from None
 
 
 def refuse_same_file(*files: tuple[str, Path | None]) -> None:

@@ -12,11 +12,15 @@ from m2f_cli.options import (
     ShardOf,
     concurrency_option,
     model_option,
+    overlap_option,
     parameter_option,
     parquet_option,
     refuse_same_file,
+    tile_option,
+    tiling_of,
     timeout_option,
     url_option,
+    whole_option,
 )
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress, InvalidRequest, UnreadableImage
@@ -57,6 +61,9 @@ from m2f_client.transports.protocol import Parameter
     help="Write a JSON line for each image to this file, as soon as it is done; - prints the lines instead of tables.",
 )  # fmt: skip
 @parquet_option
+@tile_option
+@overlap_option
+@whole_option
 @click.option("--every", type=click.IntRange(min=1), default=1, metavar="N", show_default=True,
               help="Take every N-th frame of a video.")  # fmt: skip
 @concurrency_option
@@ -72,6 +79,9 @@ def predict(
     classes: str | None,
     extra: tuple[tuple[str, Parameter], ...],
     timeout: float,
+    tile: int | None,
+    overlap: float | None,
+    whole: bool,
     **options: Any,
 ) -> None:
     """Find the instances of images.
@@ -81,13 +91,18 @@ def predict(
     store (s3://, gs://, az://); a video, whose frames are the images; or - for an image on standard input. Results come
     in the order of the images.
 
+    With --tile, a picture larger than a tile becomes several requests. Its overlay is reduced if the picture has more
+    than 64 megapixels.
+
     Images that fail, and files that are skipped, are reported on standard error. To resume a run with --out or
-    --jsonl that was stopped, repeat the command: it does the remaining images and retries those that failed.
+    --jsonl that was stopped, repeat the command: it does the remaining images, and of a picture the remaining tiles,
+    and retries those that failed.
 
     Exit code: 0 all images worked; 1 some failed, or the run was stopped; 2 wrong usage.
     """
     if not images and not lists:
         raise click.UsageError("nothing to do: name an IMAGE, or a --list of them")
+    options["tiling"] = tiling_of(tile, overlap, whole)
     _check(options)
     named = {"score_threshold": score_threshold, "classes": classes}
     parameters = dict(extra) | {name: value for name, value in named.items() if value is not None}
@@ -127,6 +142,8 @@ def _check(options: dict[str, Any]) -> None:
     for name in ("raw", "panoptic"):
         if options[name] and options["out"] is None:
             raise click.UsageError(f"--{name} needs --out DIR")
+        if options[name] and options["tiling"] is not None:
+            raise click.UsageError(f"--{name} is not available with --tile: it belongs to one request, not to several")
     refuse_same_file(("--jsonl", options["jsonl"]), ("--parquet", options["parquet"]))
     if options["as_json"] and options["jsonl"] == STDOUT:
         raise click.UsageError("--json and --jsonl - both print: choose one")

@@ -77,6 +77,7 @@ def overlay(
     class_names: Sequence[str] | None = None,
     *,
     colour_by: Literal["instance", "class"] = "instance",
+    style: Style | None = None,
 ) -> Image.Image:
     """Return a copy of an image with its instances drawn on it.
 
@@ -85,6 +86,7 @@ def overlay(
         result: needs `scores`, `labels`, `boxes`, `rle` (or `masks`) and `size`.
         class_names: the model's class names; None: class numbers.
         colour_by: whether each instance or each class has its own colour.
+        style: sizes of text and lines; None: those that fit the size of the image.
 
     Raises:
         UnreadableImage: the image has another size than the server reports.
@@ -92,7 +94,7 @@ def overlay(
     height, width = result.size
     if image.size != (width, height):
         raise UnreadableImage(f"opens as {image.width}x{image.height} here, the server saw {width}x{height}")
-    style = Style.for_size(width, height)
+    style = style or Style.for_size(width, height)
     keys = range(len(result)) if colour_by == "instance" else result.labels.tolist()
     colours = [colour(key) for key in keys]
     boxes = np.nan_to_num(result.boxes).clip(0, (width, height) * 2)  # Pillow takes seconds to draw far outside
@@ -101,7 +103,8 @@ def overlay(
 
     pixels = np.array(image)  # [H, W, 3]
     for index in big_first:  # small masks on top
-        _paint_mask(pixels, result.mask(index), colours[index], style.outline)
+        x, y, mask = result.crop(index)
+        _paint_mask(pixels[y:, x:], mask, colours[index], style.outline)
     canvas = Image.fromarray(pixels)
     draw = ImageDraw.Draw(canvas)
     for index in big_first:
@@ -127,7 +130,7 @@ def text_colour(background: Colour) -> Colour:
 
 
 def _paint_mask(pixels: Pixels, mask: Pixels, paint: Colour, line: int) -> None:
-    """Blend a mask [H, W] into pixels [H, W, 3] and draw its edge, in place."""
+    """Blend a mask [h, w] into the first rows and columns of pixels [H, W, 3] and draw its edge, in place."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return

@@ -46,5 +46,8 @@ class ResultLike(Protocol):
     def mask(self, index: int) -> npt.NDArray[np.uint8]:
         """Return one mask, uint8 [H, W]."""
 
+    def crop(self, index: int) -> tuple[int, int, npt.NDArray[np.uint8]]:
+        """Return x and y of the upper left pixel of a mask's box, and the mask there, uint8 [h, w]."""
+
     def names(self, class_names: Sequence[str] | None) -> list[str]:
         """Return K class names."""

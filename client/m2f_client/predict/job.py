@@ -18,6 +18,7 @@ from m2f_client.converters.coco import panoptic_pixels, results
 from m2f_client.images import served
 from m2f_client.predict.lines import Line
 from m2f_client.predict.patience import Patience
+from m2f_client.predict.tiling import Seen, Tiles
 from m2f_client.predict.video import Frame
 from m2f_client.result import Result
 
@@ -31,6 +32,7 @@ class Item:
         stem: start of the names of the files written for the image.
         read: returns the encoded bytes; raises UnreadableImage.
         frame: the video frame, if the image is one.
+        file: path of the image, if it is a file that may be read in parts.
         done: the journal's line, if an earlier run did the image. It is then only drawn again, for the video.
     """
 
@@ -38,6 +40,7 @@ class Item:
     stem: str
     read: Callable[[], bytes]
     frame: Frame | None = None
+    file: str | None = None
     done: Line | None = None
 
 
@@ -50,7 +53,7 @@ class Outcome:
         line: the image's line for the journal.
         result: the server's answer; None if the image failed, or was only drawn again.
         error: why the image failed; None if it did not.
-        written: files written.
+        written: files written, each with a remark if there is one.
         picture: frame for the annotated video.
     """
 
@@ -58,7 +61,7 @@ class Outcome:
     line: Line
     result: Result | None = None
     error: M2FError | None = None
-    written: tuple[Path, ...] = ()
+    written: tuple[str, ...] = ()
     picture: Image.Image | None = None
 
 
@@ -74,6 +77,7 @@ class Job:
         out: folder for the files of each image; None: no files.
         raw: whether to save the logits.
         panoptic: whether to save the panoptic segmentation.
+        tiles: does pictures in tiles; None: each picture is one request.
     """
 
     client: Client
@@ -83,6 +87,7 @@ class Job:
     out: Path | None
     raw: bool
     panoptic: bool
+    tiles: Tiles | None = None
 
     @property
     def artefacts(self) -> tuple[str, ...]:
@@ -104,23 +109,35 @@ class Job:
         return Outcome(item, {"file_name": item.name, "error": str(error)}, error=error, picture=picture)
 
     def _do(self, item: Item) -> Outcome:
+        seen = self._seen(item)
+        line = line_of(item.name, seen.result, self.names)
+        if self.out is None:
+            return Outcome(item, line, seen.result)
+        picture = seen.overlay(self.names)
+        written = []
+        if item.frame is None:
+            remark = "" if seen.factor == 1 else f" (1/{seen.factor} of the picture's sides)"
+            written.append(self._save(line, "overlay", f"{item.stem}_overlay.png", picture.save) + remark)
+        else:
+            line["overlay"] = f"{item.stem}_overlay.mp4"
+        written += self._save_maps(item, line, seen.result)
+        return Outcome(item, line, seen.result, written=tuple(written), picture=picture if item.frame else None)
+
+    def _seen(self, item: Item) -> Seen:
+        """Ask about an image."""
+        if self.tiles is not None:
+            return self.tiles(item.name, item.file or item.read())
         data = served(item.read())
         outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS * self.raw + PANOPTIC_OUTPUTS * self.panoptic
         result = self.patience(lambda: self.client.predict(data, outputs=outputs, **self.parameters))
-        line = line_of(item.name, result, self.names)
-        if self.out is None:
-            return Outcome(item, line, result)
-        image = item.frame.picture() if item.frame is not None else draw.open_upright(data)
-        picture = draw.overlay(image, result, self.names)
-        written = []
-        if item.frame is None:
-            written.append(self._save(line, "overlay", f"{item.stem}_overlay.png", picture.save))
-        else:
-            line["overlay"] = f"{item.stem}_overlay.mp4"
-        written += self._save_maps(item, line, result)
-        return Outcome(item, line, result, written=tuple(written), picture=picture if item.frame else None)
 
-    def _save_maps(self, item: Item, line: Line, result: Result) -> list[Path]:
+        def overlay(names: Sequence[str] | None) -> Image.Image:
+            image = item.frame.picture() if item.frame is not None else draw.open_upright(data)
+            return draw.overlay(image, result, names)
+
+        return Seen(result, 1, overlay)
+
+    def _save_maps(self, item: Item, line: Line, result: Result) -> list[str]:
         """Write logits and panoptic segmentation, as far as the run saves them."""
         stem = item.stem if item.frame is None else f"{item.stem}_frame{item.frame.index:06d}"
         written = []
@@ -133,13 +150,13 @@ class Job:
             line["segments_info"] = result.segments
         return written
 
-    def _save(self, line: Line, kind: str, name: str, write: Callable[[Path], object]) -> Path:
-        """Write one file and add its name to the line."""
+    def _save(self, line: Line, kind: str, name: str, write: Callable[[Path], object]) -> str:
+        """Write one file, add its name to the line, and return its path."""
         assert self.out is not None
         target = self.out / name
         save(target, write)
         line[kind] = name
-        return target
+        return str(target)
 
     def _draw_again(self, item: Item, line: Line) -> Outcome:
         assert item.frame is not None  # only frames are drawn again

@@ -35,26 +35,29 @@ class RunSettings:
         parameters: request parameters.
         artefacts: which of ARTEFACTS the run writes.
         shard: the run's shard, such as `3/8`; None if the run is not divided.
+        tiling: how pictures are cut, as JSON; None if they are not.
     """
 
     model: str
     parameters: Mapping[str, Any]
     artefacts: tuple[str, ...]
     shard: str | None = None
+    tiling: Mapping[str, Any] | None = None
 
     @classmethod
     def of_line(cls, line: Line) -> RunSettings:
         """Return the settings of the run that wrote a line. Before models had names there was one model."""
         made = tuple(name for name in ARTEFACTS if name in line)
-        return cls(line.get("model", PUBLIC_MODEL), line["parameters"], made, line.get("shard"))
+        return cls(line.get("model", PUBLIC_MODEL), line["parameters"], made, line.get("shard"), line.get("tiling"))
 
     def members(self) -> Line:
         """Return what each line states of the settings."""
-        shard = {} if self.shard is None else {"shard": self.shard}
-        return {"model": self.model, "parameters": self.parameters, **shard}
+        given = {"shard": self.shard, "tiling": self.tiling}
+        given = {name: value for name, value in given.items() if value is not None}
+        return {"model": self.model, "parameters": self.parameters, **given}
 
     def __str__(self) -> str:
-        parameters = (f"{key}={value}" for key, value in self.parameters.items())
+        parameters = (f"{key}={value}" for key, value in [*self.parameters.items(), *(self.tiling or {}).items()])
         shard = [] if self.shard is None else [f"shard {self.shard}"]
         return ", ".join([f"model {self.model}", *parameters, *self.artefacts, *shard])
 

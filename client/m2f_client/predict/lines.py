@@ -7,6 +7,7 @@ r"""The lines of a run's journal: what they hold, and how they are read.
      "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...]}
     {"file_name": "b.jpg", "model": "mask2former", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
 
+The lines of a run in tiles state how pictures were cut: `"tiling": {"tile": 1024, "overlap": 0.2, "whole": false}`.
 The lines of a shard state it: `"shard": "3/8"`. Once all its images have a line, a last line says so; see `Complete`.
 """
 
@@ -36,6 +37,7 @@ class Complete:
         parameters: request parameters.
         server: address of the server.
         class_names: the model's class names.
+        tiling: how the pictures were cut; None: they were not.
     """
 
     shard: str
@@ -45,6 +47,7 @@ class Complete:
     parameters: Mapping[str, Any]
     server: str
     class_names: Sequence[str] | None
+    tiling: Mapping[str, Any] | None = None
 
 
 def parsed(text: bytes) -> Line | Complete | None:
@@ -69,10 +72,10 @@ def is_cut(text: bytes) -> bool:
 
 def _completed(stated: object) -> Complete | None:
     """Return what the last line of a shard states; None if its members are not those of `Complete`."""
-    if not isinstance(stated, dict) or stated.keys() != {field.name for field in fields(Complete)}:
+    if not isinstance(stated, dict) or {"tiling", *stated} != {field.name for field in fields(Complete)}:
         return None
     whole = all(isinstance(stated[name], str) for name in ("shard", "images", "listing", "model", "server"))
-    whole = whole and isinstance(stated["parameters"], dict)
+    whole = whole and isinstance(stated["parameters"], dict) and isinstance(stated.get("tiling", {}), dict | None)
     names = stated["class_names"]
     whole = whole and (names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)))
     return Complete(**stated) if whole else None
@@ -82,6 +85,7 @@ def _is_line(line: Line) -> bool:
     """Say whether the members of an image's line are there, and are of the right type."""
     whole = isinstance(line.get("file_name"), str) and isinstance(line.get("parameters"), dict)
     whole = whole and all(isinstance(line.get(name, ""), str) for name in ("model", "shard", "error"))
+    whole = whole and isinstance(line.get("tiling", {}), dict)
     whole = whole and all(_is_name(line[kind]) for kind in ARTEFACTS if kind in line)
     if not whole or "error" in line:
         return whole

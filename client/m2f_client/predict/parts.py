@@ -27,6 +27,7 @@ _SAME = {
     "listing": "were given different images ({} and {}; before the colon: how many): run both again with the same",
     "model": "come from different models ({} and {})",
     "parameters": "come from runs with other parameters ({} and {})",
+    "tiling": "come from runs that cut pictures differently ({} and {})",
     "class_names": "come from models with other classes",
 }
 

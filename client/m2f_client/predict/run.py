@@ -24,10 +24,12 @@ from m2f_client.predict.parquet import write_parquet
 from m2f_client.predict.patience import AWAY, Patience
 from m2f_client.predict.screen import Screen
 from m2f_client.predict.shards import Fingerprint, Shard, key_of
-from m2f_client.predict.sources import read, unique_stems
+from m2f_client.predict.sources import is_file, read, unique_stems
+from m2f_client.predict.tiling import Progress, Stopped, Tiles
 from m2f_client.predict.video import count_frames, frames, is_video, source_of
 from m2f_client.printable import complain
 from m2f_client.pump import in_order, stopped_by_signals
+from m2f_client.tiled import Tiling
 from m2f_client.transports.protocol import Parameter
 
 STDOUT = Path("-")
@@ -50,8 +52,9 @@ class PredictOptions:
         as_json: whether to print the COCO document.
         jsonl: file for the journal; STDOUT: its lines are printed; None: beside the other outputs, while the run lasts.
         parquet: file for a Parquet table of the instances; None: it is not written.
+        tiling: how pictures are cut; None: each picture is one request.
         every: of a video, take each `every`-th frame.
-        concurrency: number of images in work at once.
+        concurrency: number of requests in flight.
         timeout: seconds that the download of an image may take, and that the server may be away.
     """
 
@@ -67,6 +70,7 @@ class PredictOptions:
     as_json: bool = False
     jsonl: Path | None = None
     parquet: Path | None = None
+    tiling: Tiling | None = None
     every: int = 1
     concurrency: int = 4
     timeout: float = 60.0
@@ -91,17 +95,16 @@ def run(client: Client, options: PredictOptions) -> int:
         if options.out is not None:
             save(options.out, lambda out: out.mkdir(parents=True, exist_ok=True))
         stop = Event()
-        job = Job(
-            client,
-            Patience(options.timeout, stop),
-            options.parameters,
-            names,
-            options.out,
-            options.raw,
-            options.panoptic,
-        )
+        patience = Patience(options.timeout, stop)
+
+        def progress(name: str, done: int, total: int) -> None:
+            running.show_tiles(name, done, total)
+
+        tiles = _tiles(client, patience, options, stop, progress)
+        job = Job(client, patience, options.parameters, names, options.out, options.raw, options.panoptic, tiles)
         shard = None if options.shard is None else str(options.shard)
-        settings = RunSettings(client.model, options.parameters, job.artefacts, shard)
+        tiling = None if options.tiling is None else options.tiling.members()
+        settings = RunSettings(client.model, options.parameters, job.artefacts, shard, tiling)
         journal = Journal(options.journal, settings, None if shard is None else set(options.names))
         try:
             running = _PredictRun(job, journal, options, stop)
@@ -114,6 +117,24 @@ def run(client: Client, options: PredictOptions) -> int:
         return 1
 
 
+def _tiles(
+    client: Client, patience: Patience, options: PredictOptions, stop: Event, progress: Progress
+) -> Tiles | None:
+    if options.tiling is None:
+        return None
+    journal = options.journal
+    return Tiles(
+        client,
+        patience,
+        options.parameters,
+        options.tiling,
+        folder=None if journal is None else journal.with_name(f"{journal.name}.tiles"),
+        concurrency=options.concurrency,
+        stop=stop,
+        progress=progress,
+    )
+
+
 class _PredictRun:
     """The state of a run."""
 
@@ -121,7 +142,7 @@ class _PredictRun:
         self._job, self._journal, self._options, self._stop = job, journal, options, stop
         used = {source_of(line["file_name"]): _stem(line["overlay"]) for line in journal if "overlay" in line}
         self._stems = unique_stems(options.names, options.out, used=used)
-        self._screen = Screen(self._count(), job.names, silent=options.silent)
+        self._screen = Screen(self._count(), job.names, silent=options.silent, tiled=options.tiling is not None)
         self._videos = OverlayVideos(options.out) if options.out is not None else None
         self._lost = False  # whether a request has failed with one of AWAY
         self._failed = 0
@@ -139,6 +160,10 @@ class _PredictRun:
             for outcome in outcomes:
                 self._record(outcome)
             self._finish_video(whole=not self._stop.is_set())
+
+    def show_tiles(self, name: str, done: int, total: int) -> None:
+        """Show how many tiles of a picture are done; called from several threads."""
+        self._screen.tiles(name, done, total)
 
     def finish(self) -> int:
         """Write the run's documents, report failed and remaining images, and return the exit code."""
@@ -172,7 +197,8 @@ class _PredictRun:
         for name in options.names:
             images.add(key_of(name))
         stated = (str(options.shard), str(images), str(options.listing), origin.model, options.parameters)
-        self._journal.complete(Complete(*stated, origin.server, origin.class_names))
+        tiling = None if options.tiling is None else options.tiling.members()
+        self._journal.complete(Complete(*stated, origin.server, origin.class_names, tiling))
 
     def _count(self) -> int | None:
         """Return the number of items; None if a video does not state its number of frames."""
@@ -193,7 +219,8 @@ class _PredictRun:
             elif _has_frames(name):
                 yield from self._frames(name)
             elif name not in self._journal:
-                yield Item(name, self._stems[name], partial(read, name, timeout=self._options.timeout))
+                reading = partial(read, name, timeout=self._options.timeout)
+                yield Item(name, self._stems[name], reading, file=name if is_file(name) else None)
 
     def _frames(self, name: str) -> Iterator[Item]:
         """Yield the frames of a video: also those already done, if an annotated video is written."""
@@ -202,13 +229,16 @@ class _PredictRun:
             for frame in frames(name, self._options.every):
                 done = self._journal.get(frame.name)
                 if done is None or self._videos is not None:
-                    yield Item(frame.name, stem, frame.encoded, frame, done)
+                    yield Item(frame.name, stem, frame.encoded, frame=frame, done=done)
         except UnreadableImage as error:
             yield Item(name, stem, partial(_fail, error))
 
     def _record(self, outcome: Outcome) -> None:
         """Write an outcome to the journal, then print it."""
         item, error = outcome.item, outcome.error
+        self._screen.no_tiles(item.name)
+        if isinstance(error, Stopped):
+            return  # the picture stays to be done
         if isinstance(error, AWAY):
             self._stop.set()
             if self._lost:
@@ -218,6 +248,8 @@ class _PredictRun:
             line = self._journal.add(outcome.line)
             if self._options.jsonl == STDOUT:
                 click.echo(line)
+        if error is None and self._job.tiles is not None:
+            self._job.tiles.forget(item.name)
         if error is not None:
             self._failed += 1
             complain(f"{item.name}: {error}")

@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +31,8 @@ FEW = 10
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} images/s", style="progress.data.speed")
+        unit = task.fields["unit"]
+        return Text("" if task.speed is None else f"{task.speed:.1f} {unit}/s", style="progress.data.speed")
 
 
 class Screen:
@@ -33,18 +42,21 @@ class Screen:
         total: number of images; None if unknown.
         names: the model's class names.
         silent: print neither results nor progress, because standard output carries JSON.
+        tiled: whether large pictures are done in tiles, so that few pictures may take long.
     """
 
-    def __init__(self, total: int | None, names: Sequence[str] | None, *, silent: bool) -> None:
+    def __init__(self, total: int | None, names: Sequence[str] | None, *, silent: bool, tiled: bool = False) -> None:
         self._names = names
         self._console = Console(quiet=silent)
         self._tables = total is not None and total <= FEW
         # If output and errors share a terminal, one console must draw both, or bar and lines overwrite each other.
         on = self._console if sys.stdout.isatty() else Console(stderr=True)
-        wanted = sys.stderr.isatty() and not silent and not self._tables
-        columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TextColumn("left"), TimeRemainingColumn())
+        wanted = sys.stderr.isatty() and not silent and (tiled or not self._tables)
+        description = TextColumn("{task.description}", markup=False)
+        columns = (description, BarColumn(), MofNCompleteColumn(), _Rate(), TextColumn("left"), TimeRemainingColumn())
         self._progress = Progress(*columns, console=on, transient=True, disable=not wanted)
-        self._task = self._progress.add_task("", total=total)
+        self._task = self._progress.add_task("", total=total, unit="images")
+        self._tiles: dict[str, TaskID] = {}  # of the pictures in work
 
     def __enter__(self) -> Screen:
         self._progress.start()
@@ -57,7 +69,18 @@ class Screen:
         """Count one image."""
         self._progress.advance(self._task)
 
-    def show(self, name: str, result: Result, written: Sequence[Path]) -> None:
+    def tiles(self, name: str, done: int, total: int) -> None:
+        """Show how many tiles of a picture are done. Safe to call from several threads, one for each picture."""
+        if name not in self._tiles:
+            self._tiles[name] = self._progress.add_task(printable(name), total=total, unit="tiles")
+        self._progress.update(self._tiles[name], completed=done)
+
+    def no_tiles(self, name: str) -> None:
+        """Show the tiles of a picture no longer."""
+        if name in self._tiles:
+            self._progress.remove_task(self._tiles.pop(name))
+
+    def show(self, name: str, result: Result, written: Sequence[str]) -> None:
         """Print what was found in one image, and the files written for it."""
         if self._tables:
             self._console.print(_image_table(name, result, self._names, written))
@@ -73,7 +96,7 @@ class Screen:
 
 
 def _image_table(
-    name: str, result: Result, class_names: Sequence[str] | None, written: Sequence[Path]
+    name: str, result: Result, class_names: Sequence[str] | None, written: Sequence[str]
 ) -> RenderableType:
     height, width = result.size
     count = f"{len(result)} instance" + ("" if len(result) == 1 else "s")
@@ -81,7 +104,7 @@ def _image_table(
     if len(result):
         parts.append(_rows(result, class_names))
     if written:
-        parts.append(Text(printable(f"wrote {', '.join(map(str, written))}"), style="dim"))
+        parts.append(Text(printable(f"wrote {', '.join(written)}"), style="dim"))
     return Group(*parts, Text())
 
 

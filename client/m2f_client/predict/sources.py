@@ -229,6 +229,11 @@ def _matches(pattern: str) -> Iterator[str]:
             yield from _matches(f"{glob.escape(root)}/{after}")
 
 
+def is_file(name: str) -> bool:
+    """Say whether a name is that of a file, whose parts can be read: no pipe, address or object."""
+    return name != STDIN and "://" not in name and os.path.isfile(name)  # noqa: PTH113 (as the names are text)
+
+
 def read(name: str, *, timeout: float, max_bytes: int = MAX_BYTES) -> bytes:
     """Return an encoded image.
 
