@@ -28,23 +28,27 @@ def pixels_of(request):
     return decode_image(data, max_pixels=1 << 28)
 
 
+def answer(request):
+    """Return the answer to a request, as `FakeTransport` and `fake_server` take it."""
+    pixels = pixels_of(request)
+    return stacked([found(pixels)]) | {"semantic": np.zeros((1, *pixels.shape[:2]), np.int32)}
+
+
 def blob_transport(before=lambda _: None):
     """Return a transport that answers with the blobs; `before` may raise."""
 
-    def answer(request):
+    def handle(request):
         before(request)
-        pixels = pixels_of(request)
-        return stacked([found(pixels)]) | {"semantic": np.zeros((1, *pixels.shape[:2]), np.int32)}
+        return answer(request)
 
-    return FakeTransport(answer)
+    return FakeTransport(handle)
 
 
 class Crowd(FakeTransport):
     """Answers only once `size` requests are in flight, or all that are left; counts the most in flight."""
 
     def __init__(self, size, total):
-        inner = blob_transport()
-        super().__init__(inner._handler)
+        super().__init__(answer)
         self.size, self.total, self.most, self._now, self._begun = size, total, 0, 0, 0
         self._changed = threading.Condition()
 

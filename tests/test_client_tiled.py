@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from blob_server import AsyncCrowd, Crowd, blob_transport, blobs, picture_of, pixels_of
+from blob_server import AsyncCrowd, Crowd, answer, blob_transport, blobs, picture_of, pixels_of
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +15,7 @@ from m2f.rle import encode_mask
 from m2f.runs import Rect, Runs
 from m2f_client import AsyncClient, Client
 from m2f_client.client_errors import InvalidRequest, ServerError, UnreadableImage
+from m2f_client.fake import FakeTransport
 
 PICTURE = picture_of(90, 130, (3, 4, 12, 20), (35, 30, 48, 44), (100, 25, 110, 40), (60, 70, 75, 90), (90, 60, 104, 66))
 
@@ -141,14 +142,9 @@ def test_a_damaged_file_is_said_to_be_unreadable(tmp_path):
 
 @BOTH
 def test_an_answer_about_another_picture_is_refused(ask):
-    transport = blob_transport()
+    transport = FakeTransport(lambda request: answer(request) | {"size": np.array([[50, 49]], np.int32)})
     with pytest.raises(ServerError, match=r"tile \d of 12 .* the answer is about a picture of \(50, 49\)"):
-        ask(
-            type(transport)(lambda request: transport._handler(request) | {"size": np.array([[50, 49]], np.int32)}),
-            PICTURE,
-            tile=50,
-            overlap=0.4,
-        )
+        ask(transport, PICTURE, tile=50, overlap=0.4)
 
 
 def test_cancelling_cancels_the_tiles_in_flight():

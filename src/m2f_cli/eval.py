@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 
 from m2f.errors import M2FError
-from m2f_cli.options import concurrency_option, model_option, parameter_option, timeout_option, url_option
+from m2f_cli.options import (
+    concurrency_option,
+    model_option,
+    overlap_option,
+    parameter_option,
+    tile_option,
+    tiling_of,
+    timeout_option,
+    url_option,
+    whole_option,
+)
 from m2f_client.client import Client
 from m2f_client.client_errors import InvalidAddress
 from m2f_client.evaluation import report
@@ -44,6 +54,9 @@ from m2f_client.transports.protocol import Parameter
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Write metrics.json and, for instances, results.json (COCO) and precision_recall.png.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@tile_option
+@overlap_option
+@whole_option
 @concurrency_option
 @timeout_option
 def evaluate(
@@ -60,6 +73,9 @@ def evaluate(
     extra: tuple[tuple[str, Parameter], ...],
     out: Path | None,
     as_json: bool,
+    tile: int | None,
+    overlap: float | None,
+    whole: bool,
     concurrency: int,
     timeout: float,
 ) -> None:
@@ -76,13 +92,16 @@ def evaluate(
         raise click.UsageError("--panoptic compares with a server only: --against URL")
     if against_model and not is_address(against or ""):
         raise click.UsageError("--against-model is the model of another server: --against URL")
+    tiling = tiling_of(tile, overlap, whole)
+    if panoptic and tiling is not None:
+        raise click.UsageError("--panoptic is not available with --tile: segments cannot be put together of tiles")
     threshold = 0.0 if score_threshold is None else score_threshold
     parameters = dict(extra) if panoptic else {"score_threshold": threshold, **dict(extra)}
     try:
         for address in filter(is_address, (url, against or "")):
             Endpoint.parse(address)  # before hours of work
         truth = (read_panoptic if panoptic else read_instances)(dataset, images)
-        evaluation = Evaluation(truth, parameters, by_index, concurrency)
+        evaluation = Evaluation(truth, parameters, by_index, concurrency, tiling)
         with Client(url, timeout=timeout, model=model) as client:
             evaluated = (evaluate_panoptic if panoptic else evaluate_instances)(client, evaluation)
         if against:

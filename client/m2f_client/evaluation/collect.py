@@ -20,6 +20,7 @@ from m2f_client.evaluation.dataset import Dataset, DatasetImage
 from m2f_client.evaluation.segmentation import is_compressed_rle
 from m2f_client.pump import in_order
 from m2f_client.result import Result
+from m2f_client.tiled import Tiling
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -49,12 +50,33 @@ class Evaluation:
         by_index: whether the model's classes are the categories in the order of their ids; else they are matched by
             name.
         concurrency: number of requests in flight.
+        tiling: how larger pictures are cut; None: each picture is one request.
     """
 
     dataset: Dataset
     parameters: Mapping[str, Any]
     by_index: bool
     concurrency: int
+    tiling: Tiling | None = None
+
+    def predict(self, client: Client, image: DatasetImage, outputs: Sequence[str]) -> Result:
+        """Return a server's answer about an image; errors as `Client.predict`."""
+        if self.tiling is None:
+            return client.predict(image.path, outputs=outputs, **self.parameters)
+        return client.predict_tiled(
+            image.path,
+            tile=self.tiling.tile,
+            overlap=self.tiling.overlap,
+            whole=self.tiling.whole,
+            concurrency=self.concurrency // self.at_once,
+            outputs=outputs,
+            **self.parameters,
+        )
+
+    @property
+    def at_once(self) -> int:
+        """Number of images in work at once; of images in tiles two, so that one begins while another one ends."""
+        return self.concurrency if self.tiling is None else min(2, self.concurrency, len(self.dataset.images))
 
     def categories(self, client: Client) -> Categories:
         """Return the category of each class of a server's model."""
@@ -67,6 +89,7 @@ class Evaluation:
             "server": client.url,
             "model": client.model,
             "parameters": dict(self.parameters),
+            **({} if self.tiling is None else {"tiling": self.tiling.members()}),
             "images": len(collected.answers),
             "objects": sum(self.dataset.objects(collected.answers).values()),
             **self.troubles(collected, categories),
@@ -97,7 +120,7 @@ def collect(
 
     def ask(image: DatasetImage) -> T | M2FError:
         try:
-            result = client.predict(image.path, outputs=outputs, **evaluation.parameters)
+            result = evaluation.predict(client, image, outputs)
             if result.size != image.size:
                 raise M2FError(f"the image is {_pixels(result.size)}, its annotations are for {_pixels(image.size)}")
             return read(image, result)
@@ -106,7 +129,7 @@ def collect(
 
     images = evaluation.dataset.images
     collected: Collected[T] = Collected()
-    with in_order(ask, images, concurrency=evaluation.concurrency, stop=Event()) as answers:
+    with in_order(ask, images, concurrency=evaluation.at_once, stop=Event()) as answers:
         for image, answer in zip(images, _shown(answers, client.url, len(images)), strict=True):
             if isinstance(answer, ServerUnavailable | ModelNotFound):
                 done = f"{len(collected.answers)} of {len(images)} images were done, nothing is evaluated"

@@ -88,7 +88,8 @@ def summary(document: Document) -> list[str | Table]:
     """Return the lines and tables of a report, from top to bottom."""
     found_in = f"{document['images']} images, {document['objects']} objects"
     about = f"{document['dataset']}: {found_in}, by {_origin(document)}"
-    if sent := ", ".join(f"{name}={value}" for name, value in document["parameters"].items()):
+    settings = {**document["parameters"], **document.get("tiling", {})}
+    if sent := ", ".join(f"{name}={value}" for name, value in settings.items()):
         about += f" with {sent}"
     if "panoptic" in document:
         panoptic = document["panoptic"]

@@ -109,7 +109,25 @@ class Job:
         return Outcome(item, {"file_name": item.name, "error": str(error)}, error=error, picture=picture)
 
     def _do(self, item: Item) -> Outcome:
-        seen = self._seen(item)
+        if self.tiles is not None:
+            with self.tiles.seen(item.name, item.file or item.read()) as seen:
+                return self._written(item, seen)
+        return self._written(item, self._seen(item))
+
+    def _seen(self, item: Item) -> Seen:
+        """Ask about an image in one request."""
+        data = served(item.read())
+        outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS * self.raw + PANOPTIC_OUTPUTS * self.panoptic
+        result = self.patience(lambda: self.client.predict(data, outputs=outputs, **self.parameters))
+
+        def overlay(names: Sequence[str] | None) -> Image.Image:
+            image = item.frame.picture() if item.frame is not None else draw.open_upright(data)
+            return draw.overlay(image, result, names)
+
+        return Seen(result, 1, overlay)
+
+    def _written(self, item: Item, seen: Seen) -> Outcome:
+        """Write the files of an image, and make its line."""
         line = line_of(item.name, seen.result, self.names)
         if self.out is None:
             return Outcome(item, line, seen.result)
@@ -122,20 +140,6 @@ class Job:
             line["overlay"] = f"{item.stem}_overlay.mp4"
         written += self._save_maps(item, line, seen.result)
         return Outcome(item, line, seen.result, written=tuple(written), picture=picture if item.frame else None)
-
-    def _seen(self, item: Item) -> Seen:
-        """Ask about an image."""
-        if self.tiles is not None:
-            return self.tiles(item.name, item.file or item.read())
-        data = served(item.read())
-        outputs = STRUCTURED_OUTPUTS + RAW_OUTPUTS * self.raw + PANOPTIC_OUTPUTS * self.panoptic
-        result = self.patience(lambda: self.client.predict(data, outputs=outputs, **self.parameters))
-
-        def overlay(names: Sequence[str] | None) -> Image.Image:
-            image = item.frame.picture() if item.frame is not None else draw.open_upright(data)
-            return draw.overlay(image, result, names)
-
-        return Seen(result, 1, overlay)
 
     def _save_maps(self, item: Item, line: Line, result: Result) -> list[str]:
         """Write logits and panoptic segmentation, as far as the run saves them."""

@@ -112,6 +112,8 @@ def run(client: Client, options: PredictOptions) -> int:
             return running.finish()
         finally:
             journal.close()
+            if tiles is not None:
+                tiles.close()
     except M2FError as error:
         complain(str(error))
         return 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import BoundedSemaphore, Event
@@ -20,7 +20,7 @@ from m2f_client.client import Client
 from m2f_client.client_errors import UnreadableImage
 from m2f_client.converters import draw
 from m2f_client.images import encoded
-from m2f_client.predict.kept import KeptTiles
+from m2f_client.predict.kept import Head, KeptTiles
 from m2f_client.predict.patience import Patience
 from m2f_client.predict.shards import key_of
 from m2f_client.printable import complain
@@ -87,8 +87,9 @@ class Tiles:
         self._concurrency, self._stop, self._progress = concurrency, stop, progress
         self._requests, self._pictures = BoundedSemaphore(concurrency), BoundedSemaphore(_AT_ONCE)
 
-    def __call__(self, name: str, source: str | bytes) -> Seen:
-        """Do one picture.
+    @contextmanager
+    def seen(self, name: str, source: str | bytes) -> Iterator[Seen]:
+        """Do one picture, which stays open for the overlay until the end of the block.
 
         Args:
             name: name of the image in the outputs.
@@ -98,39 +99,46 @@ class Tiles:
             Stopped: the run stops; the tiles that are done are kept.
             M2FError: the picture cannot be read, or a tile failed; the tiles that are done are kept.
         """
-        try:
-            picture = tiled(source, self._tiling, STRUCTURED_OUTPUTS)
+        with ExitStack() as large:
+            large.enter_context(self._pictures)
+            if self._stop.is_set():
+                raise Stopped("no tile done")
+            picture = _opened(source, self._tiling)
             if isinstance(picture, TiledPicture):
-                return self._in_tiles(name, source, picture)
-            data = encoded(source)
-        except UnreadableImage as error:  # the message begins with the path
-            raise UnreadableImage(str(error).removeprefix(f"{source!s}: ")) from error
-        result = self._ask(data, STRUCTURED_OUTPUTS)
-        return Seen(result, 1, lambda names: draw.overlay(draw.open_upright(data), result, names))
+                large.enter_context(picture.picture)
+                self._do(name, source, picture)
+                yield self._of_tiles(picture)
+                return
+        result = self._ask(picture, STRUCTURED_OUTPUTS)
+        yield Seen(result, 1, lambda names: draw.overlay(draw.open_upright(picture), result, names))
 
     def forget(self, name: str) -> None:
         """Remove what is kept of a picture."""
         if self._folder is not None:
             self._file(name).unlink(missing_ok=True)
-            with suppress(OSError):  # other pictures have a file there
-                self._folder.rmdir()
 
-    def _in_tiles(self, name: str, source: str | bytes, picture: TiledPicture) -> Seen:
-        with self._pictures, ExitStack() as stack:
-            kept = self._kept(name, source)
-            if kept is not None:
-                stack.callback(kept.close)
-            self._do(name, picture, kept)
-        return self._seen(picture)
+    def close(self) -> None:
+        """Remove the folder, if nothing is kept."""
+        if self._folder is not None:
+            with suppress(OSError):
+                self._folder.rmdir()
 
     def _ask(self, pixels: Any, outputs: Sequence[str]) -> Result:
         with self._requests:
             return self._patience(lambda: self._client.predict(pixels, outputs=outputs, **self._parameters))
 
-    def _do(self, name: str, picture: TiledPicture, kept: KeptTiles | None) -> None:
+    def _do(self, name: str, source: str | bytes, picture: TiledPicture) -> None:
+        """Ask about the tiles that are not done yet."""
+        if self._folder is None:
+            self._ask_all(name, picture, None)
+            return
+        with closing(KeptTiles(self._file(name), self._head(name, source))) as kept:
+            if kept:
+                complain(f"{name}: {len(kept)} of {len(picture.tiles)} tiles done already")
+            self._ask_all(name, picture, kept)
+
+    def _ask_all(self, name: str, picture: TiledPicture, kept: KeptTiles | None) -> None:
         total = len(picture.tiles)
-        if kept:
-            complain(f"{name}: {len(kept)} of {total} tiles done already")
 
         def ask(index: int) -> None:
             answer = kept.get(index) if kept is not None else None
@@ -149,23 +157,20 @@ class Tiles:
         if done < total:
             raise Stopped(f"{done} of {total} tiles done")
 
-    def _kept(self, name: str, source: str | bytes) -> KeptTiles | None:
-        if self._folder is None:
-            return None
-        head = {
+    def _head(self, name: str, source: str | bytes) -> Head:
+        return {
             "file_name": name,
             "picture": _fingerprint(source),
             "model": self._client.model,
             "parameters": self._parameters,
             "tiling": self._tiling.members(),
         }
-        return KeptTiles(self._file(name), head)
 
     def _file(self, name: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{key_of(name):016x}.jsonl"
 
-    def _seen(self, picture: TiledPicture) -> Seen:
+    def _of_tiles(self, picture: TiledPicture) -> Seen:
         result = picture.result()
         factor = 1
         while -(-picture.height // factor) * -(-picture.width // factor) > DRAWN_PIXELS:
@@ -177,6 +182,15 @@ class Tiles:
             return draw.overlay(image, _reduced(result, factor), names, style=style)
 
         return Seen(result, factor, overlay)
+
+
+def _opened(source: str | bytes, tiling: Tiling) -> TiledPicture | bytes:
+    """Return a picture in tiles, or the encoded image if one tile holds it."""
+    try:
+        picture = tiled(source, tiling, STRUCTURED_OUTPUTS)
+        return picture if isinstance(picture, TiledPicture) else encoded(source)
+    except UnreadableImage as error:  # the message begins with the path
+        raise UnreadableImage(str(error).removeprefix(f"{source!s}: ")) from error
 
 
 def _fingerprint(source: str | bytes) -> str:
