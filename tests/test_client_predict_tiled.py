@@ -178,7 +178,7 @@ def test_a_server_that_goes_in_the_middle_loses_nothing(folder, capsys):
         answered = []
 
         def go_away(request):
-            if len(answered) == life:
+            if len(answered) >= life:
                 raise ServerUnavailable("shutting down")
             answered.append(request.inputs["image"].item())
 
@@ -190,7 +190,7 @@ def test_a_server_that_goes_in_the_middle_loses_nothing(folder, capsys):
     code, before = predict(7)
     assert code == 1
     assert "shutting down; asking again" in (said := capsys.readouterr().err)
-    assert "stopped; 0 images done" in said
+    assert "the same command resumes from there" in said
     code, after = predict(10**9)
     assert code == 0
     assert set(Counter([*before, *after]).values()) == {1}
