@@ -93,10 +93,6 @@ class Runs:
         order = np.argsort(columns, kind="stable")
         return Runs(columns[order], begins[order], ends[order])
 
-    def reduced(self, factor: int) -> Runs:
-        """Return the mask with each square of factor x factor pixels as a pixel, inside if any of them is."""
-        return union([Runs(self.columns // factor, self.begins // factor, -(-self.ends // factor))])
-
     def inside(self, rect: Rect) -> Runs:
         """Return the pixels in a part of the picture."""
         return _chosen(

@@ -10,12 +10,10 @@ from pathlib import Path
 from threading import BoundedSemaphore, Event
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from m2f.contract import STRUCTURED_OUTPUTS
 from m2f.errors import M2FError
-from m2f.runs import Runs
 from m2f_client.client import Client
 from m2f_client.client_errors import UnreadableImage
 from m2f_client.converters import draw
@@ -26,6 +24,7 @@ from m2f_client.predict.shards import key_of
 from m2f_client.printable import complain
 from m2f_client.pump import in_order
 from m2f_client.result import Result
+from m2f_client.scaled import scaled
 from m2f_client.tiled import TiledPicture, Tiling, tiled
 
 DRAWN_PIXELS = 64_000_000
@@ -179,7 +178,7 @@ class Tiles:
 
         def overlay(names: Sequence[str] | None) -> Image.Image:
             image = Image.fromarray(picture.picture.reduced(factor)).convert("RGB")
-            return draw.overlay(image, _reduced(result, factor), names, style=style)
+            return draw.overlay(image, scaled(result, image.size), names, style=style)
 
         return Seen(result, factor, overlay)
 
@@ -199,15 +198,3 @@ def _fingerprint(source: str | bytes) -> str:
         return hashlib.blake2b(source, digest_size=16).hexdigest()
     status = Path(source).stat()
     return f"{status.st_size} bytes of {status.st_mtime_ns}"
-
-
-def _reduced(result: Result, factor: int) -> Result:
-    """Return a result about the picture reduced by a factor; a pixel there is inside if any of its pixels is."""
-    if factor == 1:
-        return result
-    height, width = (-(-side // factor) for side in result.size)
-    rle = result.outputs["rle"].copy()
-    rle[:] = [Runs.of_rle(counts, *result.size).reduced(factor).rle(height, width) for counts in result.rle]
-    return Result(
-        {**result.outputs, "boxes": result.boxes / factor, "rle": rle, "size": np.array([height, width], np.int32)}
-    )
