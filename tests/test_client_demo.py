@@ -16,20 +16,23 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from m2f.image import decode_image
 from m2f_cli.main import main
 from m2f_client import Client
-from m2f_client.client_errors import ModelNotFound, ServerUnavailable
+from m2f_client.client_errors import InvalidRequest, ModelNotFound, ServerUnavailable
 from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.page.models import Models
 from m2f_client.page.picture import draw
 from m2f_client.page.tables import instances_table, latency_table, notice
-from m2f_client.page.timed_client import TimedAnswer, TimedClient
+from m2f_client.page.timed_client import Question, TimedAnswer, TimedClient
 from m2f_client.step_times import StepTime
+from m2f_client.tiled import Tiling
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.connect import connect
 
 IMAGES = Path(__file__).parents[1] / "examples/images"
 SCENE = IMAGES / "scene_1.jpg"
+NO_TILES = (0, 0.2, False)
 STEPS = ("mask2former_preprocess", "mask2former_engine", "mask2former_postprocess")
 
 
@@ -73,7 +76,7 @@ class TestServer:
         assert page_server.score_threshold == 0.5
 
     def test_an_answer_is_that_of_the_client_with_the_time_of_each_step(self, page_server, truth):
-        found = page_server.ask(SCENE, score_threshold=0.95, classes=())
+        found = page_server.ask(SCENE, Question(0.95))
         for name, array in truth[0].outputs.items():
             assert np.array_equal(found.result.outputs[name], array), name
         assert tuple(step.name for step in found.steps) == STEPS
@@ -82,7 +85,7 @@ class TestServer:
 
     def test_classes_are_chosen_by_index(self, page_server, truth):
         wanted = truth[0].labels[-1]
-        found = page_server.ask(SCENE, score_threshold=0.95, classes=[int(wanted)])
+        found = page_server.ask(SCENE, Question(0.95, [int(wanted)]))
         assert found.result.labels.tolist() == [label for label in truth[0].labels if label == wanted]
 
 
@@ -104,7 +107,7 @@ def test_a_server_that_keeps_its_statistics_to_itself_is_no_obstacle():
     server = TimedClient(Told(), model="parts", timeout=1)
     assert server.model == "parts"
     assert (server.class_names, server.score_threshold) == (None, 0)
-    assert server.ask(SCENE, score_threshold=0, classes=()).steps == ()
+    assert server.ask(SCENE, Question(0)).steps == ()
 
 
 class TestTables:
@@ -138,6 +141,22 @@ class TestTables:
     def test_without_statistics_there_is_the_total(self):
         assert cells(latency_table(TimedAnswer(self.result, 50.0, ()), "parts")) == [["total", "50.0", ""]]
 
+    def test_the_steps_of_tiles_are_means_and_do_not_add_up(self):
+        steps = (StepTime("mask2former_engine", 30.0, 1.0),)
+        table = latency_table(TimedAnswer(self.result, 100.0, steps, requests=12), "mask2former")
+        assert "by step for a tile" in table
+        assert cells(table) == [
+            ["engine", "30.0", ""],
+            ["waiting for a step", "1.0", ""],
+            ["total of 12 tiles", "100.0", ""],
+        ]
+
+    def test_of_many_instances_the_best_are_listed(self):
+        table = instances_table(result_of(np.zeros((1002, 1, 1), bool), labels=[0] * 1002), None)
+        assert "1002 instances" in table
+        assert "the best 1000 are listed" in table
+        assert len(cells(table)) == 1000
+
     def test_a_notice_is_text(self):
         assert "&lt;script&gt;" in notice("<script>")
 
@@ -170,15 +189,32 @@ class TestPage:
     def test_an_image_comes_back_with_its_rows(self, address, truth):
         with SCENE.open("rb") as file:
             path = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()[0]
-        problem, picture, found, latency = asked_of(address, path, 0.95, [], "mask2former")
+        problem, picture, found, latency = asked_of(address, path, 0.95, [], "mask2former", *NO_TILES)
         assert problem["visible"] is False
         with Image.open(io.BytesIO(httpx.get(picture["url"]).content)) as shown:
             assert shown.size == tuple(truth[0].size[::-1])
         assert cells(found) == rows_of(*truth)
         assert [row[0] for row in cells(latency)][:3] == ["preprocess", "engine", "postprocess"]
 
+    def test_a_large_picture_comes_back_by_tiles(self, address, server, tmp_path):
+        large = mosaic(tmp_path / "large.png")
+        with large.open("rb") as file:
+            path = httpx.post(f"{address}gradio_api/upload", files={"files": file}, timeout=60).json()[0]
+        _, picture, found, latency = asked_of(address, path, 0.95, [], "mask2former", 256, 0.25, True)
+        with Client(f"grpc://{server.grpc_url}") as client:
+            expected = client.predict_tiled(large, tile=256, overlap=0.25, whole=True, score_threshold=0.95)
+            assert cells(found) == rows_of(expected, client.class_names)
+        with Image.open(io.BytesIO(httpx.get(picture["url"]).content)) as shown:
+            assert shown.size == (600, 300)
+        assert [row[0] for row in cells(latency)] == [
+            "preprocess", "engine", "postprocess", "waiting for a step", "total of 7 tiles",
+        ]  # fmt: skip
+
     def test_a_file_of_this_machine_is_none_of_the_page(self, address):
-        assert "was not uploaded" in asked_of(address, str(IMAGES / "scene_3.jpg"), 0.5, [], "mask2former")["error"]
+        assert (
+            "was not uploaded"
+            in asked_of(address, str(IMAGES / "scene_3.jpg"), 0.5, [], "mask2former", *NO_TILES)["error"]
+        )
 
     def test_an_example_is_shown_from_where_it_is(self, address):
         assert httpx.get(f"{address}gradio_api/file={SCENE}").content == SCENE.read_bytes()
@@ -187,6 +223,14 @@ class TestPage:
     def test_the_document_loads_nothing_from_elsewhere(self, address):
         loaded = re.findall(r"""(?:src=|href=|url\()\\?["']?https?://([^/:"'\\\s<>)]+)""", httpx.get(address).text)
         assert set(loaded) <= {"127.0.0.1", "gradio.app"}  # a link of Gradio's: the browser does not follow it
+
+
+def mosaic(path):
+    """A picture of 600 x 300 pixels."""
+    with Image.open(SCENE) as scene:
+        part = np.asarray(scene.convert("RGB").resize((300, 300)))
+    Image.fromarray(np.hstack([part, part])).save(path)
+    return path
 
 
 def asked_of(address, path, *controls):
@@ -230,14 +274,46 @@ def test_what_is_no_picture_gives_a_notice(page, server, tmp_path, content, said
     (tmp_path / "file.jpg").write_bytes(content)
     connection = connect(Endpoint.parse(f"http://{server.http_url}"))
     with closing(Models(connection, first="mask2former", timeout=60)) as models:
-        problem, picture, found, latency = page.answer(models, "mask2former", tmp_path / "file.jpg", 0.5, [])
+        problem, picture, found, latency = page.answer(models, "mask2former", tmp_path / "file.jpg", Question(0.5))
     assert problem.visible
     assert said in problem.value
     assert (picture, found, latency) == (None, "", "")
 
 
+def test_the_page_is_told_how_many_tiles_are_done(page, tmp_path):
+    class Sized(Told):
+        async def infer(self, request):
+            if request.outputs == ("class_names",):
+                return await super().infer(request)
+            height, width = decode_image(request.inputs["image"][0, 0], max_pixels=1 << 20).shape[:2]
+            return stacked([result_of(np.ones((1, height, width), bool))])
+
+    told = []
+    question = Question(0.5, tiling=Tiling(256, 0.0))
+    models = Models(Sized(), first="m", timeout=1)
+    _, picture, found, latency = page.answer(
+        models, "m", mosaic(tmp_path / "a.png"), question, progress=lambda *done: told.append(done)
+    )
+    assert told == [(done, 6) for done in range(1, 7)]
+    assert picture.size == (600, 300)
+    assert "in 600 x 300 pixels" in found
+    assert cells(latency)[-1][0] == "total of 6 tiles"
+
+
+def test_a_tile_that_the_server_refuses_is_named_in_the_notice(page, tmp_path):
+    class Refusing(Told):
+        async def infer(self, request):
+            if request.outputs == ("class_names",):
+                return await super().infer(request)
+            raise InvalidRequest("'min_score' is not a parameter")
+
+    models = Models(Refusing(), first="m", timeout=1)
+    problem, *_ = page.answer(models, "m", mosaic(tmp_path / "a.png"), Question(0.5, tiling=Tiling(512)))
+    assert "tile 1 of 2 (x 0 to 512, y 0 to 300): &#x27;min_score&#x27;" in problem.value
+
+
 def test_an_upload_that_has_expired_gives_a_notice(page):
-    problem, *_ = page.answer(Models(Told(), first="m", timeout=1), "m", IMAGES / "gone.jpg", 0.5, [])
+    problem, *_ = page.answer(Models(Told(), first="m", timeout=1), "m", IMAGES / "gone.jpg", Question(0.5))
     assert "choose it again" in problem.value
 
 
@@ -248,7 +324,7 @@ def test_a_server_that_has_gone_gives_a_notice(page):
                 return await super().infer(request)
             raise ServerUnavailable("no gRPC server at grpc://127.0.0.1:1")
 
-    problem, *_ = page.answer(Models(Gone(), first="m", timeout=1), "m", SCENE, 0.5, [])
+    problem, *_ = page.answer(Models(Gone(), first="m", timeout=1), "m", SCENE, Question(0.5))
     assert "no gRPC server at grpc://127.0.0.1:1" in problem.value
 
 
@@ -283,7 +359,7 @@ def test_the_models_of_a_server_are_offered_and_a_choice_sets_the_controls(page)
     assert models.names == ["cells", "parts"]
     threshold, classes = page.choose(models, "parts")
     assert (threshold.value, classes.value, classes.visible) == (0.25, [], False)
-    problem, picture, *_ = page.answer(models, "parts", SCENE, 0.3, [])
+    problem, picture, *_ = page.answer(models, "parts", SCENE, Question(0.3))
     assert not problem.visible
     assert picture.size == Image.open(SCENE).size
     assert models.client("parts").model == "parts"
@@ -292,7 +368,7 @@ def test_the_models_of_a_server_are_offered_and_a_choice_sets_the_controls(page)
 def test_a_model_that_has_gone_gives_a_notice_and_leaves_the_controls(page):
     models = Models(Several(), first="cells", timeout=1)
     assert page.choose(models, "gone") == (page.gr.skip(), page.gr.skip())
-    problem, picture, *_ = page.answer(models, "gone", SCENE, 0.3, [])
+    problem, picture, *_ = page.answer(models, "gone", SCENE, Question(0.3))
     assert "gone&#x27; is not found" in problem.value
     assert picture is None
 

@@ -177,6 +177,27 @@ def test_what_is_no_picture_is_said_and_the_next_one_works(page, predict, tmp_pa
     wait_for_rows(page, predict(OTHER)[0])
 
 
+def test_a_large_picture_by_tiles(page, predict, triton, tmp_path):
+    with Image.open(SCENE) as scene:
+        part = np.asarray(scene.convert("RGB").resize((300, 300)))
+    large = tmp_path / "large.png"
+    Image.fromarray(np.hstack([part] * 3)).save(large)
+    with Client(f"grpc://{triton.grpc_url}") as client:
+        tiled = client.predict_tiled(large, tile=256)
+    choose(page, large)
+    wait_for_rows(page, predict(large)[0])
+    assert page.get_by_label("Overlap").count() == 0
+    page.get_by_label("Tiles").click()
+    page.get_by_role("option", name="256 x 256 pixels").click()
+    page.get_by_text(f"{len(tiled)} instances").wait_for(timeout=DONE_MS)
+    page.get_by_text("total of 10 tiles").wait_for(timeout=DONE_MS)
+    page.get_by_label("Also the picture as a whole").check()
+    page.get_by_text("total of 11 tiles").wait_for(timeout=DONE_MS)
+    page.get_by_label("Tiles").click()
+    page.get_by_role("option", name="Off").click()
+    wait_for_rows(page, predict(large)[0])
+
+
 def test_the_pictures_of_the_docs(page):
     name = "phone" if page.viewport_size["width"] == PHONE[0] else "desktop"
     page.locator("#m2f-examples button").nth(1).click()

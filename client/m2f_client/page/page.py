@@ -14,13 +14,17 @@ import gradio as gr
 from PIL import Image
 
 from m2f.errors import M2FError
-from m2f.limits import MAX_IMAGE_BYTES
+from m2f_client.client import Progress
+from m2f_client.files import MAX_BYTES
 from m2f_client.page.models import Models
 from m2f_client.page.picture import draw
 from m2f_client.page.tables import CSS, instances_table, latency_table, notice
-from m2f_client.page.timed_client import TimedClient
+from m2f_client.page.timed_client import Question, TimedClient
+from m2f_client.tiled import Tiling
 
 _KEEP_S = 24 * 3600  # seconds after which an upload is deleted
+_SIDES = (256, 512, 1024, 2048)  # of a tile. No free number: while it is typed it is 1, and a picture millions of tiles
+_OFF = 0  # the side that stands for no tiles
 
 Shown = tuple[Any, Image.Image | None, str, str]
 """The parts of the page that a request changes: notice, picture, instances, latency."""
@@ -37,10 +41,24 @@ def build(models: Models, examples: Sequence[Path]) -> gr.Blocks:
         examples: images offered as examples; may be empty.
     """
 
-    def ask(path: str | None, threshold: float, classes: list[int], name: str) -> Shown:
+    def ask(  # noqa: PLR0917 (Gradio gives the values of the controls by position)
+        path: str | None,
+        threshold: float,
+        classes: list[int],
+        name: str,
+        side: int,
+        overlap: float,
+        whole: bool,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (so Gradio is asked for it)
+    ) -> Shown:
         if path is None:
             return gr.HTML(visible=False), None, "", ""
-        return answer(models, name, Path(path), threshold, classes)
+        tiling = None if side == _OFF else Tiling(side, overlap, whole)
+
+        def show(done: int, total: int) -> None:
+            progress((done, total), unit="tiles")
+
+        return answer(models, name, Path(path), Question(threshold, classes, tiling), progress=show)
 
     first, several = models.names[0], len(models.names) > 1
     with gr.Blocks(title="m2f demo", analytics_enabled=False, delete_cache=(_KEEP_S, _KEEP_S)) as page:
@@ -53,6 +71,7 @@ def build(models: Models, examples: Sequence[Path]) -> gr.Blocks:
                 chosen = _examples(examples)
                 model = gr.Dropdown(models.names, value=first, label="Model", visible=several)
                 threshold, classes = _controls(models.client(first))
+                tiling = _tiling_controls()
             with gr.Column(scale=3, min_width=300):
                 problem = gr.HTML(visible=False, elem_classes="m2f-html", apply_default_css=False)
                 picture = gr.Image(
@@ -70,12 +89,14 @@ def build(models: Models, examples: Sequence[Path]) -> gr.Blocks:
             )
         asking = {
             "fn": ask,
-            "inputs": [image, threshold, classes, model],
+            "inputs": [image, threshold, classes, model, *tiling],
             "outputs": [problem, picture, found, spent],
             "show_progress": "minimal",
+            "show_progress_on": picture,
             "trigger_mode": "always_last",
         }
-        gr.on([image.change, threshold.change, classes.change], **asking, api_name="ask", api_visibility="undocumented")
+        changes = [control.change for control in (image, threshold, classes, *tiling)]
+        gr.on(changes, **asking, api_name="ask", api_visibility="undocumented")
         model.change(
             lambda name: choose(models, name), model, [threshold, classes], show_progress="hidden",
             api_visibility="private",
@@ -91,6 +112,20 @@ def _controls(client: TimedClient) -> tuple[gr.Slider, gr.Dropdown]:
         names, value=[], multiselect=True, label="Classes", info="None chosen: all", visible=bool(names)
     )
     return threshold, classes
+
+
+def _tiling_controls() -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
+    """Return the controls of the tiles: their side, their overlap, and the picture as a whole."""
+    sides = [("Off", _OFF), *((f"{side} x {side} pixels", side) for side in _SIDES)]
+    side = gr.Dropdown(sides, value=_OFF, label="Tiles", info="For pictures that are larger than the network")
+    default = Tiling()
+    overlap = gr.Slider(0, 0.5, default.overlap, step=0.05, label="Overlap", visible=False)
+    whole = gr.Checkbox(default.whole, label="Also the picture as a whole", visible=False)
+    side.change(
+        lambda chosen: [gr.update(visible=chosen != _OFF)] * 2, side, [overlap, whole], show_progress="hidden",
+        api_visibility="private",
+    )  # fmt: skip
+    return side, overlap, whole
 
 
 def choose(models: Models, name: str) -> tuple[Any, Any]:
@@ -111,13 +146,13 @@ def _examples(examples: Sequence[Path]) -> gr.Dataset | None:
     )
 
 
-def answer(models: Models, name: str, path: Path, threshold: float, classes: Sequence[int]) -> Shown:
+def answer(models: Models, name: str, path: Path, question: Question, *, progress: Progress | None = None) -> Shown:
     """Return what the page shows for an image: picture and tables, or a notice with the error."""
     if not path.is_file():
         return _refused("the page has deleted this image: choose it again")
     try:
         client = models.client(name)
-        found = client.ask(path, score_threshold=threshold, classes=classes)
+        found = client.ask(path, question, progress=progress)
         picture = draw(path, found.result, client.class_names)
     except M2FError as error:
         return _refused(str(error))
@@ -176,7 +211,7 @@ def _launch(page: gr.Blocks, host: str, port: int) -> str:
         enable_monitoring=False,
         run_history=False,
         footer_links=[],
-        max_file_size=MAX_IMAGE_BYTES,
+        max_file_size=MAX_BYTES,  # a server takes less at once, but a picture may be cut into tiles
         theme=_theme(),
         css=CSS,
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from m2f_client.converters.draw import open_upright, overlay
-from m2f_client.images import encoded
+from m2f_client.converters.draw import overlay
+from m2f_client.pictures.opening import open_picture
 from m2f_client.result import Result
 from m2f_client.scaled import scaled
 
@@ -22,6 +22,7 @@ def draw(path: Path, result: Result, class_names: Sequence[str] | None) -> Image
     Raises:
         UnreadableImage: the file cannot be read or decoded.
     """
-    image = open_upright(encoded(path))
+    with open_picture(path) as picture:
+        image = Image.fromarray(picture.reduced(max(1, max(picture.height, picture.width) // MAX_SIDE)))
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return overlay(image, scaled(result, image.size), class_names)

@@ -9,6 +9,9 @@ from m2f_client.converters.draw import colour
 from m2f_client.page.timed_client import TimedAnswer
 from m2f_client.result import Result
 
+MAX_ROWS = 1000
+"""Instances in the table: of one request there are not more, of many tiles there may be."""
+
 CSS = """
 .m2f-html .html-container { padding: 0; overflow-x: auto; }
 .m2f-table { width: 100%; margin: 0; border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.5; }
@@ -47,17 +50,21 @@ def instances_table(result: Result, class_names: Sequence[str] | None) -> str:
     count = f"{len(result)} instance" + ("" if len(result) == 1 else "s")
     head = ("class", "score", "x1", "y1", "x2", "y2", "area")
     rows = []
-    for index, name in enumerate(result.names(class_names)):
+    for index, name in enumerate(result.names(class_names)[:MAX_ROWS]):
         red, green, blue = colour(index)
         swatch = f'style="--swatch: rgb({red}, {green}, {blue})"'
         box = (f"{side:.0f}" for side in result.boxes[index].tolist())
         numbers = (f"{result.scores[index]:.3f}", *box, f"{result.areas[index]}")
         rows.append(_row(f"<td {swatch}>{escape(name)}</td>", *(f"<td>{number}</td>" for number in numbers)))
-    return _table(f"<b>{count}</b> <span>in {width} x {height} pixels</span>", head, rows)
+    rest = f"; the best {MAX_ROWS} are listed" if len(result) > MAX_ROWS else ""
+    return _table(f"<b>{count}</b> <span>in {width} x {height} pixels{rest}</span>", head, rows)
 
 
 def latency_table(answer: TimedAnswer, model: str) -> str:
-    """Return a table with a row and a bar for each step of the server, and for the rest of the client's total time.
+    """Return a table with a row and a bar for each step of the server, and the client's total time.
+
+    For one request there is a row for the rest of the total too. Tiles are in work at the same time, so that the means
+    of their steps do not add up to a total.
 
     Args:
         answer: the answer and its times.
@@ -66,6 +73,7 @@ def latency_table(answer: TimedAnswer, model: str) -> str:
     spent = {step.name.removeprefix(f"{model}_"): step.work_ms for step in answer.steps}
     if spent:
         spent["waiting for a step"] = sum(step.wait_ms for step in answer.steps)
+    if spent and answer.requests == 1:
         # a step may begin before the previous one has cleaned up, so the sum can slightly exceed the total
         spent["network, rest"] = max(0.0, answer.total_ms - sum(spent.values()))
     longest = max(spent.values(), default=0.0) or 1.0
@@ -77,8 +85,10 @@ def latency_table(answer: TimedAnswer, model: str) -> str:
         )
         for name, ms in spent.items()
     ]
-    total = _row("<td>total</td>", f"<td>{answer.total_ms:.1f}</td>", "<td></td>", kind="sum")
-    source = "by step, measured by the server" if spent else "the server does not report its steps"
+    of = "total" if answer.requests == 1 else f"total of {answer.requests} tiles"
+    total = _row(f"<td>{of}</td>", f"<td>{answer.total_ms:.1f}</td>", "<td></td>", kind="sum")
+    each = "" if answer.requests == 1 else " for a tile"
+    source = f"by step{each}, measured by the server" if spent else "the server does not report its steps"
     return _table(f"<b>Latency</b> <span>{source}</span>", ("step", "ms", ""), [*rows, total])
 
 

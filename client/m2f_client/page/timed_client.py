@@ -11,13 +11,29 @@ from m2f.ensembles import read_ensemble
 from m2f.errors import M2FError
 from m2f.settings import Settings
 from m2f_client.answer import readable
-from m2f_client.client import Client
+from m2f_client.client import Client, Progress
 from m2f_client.result import Result
 from m2f_client.step_times import Spent, StepTime, spent, steps_between
+from m2f_client.tiled import Tiling
 from m2f_client.transports.protocol import Connection, Deadline
 from m2f_client.transports.waiting import run_blocking
 
 _COUNTED_S = 1.0  # longest wait until the server's statistics count a request
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about an image.
+
+    Attributes:
+        score_threshold: minimum score, 0 to 1.
+        classes: class indices to look for; empty: all.
+        tiling: how the image is cut into tiles; None: it is one request.
+    """
+
+    score_threshold: float
+    classes: Sequence[int] = ()
+    tiling: Tiling | None = None
 
 
 @dataclass(frozen=True)
@@ -27,12 +43,15 @@ class TimedAnswer:
     Attributes:
         result: the structured outputs.
         total_ms: milliseconds of the whole call, measured by the client.
-        steps: the steps in the ensemble's order; empty if the server does not report statistics.
+        steps: the steps in the ensemble's order, as means over the requests; empty if the server does not report
+            statistics.
+        requests: number of requests: 1, or that of the tiles.
     """
 
     result: Result
     total_ms: float
     steps: tuple[StepTime, ...]
+    requests: int = 1
 
 
 class TimedClient:
@@ -62,24 +81,46 @@ class TimedClient:
         self._steps, postprocess = self._read_steps()
         self.score_threshold = self._read_settings(postprocess).score_threshold
 
-    def ask(self, image: Path, *, score_threshold: float, classes: Sequence[int]) -> TimedAnswer:
+    def ask(self, image: Path, question: Question, *, progress: Progress | None = None) -> TimedAnswer:
         """Find the instances of an image file.
 
         Args:
-            image: JPEG, PNG or WebP file.
-            score_threshold: minimum score, 0 to 1.
-            classes: class indices to look for; empty: all.
+            image: the image file, of any format that `Client.predict` takes.
+            question: what is asked.
+            progress: called with the number of tiles done and the number of all tiles, after each tile.
 
         Raises:
-            M2FError: as `Client.predict`.
+            M2FError: as `Client.predict` and `Client.predict_tiled`.
         """
+        requests = 1
+
+        def count(done: int, total: int) -> None:
+            nonlocal requests
+            requests = total
+            if progress is not None:
+                progress(done, total)
+
         before = self._spent()
         start = time.perf_counter()
-        result = self._client.predict(
-            image, score_threshold=score_threshold, classes=",".join(map(str, classes)) or None
-        )
+        result = self._predict(image, question, count)
         total = time.perf_counter() - start
-        return TimedAnswer(result, total * 1e3, steps_between(before, self._counted(before), self._steps))
+        steps = steps_between(before, self._counted(before, requests), self._steps)
+        return TimedAnswer(result, total * 1e3, steps, requests)
+
+    def _predict(self, image: Path, question: Question, progress: Progress) -> Result:
+        threshold, classes = question.score_threshold, ",".join(map(str, question.classes)) or None
+        tiling = question.tiling
+        if tiling is None:
+            return self._client.predict(image, score_threshold=threshold, classes=classes)
+        return self._client.predict_tiled(
+            image,
+            tile=tiling.tile,
+            overlap=tiling.overlap,
+            whole=tiling.whole,
+            progress=progress,
+            score_threshold=threshold,
+            classes=classes,
+        )
 
     def close(self) -> None:
         """Close the connection."""
@@ -100,11 +141,11 @@ class TimedClient:
             parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         return Settings.from_repository(parameters)
 
-    def _counted(self, before: dict[str, Spent]) -> dict[str, Spent]:
-        """Return the statistics once they count the request. Triton answers before it counts, the ensemble last."""
+    def _counted(self, before: dict[str, Spent], requests: int) -> dict[str, Spent]:
+        """Return the statistics once they count the requests. Triton answers before it counts, the ensemble last."""
         deadline = Deadline(_COUNTED_S)
         after = self._spent()
-        while before and self._requests(after) <= self._requests(before) and deadline.left():
+        while before and self._requests(after) < self._requests(before) + requests and deadline.left():
             time.sleep(0.002)
             after = self._spent()
         return after
