@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from m2f.rle import encode_mask
+from m2f.runs import Runs
 from m2f_client.converters.polygons import trace
 from m2f_client.fake import result_of
 
@@ -21,6 +23,10 @@ masks_of_any_kind = hnp.arrays(
 
 def mask_of(*rows):
     return np.array([[int(c == "#") for c in row] for row in rows], np.uint8)
+
+
+def runs_of(mask):
+    return Runs.of_rle(encode_mask(mask), *mask.shape)
 
 
 def filled(polygons, shape):
@@ -42,7 +48,7 @@ def assert_exact(mask, polygons):
 @given(masks_of_any_kind)
 @settings(deadline=None, max_examples=300)
 def test_any_mask_comes_back_exactly(mask):
-    polygons = trace(mask)
+    polygons = trace(runs_of(mask))
     assert_exact(mask, polygons)
     assert len(polygons) == cv2.connectedComponents(mask, connectivity=4)[0] - 1
     for ring in (ring for polygon in polygons for ring in (polygon.exterior, *polygon.holes)):
@@ -56,7 +62,7 @@ def test_any_mask_comes_back_exactly(mask):
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.5, 0.7, 0.98])
 def test_noise(density):
     mask = (np.random.default_rng(0).random((90, 120)) < density).astype(np.uint8)
-    assert_exact(mask, trace(mask))
+    assert_exact(mask, trace(runs_of(mask)))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def test_noise(density):
     ],
 )
 def test_pieces_corners_and_holes(rows, points, holes):
-    polygons = trace(mask_of(*rows))
+    polygons = trace(runs_of(mask_of(*rows)))
     assert [len(polygon.exterior) for polygon in polygons] == points
     assert [len(polygon.holes) for polygon in polygons] == holes
     assert_exact(mask_of(*rows), polygons)
@@ -87,7 +93,7 @@ def test_pieces_corners_and_holes(rows, points, holes):
 def test_the_square_of_a_pixel():
     mask = np.zeros((5, 7), np.uint8)
     mask[3, 2] = 1  # row 3, column 2
-    (polygon,) = trace(mask)
+    (polygon,) = trace(runs_of(mask))
     assert polygon.exterior.tolist() == [[2, 3], [3, 3], [3, 4], [2, 4]]
 
 
@@ -104,4 +110,4 @@ def test_of_a_result():
 def test_a_mask_that_is_a_part_of_a_larger_array():
     whole = np.zeros((2, 9, 9), np.uint8)
     whole[:, 2:5, 1:3] = 1
-    assert_exact(whole[1, :6, :5], trace(whole[1, :6, :5]))
+    assert_exact(whole[1, :6, :5], trace(runs_of(whole[1, :6, :5])))

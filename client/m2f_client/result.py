@@ -190,6 +190,19 @@ class Result:
         with _decodable(index):
             return coco_rle.decode(rows[index], height, width)
 
+    def runs(self, index: int) -> Runs:
+        """Return one mask as runs of pixels; no pixels if the server made no masks.
+
+        Raises:
+            OutputNotRequested, ServerError: as `mask`.
+        """
+        if "rle" not in self.outputs and any(name in self.outputs for name in MASK_OUTPUTS):
+            mask = self.mask(index)
+            return Runs.of_rle(coco_rle.encode_mask(mask), *mask.shape)
+        counts = self._get("rle")[index]
+        with _decodable(index):
+            return Runs.of_rle(counts, *self.size) if counts else Runs(*np.zeros((3, 0), np.int64))
+
     def crop(self, index: int) -> tuple[int, int, npt.NDArray[np.uint8]]:
         """Return one mask without its empty surroundings: x and y of its upper left pixel, and uint8 [h, w] of 0 and 1.
 
@@ -200,8 +213,7 @@ class Result:
         """
         if "rle" not in self.outputs or not self.has_masks:
             return 0, 0, self.mask(index)
-        with _decodable(index):
-            runs = Runs.of_rle(self.outputs["rle"][index], *self.size)
+        runs = self.runs(index)
         x1, y1, x2, y2 = runs.box
         height, width = max(1, y2 - y1), max(1, x2 - x1)
         return x1, y1, coco_rle.decode(runs.shifted(-x1, -y1).rle(height, width), height, width)
@@ -240,7 +252,7 @@ class Result:
         """Return for each instance its polygons along pixel edges, with holes; see `polygons`."""
         from m2f_client.converters.polygons import trace  # noqa: PLC0415
 
-        return [trace(self.mask(index)) for index in range(len(self))]
+        return [trace(self.runs(index)) for index in range(len(self))]
 
     def to_geojson(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return a GeoJSON FeatureCollection in pixels; see `geojson.feature_collection`."""

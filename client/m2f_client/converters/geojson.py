@@ -35,7 +35,7 @@ def feature_collection(result: ResultLike, class_names: Sequence[str] | None = N
             {
                 "type": "Feature",
                 "bbox": result.boxes[index].tolist(),
-                "geometry": _multi_polygon(trace(result.mask(index))),
+                "geometry": _multi_polygon(trace(result.runs(index))),
                 "properties": properties,
             }
         )

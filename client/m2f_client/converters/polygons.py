@@ -14,16 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-Points = npt.NDArray[np.int32]
+from m2f.geometry import Ints
+from m2f.runs import Runs
 
-# Number of outline corners at a grid point, by which of the four pixels around the point are inside:
-# north-west + 2 north-east + 4 south-west + 8 south-east.
-_CORNERS = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0], np.uint8)
-_ONLY_NORTH_EAST_AND_SOUTH_WEST = 6
+Points = npt.NDArray[np.int32]
 
 
 class Polygon(NamedTuple):
@@ -49,70 +46,124 @@ class _Edges(NamedTuple):
         pieces: int [E], the 4-connected piece of the mask that each edge bounds.
     """
 
-    tails: npt.NDArray[np.int64]
-    heads: npt.NDArray[np.int64]
-    following: npt.NDArray[np.int64]
-    pieces: npt.NDArray[np.int32]
+    tails: Ints
+    heads: Ints
+    following: Ints
+    pieces: Ints
 
 
-def trace(mask: npt.NDArray[np.uint8]) -> list[Polygon]:
+class _Corners(NamedTuple):
+    """The corners of a mask's outlines, row by row. Where two pixels meet only at a point, the point is two corners.
+
+    In a row of corners every other one begins a horizontal edge, and the next one ends it; so in a column.
+
+    Attributes:
+        columns: int [N], x.
+        rows: int [N], y.
+        below: bool [N], whether the pixel to the lower right is inside, not the one to the upper right; of a corner
+            without horizontal edge to the right: False.
+        run: int [N], the run with that edge.
+        second: bool [N], whether it is the second corner at its point.
+        crossed: bool [N], whether the two pixels that meet only there are to the upper right and lower left.
+    """
+
+    columns: Ints
+    rows: Ints
+    below: npt.NDArray[np.bool_]
+    run: Ints
+    second: npt.NDArray[np.bool_]
+    crossed: npt.NDArray[np.bool_]
+
+
+def trace(mask: Runs) -> list[Polygon]:
     """Return the polygons of a mask, one for each 4-connected piece, from top to bottom.
 
-    Args:
-        mask: uint8 [H, W] of 0 and 1.
+    What it costs depends on the outlines only, not on the size of the picture.
     """
-    left, top, width, height = cv2.boundingRect(mask)
-    inside = np.pad(mask[top : top + height, left : left + width], 1)
-    edges = _edges(inside)
-    offset = np.array([left, top])
+    edges = _edges(mask)
     exteriors: dict[int, Points] = {}
     holes: dict[int, list[Points]] = {}
     for piece, ring in _rings(edges):
-        points = (ring + offset).astype(np.int32)
+        points = ring.astype(np.int32)
         if _shoelace(ring) > 0:
             exteriors[piece] = points
         else:
             holes.setdefault(piece, []).append(points)
-    return [Polygon(exteriors[piece], tuple(holes.get(piece, ()))) for piece in sorted(exteriors)]
+    return [Polygon(exterior, tuple(holes.get(piece, ()))) for piece, exterior in exteriors.items()]
 
 
-def _edges(inside: npt.NDArray[np.uint8]) -> _Edges:
-    """Find the edges of a mask [h + 2, w + 2] with a border of zeros; x and y do not count the border."""
-    around = inside[:-1, :-1] + 2 * inside[:-1, 1:] + 4 * inside[1:, :-1] + 8 * inside[1:, 1:]  # [h + 1, w + 1]
-    rows, columns = np.nonzero(_CORNERS[around])
-    times = _CORNERS[around[rows, columns]]
-    rows, columns = np.repeat(rows, times), np.repeat(columns, times)  # [2 E], row by row
-    lefts = np.arange(0, len(rows), 2)  # in a row, every other corner begins a horizontal edge, the next one ends it
-    south = inside[rows[lefts] + 1, columns[lefts] + 1]  # 1 where the mask is below
-    tails, heads = lefts + 1 - south, lefts + south
-    corners = np.stack([columns, rows], axis=1)
-    _, pieces = cv2.connectedComponents(inside, connectivity=4)
+def _edges(mask: Runs) -> _Edges:
+    corners = _corners(mask)
+    lefts = np.arange(0, len(corners.rows), 2)
+    below = corners.below[lefts].astype(np.int64)
+    tails, heads = lefts + 1 - below, lefts + below
+    points = np.stack([corners.columns, corners.rows], axis=1)
     return _Edges(
-        tails=corners[tails],
-        heads=corners[heads],
-        following=_vertical_partners(rows, columns, around[rows, columns])[heads] // 2,
-        pieces=pieces[rows[lefts] + south, columns[lefts] + 1],
+        tails=points[tails],
+        heads=points[heads],
+        following=_vertical_partners(corners)[heads] // 2,
+        pieces=_pieces(mask)[corners.run[lefts]],
     )
 
 
-def _vertical_partners(
-    rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64], around: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.int64]:
+def _corners(mask: Runs) -> _Corners:
+    """Find the corners: the ends of the runs of a column, on both sides of it, that the next column does not share."""
+    count = len(mask.columns)
+    run = np.tile(np.arange(count), 4)
+    columns = np.concatenate([mask.columns, mask.columns, mask.columns + 1, mask.columns + 1])
+    rows = np.concatenate([mask.begins, mask.ends] * 2)
+    begins = np.tile(np.repeat([True, False], count), 2)
+    to_the_right = np.repeat([True, False], 2 * count)  # of the point: its run
+    order = np.lexsort((~to_the_right, columns, rows))
+    columns, rows, begins, to_the_right, run = (each[order] for each in (columns, rows, begins, to_the_right, run))
+    same = (columns[1:] == columns[:-1]) & (rows[1:] == rows[:-1])  # of a pair, the one to the right is the first
+    paired = np.flatnonzero(same)
+    straight = paired[begins[paired] == begins[paired + 1]]  # an edge passes: no corner
+    meeting = paired[begins[paired] != begins[paired + 1]]
+    second, crossed, keep = (np.zeros(len(rows), bool) for _ in range(3))
+    second[meeting + 1] = True
+    crossed[meeting] = crossed[meeting + 1] = ~begins[meeting]
+    keep[:] = True
+    keep[straight] = keep[straight + 1] = False
+    run[meeting + 1] = run[meeting]  # both corners stand for the point; the edge to its right begins at one of them
+    below = begins & to_the_right
+    below[meeting + 1] = below[meeting]
+    return _Corners(*(each[keep] for each in (columns, rows, below, run, second, crossed)))
+
+
+def _pieces(mask: Runs) -> Ints:
+    """Return for each run the number of its 4-connected piece."""
+    height = int(mask.ends.max(initial=0)) + 1
+    tops = (mask.columns + 1) * height  # of the next column
+    begins, ends = mask.columns * height + mask.begins, mask.columns * height + mask.ends
+    first = np.searchsorted(ends, tops + mask.begins, side="right")
+    counts = np.maximum(0, np.searchsorted(begins, tops + mask.ends, side="left") - first)  # runs of it that touch
+    one = np.repeat(np.arange(len(counts)), counts)
+    other = np.arange(len(one)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
+    pieces = np.arange(len(counts))
+    while True:
+        low, high = np.minimum(pieces[one], pieces[other]), np.maximum(pieces[one], pieces[other])
+        if (low == high).all():
+            return pieces
+        np.minimum.at(pieces, high, low)
+        while ((lower := pieces[pieces]) != pieces).any():
+            pieces = lower
+
+
+def _vertical_partners(corners: _Corners) -> Ints:
     """Return for each corner the corner at the other end of its vertical edge.
 
-    In a column every other corner begins an edge. Of two corners at one point, the first ends the edge from the west.
-    The first also ends the edge from the north, unless that would join the two pixels that meet at the point.
+    Of two corners at one point, the first ends the edge from the west. The first also ends the edge from the north,
+    unless that would join the two pixels that meet at the point.
     """
-    second = np.zeros(len(rows), bool)
-    second[1:] = (np.diff(rows) == 0) & (np.diff(columns) == 0)
-    from_north_first = second ^ (around == _ONLY_NORTH_EAST_AND_SOUTH_WEST)
-    order = np.lexsort((from_north_first, rows, columns))
+    from_north_first = corners.second ^ corners.crossed
+    order = np.lexsort((from_north_first, corners.rows, corners.columns))
     partners = np.empty_like(order)
     partners[order[0::2]], partners[order[1::2]] = order[1::2], order[0::2]
     return partners
 
 
-def _rings(edges: _Edges) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def _rings(edges: _Edges) -> Iterator[tuple[int, Ints]]:
     """Follow the edges; yield the piece and the corners [N, 2] of each ring. No ring has a corner twice."""
     following = edges.following.tolist()
     done = [False] * len(following)
@@ -130,7 +181,7 @@ def _rings(edges: _Edges) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
             yield int(edges.pieces[first]), simple
 
 
-def _simple_rings(corners: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+def _simple_rings(corners: Ints) -> Iterator[Ints]:
     """Cut a ring [N, 2] at each corner that the ring visits twice."""
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
@@ -146,7 +197,7 @@ def _simple_rings(corners: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int
     yield np.array(path)
 
 
-def _shoelace(ring: npt.NDArray[np.int64]) -> int:
+def _shoelace(ring: Ints) -> int:
     """Return twice the signed area of a ring [N, 2]."""
     x, y = ring.T
     return int(x @ np.roll(y, -1) - y @ np.roll(x, -1))

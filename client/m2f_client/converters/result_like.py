@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from m2f.runs import Runs
 from m2f_client.answer import Array
 
 
@@ -48,6 +49,9 @@ class ResultLike(Protocol):
 
     def crop(self, index: int) -> tuple[int, int, npt.NDArray[np.uint8]]:
         """Return x and y of the upper left pixel of a mask's box, and the mask there, uint8 [h, w]."""
+
+    def runs(self, index: int) -> Runs:
+        """Return one mask as runs of pixels."""
 
     def names(self, class_names: Sequence[str] | None) -> list[str]:
         """Return K class names."""
