@@ -118,7 +118,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
 if [ "${1:-}" = newest ]; then
-    venv=.venv/newest stamp=.venv/.newest extras=models,client,video,convert,eval,test choose=choose_newest
+    venv=.venv/newest stamp=.venv/.newest extras=models,client,video,large,convert,eval,test choose=choose_newest
 else
     venv=.venv stamp=.venv/.serve extras=server,client choose=choose_python
     check_system

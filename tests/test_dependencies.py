@@ -25,6 +25,7 @@ CODE = {
     "server": SERVER,
     "client": ["client/m2f_client", "src/m2f", "src/m2f_cli/predict.py"],
     "video": ["client/m2f_client/predict"],
+    "large": ["client/m2f_client/pictures", "client/m2f_client/converters"],
     "parquet": ["client/m2f_client/predict"],
     "convert": ["client/m2f_client"],
     "demo": ["client/m2f_client/page"],

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from mmap import mmap
 
 from m2f.errors import InputError
 from m2f.slow import MAX_PARTS, too_many_parts, too_slow
 
 _MAX_NUMBERS = 1 << 20  # in all tags: a picture of 65,535 rows has at most as many strips
 _NUMBERS = {3: "H", 4: "I", 5: "Q", 8: "h", 9: "i", 10: "q", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}  # by type
+BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first four bytes of a TIFF; the last two are of a BigTIFF."""
+
+ORIENTATION = 274
+"""Tag that says how a picture is turned; 1 is upright."""
+
 _PAGE_KIND, _FOLDERS = 254, (34665, 34853, 40965)  # tags; the second lead to more tags: EXIF, GPS, Interop
 _NO_PAGE = 0b101  # bits of _PAGE_KIND: a smaller copy of the picture, or its mask
 
@@ -47,12 +54,22 @@ def check_tiff(data: bytes) -> None:
         raise InputError(f"the TIFF has {pages} pictures; allowed is 1: split the file", kind="image_format")
 
 
+def number_of(data: bytes | mmap, tag: int, default: int) -> int:
+    """Return the whole number that a tag of the first picture has.
+
+    Raises:
+        struct.error: the file is cut off.
+    """
+    tiff = _Tiff(data)
+    return next((value for found, _, count, value in tiff.tags(tiff.first) if found == tag and count == 1), default)
+
+
 class _Tiff:
     """The lists of tags in a file."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap) -> None:
         self._data = data
-        self._order, large = "<" if data.startswith(b"II") else ">", 43 in data[2:4]
+        self._order, large = "<" if data[:2] == b"II" else ">", 43 in data[2:4]
         self._head, self._tag, self._position = ("Q", "HHQ", "Q") if large else ("H", "HHI", "I")
         self._size = 20 if large else 12  # of a tag, with its value or the value's position
         self.first = self._number(self._position, 8 if large else 4)

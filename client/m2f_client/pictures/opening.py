@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from m2f_client.images import ImageSource, decoded
+import mmap
+import struct
+from pathlib import Path
+
+from m2f.tiff import BEGINNINGS, ORIENTATION, number_of
+from m2f_client.client_errors import UnreadableImage
+from m2f_client.images import ImageSource, decoded, named, path_of
 from m2f_client.pictures.picture import Picture, PictureInMemory
 
 MAX_SIDE = 1 << 24
@@ -12,10 +18,14 @@ MAX_DECODED_PIXELS = 1 << 30
 """Most pixels of a picture that is decoded into memory, such as a JPEG: 3 GiB."""
 
 _MAX_BYTES = 1 << 32  # of a file that is decoded into memory
+_LARGE = "windows of a TIFF of any size are read with rasterio: pip install 'm2f[large]'"
 
 
 def open_picture(image: ImageSource, *, timeout: float | None = None) -> Picture:
-    """Open an image as a picture. Pixels are those that the server would read of the image.
+    """Open an image as a picture.
+
+    Of a TIFF that is given by its path, windows are read if the extra `large` is installed. Any other image is decoded
+    once; its pixels are those that the server would read.
 
     Args:
         image: as for `Client.predict`.
@@ -25,5 +35,40 @@ def open_picture(image: ImageSource, *, timeout: float | None = None) -> Picture
         InvalidRequest: the image has another type, or an array another dtype or shape.
         UnreadableImage: the file cannot be read; the message begins with its path, if it was given by path.
     """
-    limits = {"max_pixels": MAX_DECODED_PIXELS, "max_side": MAX_SIDE, "max_bytes": _MAX_BYTES}
-    return PictureInMemory(decoded(image, **limits, timeout=timeout))
+    path = path_of(image)
+    in_windows = path is not None and _is_upright_tiff(path)
+    if in_windows and (picture := _in_windows(str(path))) is not None:
+        return picture
+    try:
+        pixels = decoded(
+            image, max_pixels=MAX_DECODED_PIXELS, max_side=MAX_SIDE, max_bytes=_MAX_BYTES, timeout=timeout
+        )  # fmt: skip
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{error}; {_LARGE}") if in_windows else error from error.__cause__
+    return PictureInMemory(pixels)
+
+
+def _in_windows(path: str) -> Picture | None:
+    """Open a TIFF; None if rasterio is not installed."""
+    try:
+        from m2f_client.pictures.tiff import TiffPicture  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError:
+        return None
+    with named(path):
+        return TiffPicture(path)
+
+
+def _is_upright_tiff(path: str) -> bool:
+    """Say whether a file is a TIFF, whatever its name, that is stored upright: `m2f.image` turns the others."""
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            if file.read(4) not in BEGINNINGS:
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return number_of(data, ORIENTATION, 1) == 1
+    except (OSError, ValueError):  # there is no such file
+        return False
+    except struct.error:  # the file is cut off
+        return True

@@ -1,0 +1,152 @@
+"""Pictures in TIFF files (BigTIFF, COG and GeoTIFF included), whose windows rasterio reads. The extra is `large`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.enums import ColorInterp
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from m2f.runs import Rect
+from m2f_client.client_errors import UnreadableImage
+from m2f_client.pictures.geo import Geo
+from m2f_client.pictures.picture import Pixels, reduced
+
+_COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+_TYPES = ("uint8", "uint16")
+_CACHE = 1 << 26  # bytes of GDAL's cache, besides the rows that a window touches
+_SETTINGS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}  # a JPEG that is cut off is an error, and not grey
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # most pictures are no maps
+
+
+class TiffPicture:
+    """A picture in a TIFF file.
+
+    Pixels are those that `m2f.image` reads: 16 bits keep their high byte, a palette is looked up, alpha is dropped.
+    Parts that a sparse file leaves out are black.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UnreadableImage: the file is damaged, has several pictures, numbers that state no white, or bands without
+            colours. The message does not name the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._reading = Lock()  # GDAL reads a file in one thread at a time
+        with _reported("the TIFF cannot be opened"):
+            self._file = rasterio.open(Path(path).absolute(), driver="GTiff")
+        self.height, self.width = self._file.height, self._file.width
+        try:
+            self._check()
+            self._bands = self._colours()
+        except BaseException:
+            self.close()
+            raise
+        self._palette = self._read_palette()
+        tags = self._file.tags(1, ns="IMAGE_STRUCTURE") | self._file.tags(ns="IMAGE_STRUCTURE")
+        self._bits = int(tags.get("NBITS", 8 * np.dtype(self._file.dtypes[0]).itemsize))
+        self._white_is_zero = self._palette is None and tags.get("MINISWHITE") == "YES"
+        self.geo = self._geo()
+
+    def window(self, rect: Rect) -> Pixels:
+        """Return the pixels of a part of the picture."""
+        where = f"the part at x {rect.x1} to {rect.x2}, y {rect.y1} to {rect.y2} is damaged or missing"
+        rows = rect.y2 - rect.y1 + 2 * self._file.block_shapes[0][0]
+        touched = rows * self.width * self._file.count * np.dtype(self._file.dtypes[0]).itemsize
+        window = Window(rect.x1, rect.y1, rect.x2 - rect.x1, rect.y2 - rect.y1)
+        with self._reading, _reported(where), rasterio.Env(GDAL_CACHEMAX=_CACHE + touched, **_SETTINGS):
+            bands = self._file.read(self._bands, window=window)  # [bands, h, w]
+        return self._pixels(bands)
+
+    def reduced(self, factor: int) -> Pixels:
+        """Return the picture, `factor` times smaller."""
+        return reduced(self, factor)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> TiffPicture:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        """Refuse files of which it is not clear what their picture is."""
+        types = set(self._file.dtypes)
+        if len(types) > 1 or not types <= set(_TYPES):
+            raise UnreadableImage(
+                f"the TIFF has values of type {', '.join(sorted(types))}, which state no value for white; allowed are "
+                "8 and 16 bits without sign (uint8, uint16)"
+            )
+        for name in self._file.subdatasets[1:]:  # of a whole slide: the levels of the pyramid, a label
+            with _reported("the TIFF cannot be opened"), rasterio.open(name) as other:
+                if other.width * other.height >= self.width * self.height:
+                    raise UnreadableImage(
+                        f"the TIFF has {len(self._file.subdatasets)} pictures; allowed is 1, and smaller ones behind "
+                        "it: split the file"
+                    )
+
+    def _colours(self) -> list[int]:
+        """Return the numbers of the bands that are red, green and blue, or of the one that is grey or a palette."""
+        meanings = self._file.colorinterp
+        if set(_COLOURS) <= set(meanings):
+            return [meanings.index(colour) + 1 for colour in _COLOURS]
+        bands = [number for number, meaning in enumerate(meanings, 1) if meaning != ColorInterp.alpha]
+        if len(bands) not in (1, 3):
+            raise UnreadableImage(
+                f"the TIFF has {len(meanings)} bands ({_listed(meanings)}); allowed are red, green and blue, or one of "
+                "grey. Choose bands: gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN.tif OUT.tif"
+            )
+        return bands
+
+    def _read_palette(self) -> Pixels | None:
+        """Return the palette, uint8 [256, 3]; None if there is none."""
+        if self._file.colorinterp[0] != ColorInterp.palette:
+            return None
+        palette = np.zeros((256, 3), np.uint8)
+        for index, colour in self._file.colormap(1).items():
+            palette[index] = colour[:3]
+        return palette
+
+    def _geo(self) -> Geo | None:
+        crs, transform = self._file.crs, self._file.transform
+        if not crs or transform.is_identity:
+            return None
+        return Geo(tuple(transform)[:6], crs.to_string())
+
+    def _pixels(self, bands: npt.NDArray[Any]) -> Pixels:
+        """Return bands [1 or 3, h, w] as pixels."""
+        if self._palette is not None:
+            return self._palette[bands[0]]
+        scaled = bands >> (self._bits - 8) if self._bits >= 8 else bands * (255 // ((1 << self._bits) - 1))
+        pixels = scaled.astype(np.uint8, copy=False)
+        if self._white_is_zero:
+            pixels = ~pixels
+        return np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+@contextmanager
+def _reported(what: str) -> Iterator[None]:
+    """Turn rasterio's and GDAL's errors into an UnreadableImage."""
+    try:
+        yield
+    except RasterioError as error:
+        raise UnreadableImage(f"{what}: {error.__cause__ or error}") from error
+
+
+def _listed(meanings: Sequence[ColorInterp]) -> str:
+    return ", ".join(meaning.name for meaning in meanings)
