@@ -86,7 +86,12 @@ def prepare(
         options: other arguments of `get_sliced_prediction`.
     """
     model = Served(model=Client(url), confidence_threshold=threshold)
-    sliced = {"slice_height": tile, "slice_width": tile, "overlap_height_ratio": overlap, "overlap_width_ratio": overlap}
+    sliced = {
+        "slice_height": tile,
+        "slice_width": tile,
+        "overlap_height_ratio": overlap,
+        "overlap_width_ratio": overlap,
+    }
 
     def call(picture: Any = pixels) -> PredictionResult:
         return get_sliced_prediction(picture, model, **sliced, batch_size=in_flight, verbose=0, **options)
