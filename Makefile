@@ -9,7 +9,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo page serve export lint test test-more test-all test-newest test-page test-ray test-official test-exact chaos \
-  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess bench-shards rolling gpu-check train-demo eval-demo export-demo \
+  soak fuzz bench bench-engines bench-autoscaling bench-postprocess bench-preprocess bench-shards bench-tiles rolling gpu-check train-demo eval-demo export-demo \
   docs docs-serve docs-links sbom audit clean
 
 help:  ## list the targets
@@ -38,6 +38,13 @@ $(VENV)/.peers: $(VENV)/.dev benchmarks/peers/requirements.txt
 	$(VENV)/peers/bin/pip install --quiet --disable-pip-version-check '.[export]' --requirement benchmarks/peers/requirements.txt \
 	  --constraint export/constraints.txt
 	$(VENV)/peers/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement export/openmmlab.txt
+	@touch $@
+
+# SAHI, with which `make bench-tiles` compares
+$(VENV)/.sahi: $(VENV)/.dev benchmarks/tiles/requirements.txt
+	$(BIN)/python -m venv $(VENV)/sahi
+	$(VENV)/sahi/bin/pip install --quiet --disable-pip-version-check --editable '.[client]' --requirement benchmarks/tiles/requirements.txt
+	$(VENV)/sahi/bin/pip install --quiet --disable-pip-version-check --no-deps sahi==0.12.8
 	@touch $@
 
 $(VENV)/.page: $(VENV)/.serve
@@ -150,6 +157,9 @@ rolling: setup-dev  ## measure what replicas lose when they stop, die or are add
 
 bench-shards: setup-dev  ## run 20,000 pictures in 8 shards, kill three, merge and check; ARGS='--images 200000' takes longer
 	$(BIN)/python -m benchmarks.shards $(ARGS)
+
+bench-tiles: setup-dev $(VENV)/.sahi  ## measure large pictures in tiles: AP, time and memory beside SAHI, a TIFF of 20,000 x 20,000; ARGS=--quick
+	$(BIN)/python -m benchmarks.tiles $(ARGS)
 
 gpu-check:  ## on a machine with a GPU: serve, compare and time, in 12 minutes and without a network; writes gpu_check.md
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) tests/gpu_check.py $(ARGS)

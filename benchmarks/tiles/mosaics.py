@@ -91,8 +91,8 @@ def part(*, quick: bool) -> Part:
         about=(
             f"Held-out scenes of the embedded model, {CELL} x {CELL} pixels each, side by side (`mosaic`) or on "
             f"grounds that blend (`one ground`). Tiles have {CELL} pixels, and {IN_FLIGHT} requests are in flight. "
-            "SAHI has a model class that sends its slices to the same server; its tiles are the same ones. Each way has a "
-            "process of its own. Memory is the peak above what the process has before the call, with the picture."
+            "SAHI has a model class that sends its slices to the same server; its tiles are the same ones. Each way "
+            "has a process of its own. Memory is the peak above what the process has before the call, with the picture."
         ),
         cells=[
             {"picture": picture, "side": side, "overlap": overlap, "threshold": threshold, "round": number, "way": way}
