@@ -53,10 +53,9 @@ def placed(mask: npt.NDArray[np.bool_], x: int, y: int, height: int, width: int)
         height: of the picture.
         width: of the picture.
     """
-    strip = np.zeros((height, mask.shape[1]), np.bool_)
-    strip[y : y + mask.shape[0]] = mask
-    columns = strip.reshape(-1, order="F")
-    edges = np.flatnonzero(np.diff(columns, prepend=False, append=False)) + x * height
+    changes = np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
+    columns, rows = np.nonzero(changes.T)  # down the columns: where a run begins, where it ends, where the next begins
+    edges = (columns + x) * height + rows + y
     counts = np.diff(edges, prepend=0, append=height * width)
     return dict(coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
 
