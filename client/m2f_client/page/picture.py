@@ -23,6 +23,6 @@ def draw(path: Path, result: Result, class_names: Sequence[str] | None) -> Image
         UnreadableImage: the file cannot be read or decoded.
     """
     with open_picture(path) as picture:
-        image = Image.fromarray(picture.reduced(max(1, max(picture.height, picture.width) // MAX_SIDE)))
+        image = Image.fromarray(picture.reduced(max(1, max(picture.height, picture.width) // MAX_SIDE))).convert("RGB")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return overlay(image, scaled(result, image.size), class_names)
