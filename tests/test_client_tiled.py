@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -81,6 +83,19 @@ def test_one_tile_is_one_request_with_the_file_as_it_is(ask):
     assert request.inputs["image"].item() == file.getvalue()
     assert set(request.outputs) == set(outputs)
     assert set(result.outputs) == set(outputs)
+
+
+@BOTH
+@pytest.mark.parametrize("tile", [50, 130])
+def test_a_pipe_is_read_once(ask, tile, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).save(file, "PNG")
+    writer = threading.Thread(target=pipe.write_bytes, args=(file.getvalue(),))
+    writer.start()
+    assert len(ask(blob_transport(), pipe, tile=tile, overlap=0.4)) == len(blobs(PICTURE))
+    writer.join()
 
 
 @BOTH

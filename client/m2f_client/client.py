@@ -87,7 +87,8 @@ class _AnyClient:
         parameters: Mapping[str, Parameter | None],
     ) -> Result:
         aside, done = self._waiting.aside, 0
-        picture = await aside(tiled, image, tiling, outputs)
+        seconds = effective_timeout(timeout, self._timeout)
+        picture = await aside(tiled, image, tiling, outputs, timeout=seconds)
         if not isinstance(picture, TiledPicture):
             return (await self._predict([picture], outputs, timeout, parameters))[0]
 

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 import numpy as np
@@ -121,14 +122,29 @@ def decoded(
         return _decode(data, max_pixels, max_side)
 
 
-def readable_again(image: ImageSource) -> ImageSource:
-    """Return an image that can be read more than once: the content of an open file, any other image unchanged.
+def readable_again(image: ImageSource, *, timeout: float | None = None) -> ImageSource:
+    """Return an image that can be read more than once: the content of an open file or a pipe, other images unchanged.
+
+    Args:
+        image: the image.
+        timeout: seconds that reading a pipe may take; None waits for ever.
 
     Raises:
-        UnreadableImage: the open file cannot be read.
+        UnreadableImage: the open file or the pipe cannot be read.
     """
+    path = path_of(image)
+    if path is not None and _is_pipe(path):
+        with named(image):
+            return read_file(path, timeout=timeout)
     is_open = hasattr(image, "read") and not isinstance(image, os.PathLike) and not _is_pillow(image)
     return _read_open(image, MAX_BYTES) if is_open else image
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return Path(path).is_fifo()
+    except OSError:  # the name is too long
+        return False
 
 
 @contextmanager

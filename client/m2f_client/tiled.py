@@ -174,8 +174,16 @@ def _mask(counts: bytes, size: SizeHW) -> Runs:
         raise ServerError(f"a mask from the server cannot be decoded: {error}") from error
 
 
-def tiled(image: ImageSource, tiling: Tiling, outputs: Sequence[str]) -> TiledPicture | ImageSource:
+def tiled(
+    image: ImageSource, tiling: Tiling, outputs: Sequence[str], *, timeout: float | None = None
+) -> TiledPicture | ImageSource:
     """Read a picture and cut it into tiles; if one tile holds it, return what `predict` takes instead.
+
+    Args:
+        image: as for `Client.predict`.
+        tiling: how the picture is cut.
+        outputs: names of the outputs that the result has.
+        timeout: seconds that reading a pipe may take; None waits for ever.
 
     Raises:
         UnreadableImage: the file cannot be read.
@@ -183,7 +191,7 @@ def tiled(image: ImageSource, tiling: Tiling, outputs: Sequence[str]) -> TiledPi
             too many tiles.
     """
     check_outputs(outputs)
-    source = readable_again(image)
+    source = readable_again(image, timeout=timeout)
     picture = open_picture(source)
     if max(picture.height, picture.width) > tiling.tile:
         return TiledPicture(picture, tiling, outputs)
