@@ -85,6 +85,30 @@ def test_one_tile_is_one_request_with_the_file_as_it_is(ask):
     assert set(result.outputs) == set(outputs)
 
 
+@pytest.mark.server
+def test_one_tile_and_both_clients_against_the_real_server(server, image_files):
+    outputs = (*STRUCTURED_OUTPUTS, "semantic", "size", "class_names")
+    settings = {"outputs": outputs, "score_threshold": 0.1}
+    with Client(server.grpc_url) as client:
+        image = image_files[0]
+        expected = client.predict(image, **settings)
+        one = client.predict_tiled(image, tile=max(expected.size), whole=True, **settings)
+        several = client.predict_tiled(image, tile=max(expected.size) // 2, **settings)
+
+    async def run():
+        async with AsyncClient(server.grpc_url) as client:
+            return await client.predict_tiled(image, tile=max(expected.size) // 2, **settings)
+
+    assert several.size == expected.size
+    for result, other in ((one, expected), (asyncio.run(run()), several)):
+        assert result.outputs.keys() == other.outputs.keys() == set(outputs)
+        for name in outputs:
+            assert result.outputs[name].dtype == other.outputs[name].dtype
+            assert result.outputs[name].tobytes() == other.outputs[name].tobytes() or name in ("rle", "class_names")
+        assert result.rle == other.rle
+        assert list(result.outputs["class_names"]) == list(other.outputs["class_names"])
+
+
 @BOTH
 @pytest.mark.parametrize("tile", [50, 130])
 def test_a_pipe_is_read_once(ask, tile, tmp_path):

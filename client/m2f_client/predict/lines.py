@@ -22,7 +22,8 @@ from typing import Any
 Line = dict[str, Any]
 ARTEFACTS = ("overlay", "logits", "panoptic")
 _STARTS = (b'{"file_name": ', b'{"complete": ')  # of the lines that a run writes
-_LARGEST = 2**31 - 1
+_LARGEST_SIDE = 2**31 - 1
+_LARGEST_AREA = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _is_instance(row: object) -> bool:
         return False
     box, area, mask = row.get("bbox"), row.get("area", 0), row.get("segmentation", {"counts": ""})
     whole = _is_number(row.get("score")) and isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
-    whole = whole and type(area) is int and 0 <= area <= _LARGEST
+    whole = whole and type(area) is int and 0 <= area <= _LARGEST_AREA
     return whole and isinstance(mask, dict) and isinstance(mask.get("counts"), str)
 
 
@@ -109,7 +110,7 @@ def _is_segment(row: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and 0 < value <= _LARGEST
+    return type(value) is int and 0 < value <= _LARGEST_SIDE
 
 
 def _is_number(value: object) -> bool:
