@@ -13,7 +13,7 @@ from m2f_client.pictures.geo import Geo
 Pixels = npt.NDArray[np.uint8]
 """uint8 [h, w, 3] RGB, or [h, w] grey."""
 
-_BAND_BYTES = 1 << 26  # of the pixels that are read at once to be reduced
+_BAND_BYTES = 1 << 22  # of the pixels that are read at once to be reduced; their sums take eight times as much
 
 
 class Picture(Protocol):
@@ -90,6 +90,8 @@ class PictureInMemory:
 
 def reduced(picture: Picture, factor: int) -> Pixels:
     """Read a picture in bands of whole rows, and return it `factor` times smaller; see `Picture.reduced`."""
+    if factor == 1:
+        return picture.window(Rect(0, 0, picture.width, picture.height))
     rows = factor * max(1, _BAND_BYTES // (3 * factor * picture.width))
     bands = [
         _reduced(picture.window(Rect(0, top, picture.width, min(top + rows, picture.height))), factor)
