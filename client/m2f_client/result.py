@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from m2f_client.converters.polygons import Polygon
+    from m2f_client.pictures.geo import Geo
 
 MASK_OUTPUTS = ("masks", "packed_masks", "rle")
 """Outputs that hold the masks, the fastest to read first."""
@@ -254,11 +255,16 @@ class Result:
 
         return [trace(self.runs(index)) for index in range(len(self))]
 
-    def to_geojson(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return a GeoJSON FeatureCollection in pixels; see `geojson.feature_collection`."""
+    def to_geojson(self, class_names: Sequence[str] | None = None, *, geo: Geo | None = None) -> dict[str, Any]:
+        """Return a GeoJSON FeatureCollection, in pixels or on earth; see `geojson.feature_collection`.
+
+        Args:
+            class_names: the model's class names; None: class numbers.
+            geo: where on earth the picture is: `m2f_client.pictures.opening.read_geo(path)`; None: in pixels.
+        """
         from m2f_client.converters.geojson import feature_collection  # noqa: PLC0415
 
-        return feature_collection(self, class_names)
+        return feature_collection(self, class_names, geo=geo)
 
     def to_labelme(self, image_path: str, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return the content of a labelme file; see `labelme.label_file`."""

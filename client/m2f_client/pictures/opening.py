@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from pathlib import Path
 
+from m2f.errors import M2FError
 from m2f.tiff import BEGINNINGS, ORIENTATION, number_of
 from m2f_client.client_errors import UnreadableImage
 from m2f_client.images import ImageSource, decoded, named, path_of
+from m2f_client.pictures.geo import Geo
 from m2f_client.pictures.picture import Picture, PictureInMemory
 
 MAX_SIDE = 1 << 24
@@ -46,6 +49,23 @@ def open_picture(image: ImageSource, *, timeout: float | None = None) -> Picture
     except UnreadableImage as error:
         raise UnreadableImage(f"{error}; {_LARGE}") if in_windows else error from error.__cause__
     return PictureInMemory(pixels)
+
+
+def read_geo(path: str | os.PathLike[str]) -> Geo:
+    """Return where on earth the picture in a GeoTIFF is.
+
+    Raises:
+        UnreadableImage: the file is not an upright TIFF, or does not say where it is; the message begins with its path.
+        M2FError: rasterio is not installed.
+    """
+    with named(path):
+        if not _is_upright_tiff(os.fsdecode(path)):
+            raise UnreadableImage("not a GeoTIFF, which alone says where on earth it is")
+        try:
+            from m2f_client.pictures.tiff import read_place  # noqa: PLC0415 (an extra)
+        except ModuleNotFoundError as error:
+            raise M2FError(f"{os.fsdecode(path)}: a GeoTIFF is read with rasterio: pip install 'm2f[large]'") from error
+        return read_place(os.fsdecode(path))
 
 
 def _in_windows(path: str) -> Picture | None:

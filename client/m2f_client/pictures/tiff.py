@@ -58,7 +58,7 @@ class TiffPicture:
         tags = self._file.tags(1, ns="IMAGE_STRUCTURE") | self._file.tags(ns="IMAGE_STRUCTURE")
         self._bits = int(tags.get("NBITS", 8 * np.dtype(self._file.dtypes[0]).itemsize))
         self._white_is_zero = self._palette is None and tags.get("MINISWHITE") == "YES"
-        self.geo = self._geo()
+        self.geo = None if _missing(self._file) else _place(self._file)
 
     def window(self, rect: Rect) -> Pixels:
         """Return the pixels of a part of the picture."""
@@ -122,12 +122,6 @@ class TiffPicture:
             palette[index] = colour[:3]
         return palette
 
-    def _geo(self) -> Geo | None:
-        crs, transform = self._file.crs, self._file.transform
-        if not crs or transform.is_identity:
-            return None
-        return Geo(tuple(transform)[:6], crs.to_string())
-
     def _pixels(self, bands: npt.NDArray[Any]) -> Pixels:
         """Return bands [1 or 3, h, w] as pixels."""
         if self._palette is not None:
@@ -137,6 +131,30 @@ class TiffPicture:
         if self._white_is_zero:
             pixels = ~pixels
         return np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+
+def read_place(path: str) -> Geo:
+    """Return where on earth the picture in a TIFF is.
+
+    Raises:
+        UnreadableImage: the file is damaged, or does not say it. The message does not name the file.
+    """
+    with _reported("the TIFF cannot be opened"), rasterio.open(Path(path).absolute(), driver="GTiff") as file:
+        missing = _missing(file)
+        if missing:
+            raise UnreadableImage(f"the TIFF does not say where on earth it is: it has {missing}")
+        return _place(file)
+
+
+def _missing(file: rasterio.DatasetReader) -> str | None:
+    """Return what a file needs to say where on earth it is; None if it has all."""
+    if file.transform.is_identity:
+        return "no transform" + (", only control points; gdalwarp makes one of them" if file.gcps[0] else "")
+    return None if file.crs else "no coordinate reference system; gdal_edit.py -a_srs EPSG:NUMBER sets it"
+
+
+def _place(file: rasterio.DatasetReader) -> Geo:
+    return Geo(tuple(file.transform)[:6], file.crs.to_string())
 
 
 @contextmanager
