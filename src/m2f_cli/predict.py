@@ -55,6 +55,10 @@ from m2f_client.transports.protocol import Parameter
     "--panoptic", is_flag=True,
     help="Also write STEM_panoptic.png for each image, and panoptic.json (COCO panoptic). Needs --out.",
 )  # fmt: skip
+@click.option(
+    "--geo", is_flag=True,
+    help="Also write STEM.geojson for each GeoTIFF: longitude, latitude and square metres (RFC 7946). Needs --out.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document (COCO) instead of tables.")
 @click.option(
     "--jsonl", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
@@ -139,9 +143,10 @@ def _check_shard(options: PredictOptions, sources: Sources) -> None:
 
 def _check(options: dict[str, Any]) -> None:
     """Refuse combinations of options that exclude each other."""
-    for name in ("raw", "panoptic"):
+    for name in ("raw", "panoptic", "geo"):
         if options[name] and options["out"] is None:
             raise click.UsageError(f"--{name} needs --out DIR")
+    for name in ("raw", "panoptic"):
         if options[name] and options["tiling"] is not None:
             raise click.UsageError(f"--{name} is not available with --tile: it belongs to one request, not to several")
     refuse_same_file(("--jsonl", options["jsonl"]), ("--parquet", options["parquet"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,12 @@ from PIL import Image
 from m2f.contract import PANOPTIC_OUTPUTS, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.errors import M2FError
 from m2f_client.client import Client
+from m2f_client.client_errors import UnreadableImage
 from m2f_client.converters import draw
 from m2f_client.converters.coco import panoptic_pixels, results
 from m2f_client.images import served
+from m2f_client.pictures.geo import Geo
+from m2f_client.pictures.opening import read_geo
 from m2f_client.predict.lines import Line
 from m2f_client.predict.patience import Patience
 from m2f_client.predict.tiling import Seen, Tiles
@@ -77,6 +81,7 @@ class Job:
         out: folder for the files of each image; None: no files.
         raw: whether to save the logits.
         panoptic: whether to save the panoptic segmentation.
+        geo: whether to save the instances on earth; each image must be a GeoTIFF then.
         tiles: does pictures in tiles; None: each picture is one request.
     """
 
@@ -87,12 +92,13 @@ class Job:
     out: Path | None
     raw: bool
     panoptic: bool
+    geo: bool = False
     tiles: Tiles | None = None
 
     @property
     def artefacts(self) -> tuple[str, ...]:
         """Members of a journal line that name files, in the order of `journal.ARTEFACTS`."""
-        wanted = {"overlay": self.out is not None, "logits": self.raw, "panoptic": self.panoptic}
+        wanted = {"overlay": self.out is not None, "logits": self.raw, "panoptic": self.panoptic, "geojson": self.geo}
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     def __call__(self, item: Item) -> Outcome:
@@ -109,10 +115,11 @@ class Job:
         return Outcome(item, {"file_name": item.name, "error": str(error)}, error=error, picture=picture)
 
     def _do(self, item: Item) -> Outcome:
+        geo = _geo_of(item) if self.geo else None  # before any request
         if self.tiles is not None:
             with self.tiles.seen(item.name, item.file or item.read()) as seen:
-                return self._written(item, seen)
-        return self._written(item, self._seen(item))
+                return self._written(item, seen, geo)
+        return self._written(item, self._seen(item), geo)
 
     def _seen(self, item: Item) -> Seen:
         """Ask about an image in one request."""
@@ -126,7 +133,7 @@ class Job:
 
         return Seen(result, 1, overlay)
 
-    def _written(self, item: Item, seen: Seen) -> Outcome:
+    def _written(self, item: Item, seen: Seen, geo: Geo | None) -> Outcome:
         """Write the files of an image, and make its line."""
         line = line_of(item.name, seen.result, self.names)
         if self.out is None:
@@ -139,6 +146,9 @@ class Job:
         else:
             line["overlay"] = f"{item.stem}_overlay.mp4"
         written += self._save_maps(item, line, seen.result)
+        if geo is not None:
+            features = json.dumps(seen.result.to_geojson(self.names, geo=geo))
+            written.append(self._save(line, "geojson", f"{item.stem}.geojson", lambda path: path.write_text(features)))
         return Outcome(item, line, seen.result, written=tuple(written), picture=picture if item.frame else None)
 
     def _save_maps(self, item: Item, line: Line, result: Result) -> list[str]:
@@ -166,6 +176,15 @@ class Job:
         assert item.frame is not None  # only frames are drawn again
         picture = draw.overlay(item.frame.picture(), result_of(line), self.names)
         return Outcome(item, line, picture=picture)
+
+
+def _geo_of(item: Item) -> Geo:
+    if item.file is None:
+        raise UnreadableImage("only a file on this machine, a GeoTIFF, says where on earth it is; download the image")
+    try:
+        return read_geo(item.file)
+    except UnreadableImage as error:  # the message begins with the path
+        raise UnreadableImage(str(error).removeprefix(f"{item.file}: ")) from error
 
 
 def line_of(name: str, result: Result, class_names: Sequence[str] | None) -> Line:

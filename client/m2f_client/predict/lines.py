@@ -4,7 +4,8 @@ r"""The lines of a run's journal: what they hold, and how they are read.
      "width": 640, "height": 480,
      "instances": [{"category_id": 1, "name": "cat", "score": 0.98, "bbox": [x, y, w, h], "area": 1234,
                     "segmentation": {"size": [h, w], "counts": "..."}}],
-     "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...]}
+     "overlay": "a_overlay.png", "logits": "a.npz", "panoptic": "a_panoptic.png", "segments_info": [...],
+     "geojson": "a.geojson"}
     {"file_name": "b.jpg", "model": "mask2former", "parameters": {...}, "error": "not a JPEG, PNG or WebP"}
 
 The lines of a run in tiles state how pictures were cut: `"tiling": {"tile": 1024, "overlap": 0.2, "whole": false}`.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-ARTEFACTS = ("overlay", "logits", "panoptic")
+ARTEFACTS = ("overlay", "logits", "panoptic", "geojson")
 _STARTS = (b'{"file_name": ', b'{"complete": ')  # of the lines that a run writes
 _LARGEST_SIDE = 2**31 - 1
 _LARGEST_AREA = 2**63 - 1

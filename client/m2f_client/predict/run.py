@@ -49,6 +49,7 @@ class PredictOptions:
         out: folder for overlays and documents; None: neither is written.
         raw: whether to save the logits.
         panoptic: whether to save the panoptic segmentation.
+        geo: whether to save the instances of each image on earth, as GeoJSON.
         as_json: whether to print the COCO document.
         jsonl: file for the journal; STDOUT: its lines are printed; None: beside the other outputs, while the run lasts.
         parquet: file for a Parquet table of the instances; None: it is not written.
@@ -67,6 +68,7 @@ class PredictOptions:
     out: Path | None = None
     raw: bool = False
     panoptic: bool = False
+    geo: bool = False
     as_json: bool = False
     jsonl: Path | None = None
     parquet: Path | None = None
@@ -101,7 +103,17 @@ def run(client: Client, options: PredictOptions) -> int:
             running.show_tiles(name, done, total)
 
         tiles = _tiles(client, patience, options, stop, progress)
-        job = Job(client, patience, options.parameters, names, options.out, options.raw, options.panoptic, tiles)
+        job = Job(
+            client,
+            patience,
+            options.parameters,
+            names,
+            options.out,
+            options.raw,
+            options.panoptic,
+            options.geo,
+            tiles,
+        )
         shard = None if options.shard is None else str(options.shard)
         tiling = None if options.tiling is None else options.tiling.members()
         settings = RunSettings(client.model, options.parameters, job.artefacts, shard, tiling)

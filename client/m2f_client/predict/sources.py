@@ -29,7 +29,7 @@ OTHER_IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Suffixes of images that cannot be sent. Folders give them all the same, so that each fails by name."""
 
-ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz")
+ENDINGS = ("_overlay.png", "_overlay.mp4", "_panoptic.png", ".npz", ".geojson")
 """Ends of the names of the files written for an image, after its stem."""
 
 _TAKEN = IMAGE_SUFFIXES + OTHER_IMAGE_SUFFIXES
