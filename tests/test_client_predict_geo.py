@@ -14,10 +14,10 @@ from PIL import Image
 
 pytest.importorskip("rasterio")
 
-import rasterio.warp  # noqa: E402
-from rasterio.transform import from_origin  # noqa: E402
+import rasterio.warp
+from rasterio.transform import from_origin
 
-from m2f_cli.main import main  # noqa: E402
+from m2f_cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
