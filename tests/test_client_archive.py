@@ -92,10 +92,13 @@ def test_files_that_unpack_to_more_than_is_allowed(tmp_path):
     assert_same(result, Result.load(path, max_bytes=30_000_000))
     with pytest.raises(M2FError, match=r"a\.npz holds 20\d{6} bytes; allowed are 10000000"):
         Result.load(path, max_bytes=10_000_000)
-    mask = {"rle": np.array([b"0"], object), "size": np.array([40_000, 40_000], np.int32)}
-    Result(mask).save(path)
-    with pytest.raises(M2FError, match=r"a\.npz holds 1600000000 bytes; allowed are 1073741824"):
-        Result.load(path)
+    Result({"rle": np.array([b"0"], object), "size": np.array([2**31 - 1] * 2, np.int32)}).save(path)
+    loaded = Result.load(path)
+    for dense in (lambda: loaded.mask(0), lambda: loaded.masks):
+        with pytest.raises(
+            M2FError, match=r"1 x 2147483647 x 2147483647 pixels of dense masks would take .* GiB; allowed"
+        ):
+            dense()
 
 
 @pytest.mark.parametrize(

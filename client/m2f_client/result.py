@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from m2f import rle as coco_rle
-from m2f.errors import InputError
+from m2f.errors import InputError, M2FError
 from m2f.rle import packed_width
 from m2f.runs import Runs
 from m2f_client.answer import LABEL_MAPS, ROW_OUTPUTS, Array, check
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 MASK_OUTPUTS = ("masks", "packed_masks", "rle")
 """Outputs that hold the masks, the fastest to read first."""
+
+MAX_DENSE_BYTES = 1 << 34
+"""Most bytes of dense masks that are decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +166,16 @@ class Result:
 
     @cached_property
     def masks(self) -> npt.NDArray[np.uint8]:
-        """uint8 [K, H, W] of 0 and 1: the dense output if requested, else unpacked or decoded on first use."""
+        """uint8 [K, H, W] of 0 and 1: the dense output if requested, else unpacked or decoded on first use.
+
+        Raises:
+            OutputNotRequested, ServerError: as `mask`.
+            M2FError: the masks would take more than MAX_DENSE_BYTES.
+        """
         if "masks" in self.outputs and self.has_masks:
             return self.outputs["masks"]
         height, width = self.size
+        _check_room(len(self), height, width)
         masks = np.zeros((len(self), height, width), np.uint8)
         for index in range(len(self)):
             masks[index] = self.mask(index)
@@ -178,14 +187,16 @@ class Result:
         Raises:
             OutputNotRequested: none of `masks`, `packed_masks` and `rle` was requested.
             ServerError: the server's RLE is invalid.
+            M2FError: the mask would take more than MAX_DENSE_BYTES.
         """
         name = next((name for name in MASK_OUTPUTS if name in self.outputs), "rle")
         rows = self._get(name)
-        if not self.has_masks:
-            return np.zeros(self.size, np.uint8)
-        if name == "masks":
+        if name == "masks" and self.has_masks:
             return rows[index]
         height, width = self.size
+        _check_room(1, height, width)
+        if not self.has_masks:
+            return np.zeros((height, width), np.uint8)
         if name == "packed_masks":
             return np.unpackbits(rows[index], axis=1, count=width)
         with _decodable(index):
@@ -319,6 +330,15 @@ def _decodable(index: int) -> Iterator[None]:
         yield
     except InputError as error:
         raise ServerError(f"mask {index} from the server cannot be decoded: {error}") from error
+
+
+def _check_room(count: int, height: int, width: int) -> None:
+    needed = count * height * width
+    if needed > MAX_DENSE_BYTES:
+        raise M2FError(
+            f"{count} x {height} x {width} pixels of dense masks would take {needed >> 30} GiB; allowed are "
+            f"{MAX_DENSE_BYTES >> 30} GiB. Result.crop, runs, polygons and rle have the same masks in less"
+        )
 
 
 def _is_segment(segment: object) -> bool:

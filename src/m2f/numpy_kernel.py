@@ -19,7 +19,7 @@ _STRIP_PIXELS = 1 << 16  # a float32 strip and its temporaries stay in the secon
 _SURE = 1e4  # a logit whose sigmoid is 0 or 1, and that a weight of 0 still turns into 0
 _BITS = 5  # payload bits of an RLE character; bit 5 says that more characters follow
 _ASCII_OFFSET = 48
-_MAX_CHARACTERS = 7  # of RLE, for the difference of two 32-bit counts
+_MAX_CHARACTERS = 9  # of RLE, for differences of counts below 2^44; of 32-bit counts, 7 are enough
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def _decompress(counts: bytes) -> Ints | None:
     ends = np.flatnonzero(last)
     begins = np.concatenate([[0], ends[:-1] + 1])
     position = np.arange(len(codes)) - np.repeat(begins, ends - begins + 1)
-    if position.max() >= _MAX_CHARACTERS + 2:
+    if position.max() >= _MAX_CHARACTERS:
         return None
     values = np.add.reduceat((codes & 31) << (_BITS * position), begins)
     negative = (codes[ends] & 16) != 0

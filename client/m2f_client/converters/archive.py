@@ -5,7 +5,6 @@ BYTES outputs (`rle`, `segments`) become numpy byte strings: `np.load(path)["rle
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
 
     Args:
         path: the file.
-        max_bytes: largest size of all arrays together, and of one mask; a file can be compressed a thousandfold.
+        max_bytes: largest size of all arrays together; a file can be compressed a thousandfold.
 
     Raises:
         M2FError: the file cannot be read, was not written by `save`, or holds more than `max_bytes`.
@@ -65,7 +64,6 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> dict[st
     size = arrays.get("size", np.ones(2))
     if size.shape != (2,) or not (size >= 1).all():
         raise M2FError(f"{os.fspath(path)} is not a result that Result.save wrote: 'size' is {size.tolist()}")
-    _check_room(path, math.prod(size.tolist()), max_bytes)  # of one mask
     return {name: array.astype(object) if _DATATYPES[name] == "BYTES" else array for name, array in arrays.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from m2f.errors import M2FError
 from m2f_client.converters.result_like import ResultLike
 
 CocoDict = dict[str, Any]
@@ -33,8 +34,24 @@ def results(result: ResultLike, image_id: int, categories: Categories | None = N
     Raises:
         ValueError: the model has more classes than `categories`.
         OutputNotRequested: one of the needed outputs is missing.
+        M2FError: the image has 2^32 pixels or more, whose masks pycocotools reads as other masks.
     """
-    rows = []
+    if "size" in result.outputs and too_large(*result.size):
+        raise M2FError(
+            f"an image of {result.size[1]} x {result.size[0]} pixels cannot be COCO results: pycocotools counts pixels "
+            "in 32 bits and would read other masks. Use Result.rle, runs, crop, polygons or to_geojson"
+        )
+    return rows(result, image_id, categories)
+
+
+def too_large(height: int, width: int) -> bool:
+    """Say whether an image has more pixels than pycocotools can count."""
+    return height * width >= 1 << 32
+
+
+def rows(result: ResultLike, image_id: int, categories: Categories | None = None) -> list[CocoDict]:
+    """Return `results` of an image of any size: m2f itself reads the RLE of more than 2^32 pixels."""
+    found = []
     for index, label in enumerate(result.labels.tolist()):
         x1, y1, x2, y2 = result.boxes[index].tolist()
         row = {
@@ -47,8 +64,8 @@ def results(result: ResultLike, image_id: int, categories: Categories | None = N
             row["area"] = int(result.outputs["areas"][index])
         if "rle" in result.outputs and result.outputs["rle"][index]:
             row["segmentation"] = {"size": list(result.size), "counts": result.outputs["rle"][index].decode("ascii")}
-        rows.append(row)
-    return rows
+        found.append(row)
+    return found
 
 
 def _category_id(label: int, categories: Categories | None) -> int:

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from m2f.errors import M2FError
 from m2f_client.converters.result_like import ResultLike
+
+_MAX_DENSE = 1 << 30  # bytes
 
 
 def detections(result: ResultLike, class_names: Sequence[str] | None = None) -> Any:
     """Return a `supervision.Detections`.
 
     Its `xyxy` are `boxes` float32 [K, 4], `confidence` is `scores` float32 [K], `class_id` is `labels` int64 [K],
-    `mask` bool [K, H, W] (None without masks), `data["class_name"]` str [K]; `tracker_id` is None.
+    `mask` bool [K, H, W] (None without masks), `data["class_name"]` str [K]; `tracker_id` is None. Masks of more than
+    1 GiB altogether are a `supervision.CompactMask` instead, which supervision uses in the same way.
 
     Args:
         result: needs `scores`, `labels` and `boxes`; the masks are used if present.
@@ -29,11 +33,31 @@ def detections(result: ResultLike, class_names: Sequence[str] | None = None) -> 
     supervision = _import("supervision")
     return supervision.Detections(
         xyxy=result.boxes,
-        mask=result.masks.astype(bool) if result.has_masks else None,
+        mask=_masks(result, supervision) if result.has_masks else None,
         confidence=result.scores,
         class_id=result.labels.astype(int),
         data={"class_name": np.array(result.names(class_names), dtype=str)},
     )
+
+
+def _masks(result: ResultLike, supervision: Any) -> Any:
+    height, width = result.size
+    if len(result) * height * width <= _MAX_DENSE:
+        return result.masks.astype(bool)
+    crops = [result.crop(index) for index in range(len(result))]
+    return supervision.CompactMask(
+        [_lengths(mask) for _, _, mask in crops],
+        np.array([mask.shape for _, _, mask in crops], np.int32),
+        np.array([(x, y) for x, y, _ in crops], np.int32),
+        (height, width),
+    )
+
+
+def _lengths(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """Return the lengths of the runs of a mask down its columns, zeros first."""
+    pixels = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(pixels, prepend=0))
+    return np.diff(edges, prepend=0, append=len(pixels)).astype(np.int32)
 
 
 def data_frame(result: ResultLike, class_names: Sequence[str] | None = None) -> Any:

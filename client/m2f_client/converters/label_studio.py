@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from m2f.errors import M2FError
 from m2f_client.converters.result_like import ResultLike
 
 _CHANNELS = 4  # a brush is stored as RGBA
 _WORD_BITS = 8
 _LENGTH_BITS = np.array([3, 4, 8, 16])
+_MAX_PIXELS = 1 << 30
 _MAX_RUN = 1 << 16
 _HEADER_BITS = 32 + 5 + 4 * 4
 
@@ -41,8 +43,14 @@ def task(
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
+        M2FError: the image has 2^30 pixels or more, which a brush cannot have.
     """
     height, width = result.size
+    if result.has_masks and height * width >= _MAX_PIXELS:
+        raise M2FError(
+            f"an image of {width} x {height} pixels cannot be a Label Studio brush, which counts 4 bytes a pixel in 32 "
+            "bits. Ask for results without 'rle': their boxes become rectangles"
+        )
     kind = "brushlabels" if result.has_masks else "rectanglelabels"
     regions = []
     for index, name in enumerate(result.names(class_names)):

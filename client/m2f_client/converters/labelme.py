@@ -45,7 +45,7 @@ def label_file(result: ResultLike, image_path: str, class_names: Sequence[str] |
     shapes = []
     for index, name in enumerate(result.names(class_names)):
         score = float(result.scores[index])
-        geometries = _of_mask(result.mask(index), index) if result.has_masks else _of_box(result.boxes[index])
+        geometries = _of_mask(*result.crop(index), index) if result.has_masks else _of_box(result.boxes[index])
         shapes += [
             {"label": name, "group_id": None, "description": "", "flags": {}, "mask": None, **geometry, "score": score}
             for geometry in geometries
@@ -61,11 +61,12 @@ def label_file(result: ResultLike, image_path: str, class_names: Sequence[str] |
     }
 
 
-def _of_mask(mask: npt.NDArray[np.uint8], group: int) -> list[dict[str, Any]]:
-    outlines, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+def _of_mask(x: int, y: int, mask: npt.NDArray[np.uint8], group: int) -> list[dict[str, Any]]:
+    """Return the geometries of a mask whose upper left pixel is (x, y) of the image."""
+    outlines, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
     if len(outlines) and (tree[0, :, _PARENT] >= 0).any():
         left, top, width, height = cv2.boundingRect(mask)
-        corners = [[left, top], [left + width - 1, top + height - 1]]  # the first and the last pixel
+        corners = [[x + left, y + top], [x + left + width - 1, y + top + height - 1]]  # the first and the last pixel
         picture = _png(mask[top : top + height, left : left + width])
         return [{"shape_type": "mask", "points": corners, "mask": picture}]
     group_id = group if len(outlines) > 1 else None

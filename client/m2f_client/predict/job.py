@@ -15,8 +15,8 @@ from m2f.contract import PANOPTIC_OUTPUTS, RAW_OUTPUTS, STRUCTURED_OUTPUTS
 from m2f.errors import M2FError
 from m2f_client.client import Client
 from m2f_client.client_errors import UnreadableImage
-from m2f_client.converters import draw
-from m2f_client.converters.coco import panoptic_pixels, results
+from m2f_client.converters import coco, draw
+from m2f_client.converters.coco import panoptic_pixels
 from m2f_client.images import served
 from m2f_client.pictures.geo import Geo
 from m2f_client.pictures.opening import read_geo
@@ -190,11 +190,11 @@ def _geo_of(item: Item) -> Geo:
 def line_of(name: str, result: Result, class_names: Sequence[str] | None) -> Line:
     """Return the line of the journal for an image that worked."""
     height, width = result.size
-    rows = []
-    for row, class_name in zip(results(result, 0), result.names(class_names), strict=True):
+    found = []
+    for row, class_name in zip(coco.rows(result, 0), result.names(class_names), strict=True):
         del row["image_id"]
-        rows.append({"category_id": row.pop("category_id"), "name": class_name, **row})
-    return {"file_name": name, "width": width, "height": height, "instances": rows}
+        found.append({"category_id": row.pop("category_id"), "name": class_name, **row})
+    return {"file_name": name, "width": width, "height": height, "instances": found}
 
 
 def result_of(line: Line) -> Result:

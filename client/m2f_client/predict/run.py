@@ -15,6 +15,7 @@ import click
 from m2f.errors import M2FError
 from m2f_client.client import Client
 from m2f_client.client_errors import UnreadableImage
+from m2f_client.converters.coco import too_large
 from m2f_client.predict.annotated import OverlayVideos
 from m2f_client.predict.documents import Origin, write_instances, write_panoptic, write_whole
 from m2f_client.predict.job import Item, Job, Outcome, save
@@ -269,6 +270,8 @@ class _PredictRun:
             complain(f"{item.name}: {error}")
         elif outcome.result is not None:
             self._screen.show(item.name, outcome.result, outcome.written)
+            if too_large(*outcome.result.size):
+                complain(f"{item.name}: pycocotools cannot read masks of 2^32 pixels or more; m2f and --geo can")
         self._add_to_video(outcome)
         self._screen.advance()
 
