@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blob_server import answer, blob_transport, blobs, picture_of
+from blob_server import Crowd, answer, blob_transport, blobs, picture_of
 from click.testing import CliRunner
 from fake_server import serving
 from PIL import Image
@@ -112,6 +112,15 @@ def test_files_and_folders(folder):
     assert (again.exit_code, server.answered) == (0, [])
 
 
+def test_two_large_pictures_share_the_requests_in_flight(folder):
+    Image.fromarray(PICTURE).save(folder / "other.png")
+    crowd = Crowd(3, 2 * TILES)
+    names = [str(folder / name) for name in ("large.png", "other.png")]
+    options = PredictOptions(names, {}, jsonl=folder / "lines", tiling=Tiling(50, 0.4), concurrency=3)
+    assert run(Client(transport=crowd), options) == 0
+    assert (crowd.most, len(crowd.requests)) == (3, 2 * TILES)
+
+
 def test_the_overlay_of_a_very_large_picture_is_reduced(folder, monkeypatch):
     monkeypatch.setattr("m2f_client.predict.tiling.DRAWN_PIXELS", 3000)
     done = m2f(folder, "large.png", "--out", "out", *TILE)
@@ -205,8 +214,10 @@ def test_kept_tiles_are_read_up_to_the_first_damaged_line(folder, damage):
     (kept,) = folder.glob("lines.tiles/*")
     whole = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(whole[:3]) + damage)
+    m2f(folder, *arguments, life=3, error=ServerError("out of memory"))
     after = m2f(folder, *arguments)
-    assert (after.exit_code, len(server.answered)) == (0, TILES - 2)
+    assert "5 of 12 tiles done already" in after.stderr
+    assert (after.exit_code, len(server.answered)) == (0, TILES - 5)
 
 
 def test_other_settings_are_refused_and_another_picture_starts_again(folder):

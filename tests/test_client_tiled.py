@@ -186,20 +186,28 @@ def test_an_answer_about_another_picture_is_refused(ask):
         ask(transport, PICTURE, tile=50, overlap=0.4)
 
 
+class Silent:
+    """Never answers, except that one request fails; counts requests and those that have ended."""
+
+    url, begun, ended = "fake://silent", 0, 0
+
+    def __init__(self, failing=None):
+        self.failing = failing
+
+    async def infer(self, _):
+        self.begun += 1
+        try:
+            if self.begun == self.failing:
+                raise ServerError("out of memory")
+            await asyncio.Event().wait()
+        finally:
+            self.ended += 1
+
+    async def close(self):
+        pass
+
+
 def test_cancelling_cancels_the_tiles_in_flight():
-    class Silent:
-        url, begun, ended = "fake://silent", 0, 0
-
-        async def infer(self, _):
-            self.begun += 1
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.ended += 1
-
-        async def close(self):
-            pass
-
     async def run():
         silent = Silent()
         async with AsyncClient(transport=silent, timeout=None) as client:
@@ -209,6 +217,17 @@ def test_cancelling_cancels_the_tiles_in_flight():
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+        assert (silent.begun, silent.ended) == (4, 4)
+
+    asyncio.run(run())
+
+
+def test_an_error_cancels_the_tiles_in_flight():
+    async def run():
+        silent = Silent(failing=4)
+        async with AsyncClient(transport=silent, timeout=None) as client:
+            with pytest.raises(ServerError, match="out of memory"):
+                await client.predict_tiled(PICTURE, tile=50, overlap=0.4, concurrency=4)
         assert (silent.begun, silent.ended) == (4, 4)
 
     asyncio.run(run())
