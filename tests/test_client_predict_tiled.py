@@ -121,6 +121,17 @@ def test_two_large_pictures_share_the_requests_in_flight(folder):
     assert (crowd.most, len(crowd.requests)) == (3, 2 * TILES)
 
 
+def test_a_damaged_picture_is_named_once_and_the_others_are_done(folder):
+    (folder / "broken.png").write_bytes((folder / "large.png").read_bytes()[:200])
+    done = m2f(folder, "broken.png", "missing.png", "large.png", "--out", "out", *TILE)
+    assert done.exit_code == 1
+    damaged, missing, summary = done.stderr.splitlines()
+    assert damaged.startswith("m2f: broken.png: the image is damaged: ")
+    assert missing == "m2f: missing.png: No such file or directory"
+    assert summary == "m2f: 2 images failed, 1 image done: the same command retries only the failed ones"
+    assert instances(folder) == {"large.png": expected(PICTURE)}
+
+
 def test_the_overlay_of_a_very_large_picture_is_reduced(folder, monkeypatch):
     monkeypatch.setattr("m2f_client.predict.tiling.DRAWN_PIXELS", 3000)
     done = m2f(folder, "large.png", "--out", "out", *TILE)

@@ -105,7 +105,8 @@ class Tiles:
             picture = _opened(source, self._tiling)
             if isinstance(picture, TiledPicture):
                 large.enter_context(picture.picture)
-                self._do(name, source, picture)
+                with _without_path(source):
+                    self._do(name, source, picture)
                 yield self._of_tiles(picture)
                 return
         result = self._ask(picture, STRUCTURED_OUTPUTS)
@@ -185,11 +186,18 @@ class Tiles:
 
 def _opened(source: str | bytes, tiling: Tiling) -> TiledPicture | bytes:
     """Return a picture in tiles, or the encoded image if one tile holds it."""
-    try:
+    with _without_path(source):
         picture = tiled(source, tiling, STRUCTURED_OUTPUTS)
         return picture if isinstance(picture, TiledPicture) else encoded(source)
-    except UnreadableImage as error:  # the message begins with the path
-        raise UnreadableImage(str(error).removeprefix(f"{source!s}: ")) from error
+
+
+@contextmanager
+def _without_path(source: str | bytes) -> Iterator[None]:
+    """Take the path out of an UnreadableImage: the run names the image."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UnreadableImage(str(error).replace(f"{source!s}: ", "")) from error
 
 
 def _fingerprint(source: str | bytes) -> str:
