@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import threading
 
@@ -18,6 +19,7 @@ from m2f.runs import Rect, Runs
 from m2f_client import AsyncClient, Client
 from m2f_client.client_errors import InvalidRequest, ServerError, UnreadableImage
 from m2f_client.fake import FakeTransport
+from m2f_client.tiled import Tiling
 
 PICTURE = picture_of(90, 130, (3, 4, 12, 20), (35, 30, 48, 44), (100, 25, 110, 40), (60, 70, 75, 90), (90, 60, 104, 66))
 
@@ -165,6 +167,12 @@ def test_wrong_arguments_send_nothing(ask, arguments, message):
     with pytest.raises(InvalidRequest, match=message):
         ask(transport, PICTURE, **arguments)
     assert not transport.requests
+
+
+def test_numbers_may_be_those_of_numpy():
+    tiling = Tiling(np.int64(40), np.float32(0.25), np.True_)
+    assert tiling == Tiling(40, 0.25, True)
+    assert json.dumps(tiling.members()) == '{"tile": 40, "overlap": 0.25, "whole": true}'
 
 
 def test_too_many_tiles_are_refused():

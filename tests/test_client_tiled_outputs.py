@@ -117,3 +117,10 @@ def test_pictures_side_by_side_have_the_maps_that_they_have_by_themselves(server
         alone = [client.predict(picture, outputs=("semantic",)).semantic for picture in pictures]
     np.testing.assert_array_equal(found, np.vstack([np.hstack(alone[:2]), np.hstack(alone[2:])]))
     assert len(np.unique(found)) > 1
+
+
+def test_a_server_that_makes_no_masks_is_said():
+    fake = FakeTransport(lambda request: {**answer(request), "rle": np.array([[b""]], object)})
+    message = r"tile \d+ of \d+ .*joined by their masks, and 'export_postprocess_mask' is false"
+    with Client(transport=fake) as client, pytest.raises(InvalidRequest, match=message):
+        client.predict_tiled(PLACES, tile=TILE)

@@ -47,6 +47,9 @@ class Tiling:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # a number of numpy
+                object.__setattr__(self, name, value.item())
         if not isinstance(self.tile, int) or isinstance(self.tile, bool) or self.tile < 1:
             raise InvalidRequest(f"tile must be the side of a tile in pixels, 1 or more; got {self.tile!r}")
         number = isinstance(self.overlap, int | float) and not isinstance(self.overlap, bool)
@@ -124,6 +127,7 @@ class TiledPicture:
         """Take the answer about a tile. Tiles may come in any order, each once.
 
         Raises:
+            InvalidRequest: the server made no masks.
             ServerError: the answer is about a picture of another size, or has invalid RLE.
         """
         tile = self.tiles[index]
@@ -136,6 +140,8 @@ class TiledPicture:
         self._class_names = answer.outputs.get(CLASS_NAMES)
         if not wants_instances(self._outputs):
             return
+        if not answer.has_masks:
+            raise InvalidRequest("tiles are joined by their masks, and 'export_postprocess_mask' is false")
         masks: dict[int, Runs] = {}
         rows = list(zip(answer.labels.tolist(), answer.scores.tolist(), answer.queries.tolist(), strict=True))
         for (_, _, query), counts in zip(rows, answer.rle, strict=True):
