@@ -43,7 +43,7 @@ $(VENV)/.peers: $(VENV)/.dev benchmarks/peers/requirements.txt
 # SAHI, with which `make bench-tiles` compares
 $(VENV)/.sahi: $(VENV)/.dev benchmarks/tiles/requirements.txt
 	$(BIN)/python -m venv $(VENV)/sahi
-	$(VENV)/sahi/bin/pip install --quiet --disable-pip-version-check --editable '.[client]' --requirement benchmarks/tiles/requirements.txt
+	$(VENV)/sahi/bin/pip install --quiet --disable-pip-version-check --editable '.[large]' --requirement benchmarks/tiles/requirements.txt
 	$(VENV)/sahi/bin/pip install --quiet --disable-pip-version-check --no-deps sahi==0.12.8
 	@touch $@
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 from sahi.models.base import DetectionModel
 from sahi.predict import get_sliced_prediction
@@ -72,13 +73,13 @@ def _predictions(result: Result, shift: Any, shape: Any) -> Iterator[ObjectPredi
 
 
 def prepare(
-    url: str, pixels: Any, *, tile: int, overlap: float, threshold: float, in_flight: int, **options: Any
+    url: str, picture: str, *, tile: int, overlap: float, threshold: float, in_flight: int, **options: Any
 ) -> Way:
     """Connect, and cut a corner of the picture: SAHI compiles functions at the first call.
 
     Args:
         url: address of the server.
-        pixels: uint8 [H, W, 3] RGB.
+        picture: path of the picture.
         tile: side of a slice.
         overlap: share of the side.
         threshold: lowest score.
@@ -93,11 +94,12 @@ def prepare(
         "overlap_width_ratio": overlap,
     }
 
-    def call(picture: Any = pixels) -> PredictionResult:
-        return get_sliced_prediction(picture, model, **sliced, batch_size=in_flight, verbose=0, **options)
+    def call(image: Any = picture) -> PredictionResult:
+        return get_sliced_prediction(image, model, **sliced, batch_size=in_flight, verbose=0, **options)
 
-    call(pixels[: 2 * tile, : 2 * tile])
-    height, width = pixels.shape[:2]
+    with Image.open(picture) as opened:
+        width, height = opened.size
+        call(opened.crop((0, 0, 2 * tile, 2 * tile)))
     return Way(get_slice_bboxes(height, width, tile, tile, False, overlap, overlap), call, found)
 
 

@@ -2,7 +2,7 @@
 
 Each way is a module of its own, run by the interpreter of its environment:
 
-    python -m benchmarks.tiles.WAY grpc://HOST:PORT PICTURE.npy ANSWER.json '{"tile": 256, "overlap": 0.25, ...}'
+    python -m benchmarks.tiles.WAY grpc://HOST:PORT PICTURE.tif ANSWER.json '{"tile": 256, "overlap": 0.25, ...}'
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .scores import Found
 
 
@@ -27,7 +25,7 @@ class Way:
 
     Attributes:
         tiles: x1 y1 x2 y2 of each tile.
-        call: cuts the picture and puts the answers together.
+        call: reads the picture, cuts it and puts the answers together.
         found: the instances in what `call` returned.
     """
 
@@ -40,10 +38,10 @@ def main(prepare: Callable[..., Way]) -> None:
     """Cut a picture, time the call, and write what was found.
 
     Args:
-        prepare: `prepare(url, pixels, **settings)` connects to the server and warms up.
+        prepare: `prepare(url, picture, **settings)` connects to the server and warms up.
     """
     url, picture, answer, settings = sys.argv[1:]
-    way = prepare(url, np.load(picture), **json.loads(settings))
+    way = prepare(url, picture, **json.loads(settings))
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident size so far
     cpu, started = _processor_time(), time.perf_counter()

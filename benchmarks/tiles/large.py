@@ -33,11 +33,12 @@ from ..frame import Part, Row, Table
 from .ground import one_ground
 from .mosaic import CELL, ROOT, Mask, Pixels
 from .scores import SURE, Found, Outcome, outcomes, placed
+from .tiff import write_tiff
 
 M2F = str(Path(sys.prefix) / "bin/m2f")
 SIDE, QUICK_SIDE = 20_000, 4_000
-TILE, OVERLAP, IN_FLIGHT = 400, 0.2, 4
-SCENES, BLOCK = 5, 2_000  # a block is a picture of 5 x 5 scenes, enlarged; turned and mirrored it fills the TIFF
+TILE, OVERLAP, IN_FLIGHT = 336, 0.2, 4  # pixels, about those of a scene
+SCENES, BLOCK = 6, 2_000  # a block is a picture of 6 x 6 scenes, enlarged; turned and mirrored it fills the TIFF
 KILL_AT = 0.5  # share of the tiles that are done
 SINGLES = 300  # requests, before and after the run
 LOOK_S = 0.2
@@ -106,27 +107,20 @@ def found_of(truth: Sequence[Found], found: Sequence[Found]) -> Row:
 
 def write(path: Path, side: int) -> list[Found]:
     """Write the picture, and return its objects."""
-    import rasterio  # type: ignore[import-not-found]  # noqa: PLC0415 (of the extra `large`)
-    from rasterio.windows import Window  # type: ignore[import-not-found]  # noqa: PLC0415
-
     pixels, masks = block()
-    layout = {"tiled": True, "blockxsize": TILE, "blockysize": TILE, "interleave": "pixel", "compress": "deflate"}
+    places = [(x * BLOCK, y * BLOCK) for y, x in np.ndindex(side // BLOCK, side // BLOCK)]
+    pieces = ((x, y, turned(pixels, number)) for number, (x, y) in enumerate(places))
+    write_tiff(path, side, side, pieces, block=TILE, compress="deflate", zlevel=1)
     truth = []
-    with rasterio.open(
-        path, "w", driver="GTiff", height=side, width=side, count=3, dtype="uint8", zlevel=1, bigtiff="YES", **layout
-    ) as file:
-        for number, (y, x) in enumerate(np.ndindex(side // BLOCK, side // BLOCK)):
-            place = Window(x * BLOCK, y * BLOCK, BLOCK, BLOCK)
-            file.write(np.ascontiguousarray(turned(pixels, number)).transpose(2, 0, 1), window=place)
-            for label, mask in masks:
-                small, left, upper = trimmed(turned(mask, number))
-                rle = placed(small, x * BLOCK + left, y * BLOCK + upper, side, side)
-                truth.append(Found(0, label, 1.0, rle))
+    for number, (x, y) in enumerate(places):
+        for label, mask in masks:
+            small, left, upper = trimmed(turned(mask, number))
+            truth.append(Found(0, label, 1.0, placed(small, x + left, y + upper, side, side)))
     return truth
 
 
 def block() -> tuple[Pixels, list[tuple[int, Mask]]]:
-    """Return 5 x 5 scenes on one ground, enlarged, and class and mask of each object."""
+    """Return 6 x 6 scenes on one ground, enlarged, and class and mask of each object."""
     scene = one_ground(SCENES)
 
     def enlarged(image: Any) -> Any:

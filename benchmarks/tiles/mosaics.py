@@ -21,7 +21,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
 from m2f.tiles import grid
@@ -32,6 +31,7 @@ from ..frame import Part, Row, Table, UnavailableError
 from .ground import one_ground
 from .mosaic import CELL, ROOT, Mosaic, mosaic
 from .scores import Found, Outcome, average_precision, outcomes, placed
+from .tiff import write_tiff
 
 PICTURES: Mapping[str, Callable[[int], Mosaic]] = {"one ground": one_ground, "mosaic": mosaic}
 ALONE, WHOLE, M2F, M2F_WHOLE, SAHI = "scenes by themselves", "resized whole", "m2f", "m2f, and whole", "SAHI"
@@ -45,7 +45,9 @@ CUTTING: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # module, and argument
     "SAHI, NMS": ("by_sahi", {**SLICES, "postprocess_type": "NMS", "postprocess_match_metric": "IOU"}),
     "SAHI, and whole": ("by_sahi", {}),
 }
-SETTINGS = ((0.25, 0.3), (0.25, 0.0), (0.5, 0.3))  # overlap, lowest score
+WAYS = (ALONE, WHOLE, *CUTTING)
+SETTING, OTHERS = (0.25, 0.3), ((0.25, 0.0), (0.5, 0.3))  # overlap, lowest score
+WAYS_OF_OTHERS = (ALONE, M2F, SAHI, "SAHI, NMS")
 IN_FLIGHT = 8
 ROUNDS = 3
 
@@ -76,15 +78,17 @@ class Stage:
 
     @cached_property
     def file(self) -> Path:
-        """A file of the picture's pixels."""
-        path = self.folder / "picture.npy"
-        np.save(path, self.scene.pixels)
+        """The picture as a TIFF whose blocks are as large as a tile."""
+        path = self.folder / "picture.tif"
+        write_tiff(path, self.side, self.side, [(0, 0, self.scene.pixels)], block=CELL)
         return path
 
 
 def part(*, quick: bool) -> Part:
-    """Return the ways in turn, for each picture and setting."""
-    sides, settings, rounds = ((4,), SETTINGS[:1], 1) if quick else ((4, 16), SETTINGS, ROUNDS)
+    """Return the ways in turn, for each picture, size and setting."""
+    sides, rounds = ((4,), 1) if quick else ((4, 16), ROUNDS)
+    runs = [(*SETTING, number, way) for number in range(rounds) for way in WAYS]
+    runs += [] if quick else [(*setting, 0, way) for setting in OTHERS for way in WAYS_OF_OTHERS]
     return Part(
         name="tiles",
         title="A large picture in tiles",
@@ -92,15 +96,14 @@ def part(*, quick: bool) -> Part:
             f"Held-out scenes of the embedded model, {CELL} x {CELL} pixels each, side by side (`mosaic`) or on "
             f"grounds that blend (`one ground`). Tiles have {CELL} pixels, and {IN_FLIGHT} requests are in flight. "
             "SAHI has a model class that sends its slices to the same server; its tiles are the same ones. Each way "
-            "has a process of its own. Memory is the peak above what the process has before the call, with the picture."
+            "has a process of its own, and reads the picture from a TIFF. Memory is the peak above what the process "
+            "has before the call."
         ),
         cells=[
-            {"picture": picture, "side": side, "overlap": overlap, "threshold": threshold, "round": number, "way": way}
+            dict(zip(("picture", "side", "overlap", "threshold", "round", "way"), (picture, side, *run), strict=True))
             for picture in PICTURES
             for side in sides
-            for overlap, threshold in settings
-            for number in range(rounds)
-            for way in (ALONE, WHOLE, *CUTTING)
+            for run in runs
         ],
         shared=("picture", "side"),
         stage=staged,
@@ -232,7 +235,7 @@ def _median(rows: Sequence[Row], name: str) -> Any:
 def draw(rows: Sequence[Row], figure: Any) -> None:
     """Draw AP, time and memory of the ways on the largest picture."""
     side, picture = max(row["side"] for row in rows), rows[0]["picture"]
-    overlap, threshold = SETTINGS[0]
+    overlap, threshold = SETTING
     chosen = {"picture": picture, "side": side, "overlap": overlap, "threshold": threshold}
     ways: dict[str, list[Row]] = {}
     for row in rows:

@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from m2f.runs import Rect
 from m2f.tiles import grid
 from m2f_client import Client, Result
+from m2f_client.pictures.opening import open_picture
 
 from .child import Way, main
 from .scores import Found
 
 
 def prepare(
-    url: str, pixels: Any, *, tile: int, overlap: float, threshold: float, in_flight: int, whole: bool = False
+    url: str, picture: str, *, tile: int, overlap: float, threshold: float, in_flight: int, whole: bool = False
 ) -> Way:
-    """Connect, and cut a corner of the picture."""
+    """Connect, and cut a corner of the picture.
+
+    Args:
+        url: address of the server.
+        picture: path of the picture.
+        tile: side of a tile.
+        overlap: share of the side.
+        threshold: lowest score.
+        in_flight: number of requests in flight.
+        whole: whether the picture as a whole is sent, too.
+    """
     client = Client(url)
     settings = {
         "tile": tile,
@@ -25,11 +37,13 @@ def prepare(
         "score_threshold": threshold,
     }
 
-    def call(picture: Any = pixels) -> Result:
-        return client.predict_tiled(picture, **settings)
+    def call(image: Any = picture) -> Result:
+        return client.predict_tiled(image, **settings)
 
-    call(pixels[: 2 * tile, : 2 * tile])
-    return Way((part.rect for part in grid(*pixels.shape[:2], tile=tile, overlap=overlap)), call, found)
+    with open_picture(picture) as opened:
+        height, width = opened.height, opened.width
+        call(opened.window(Rect(0, 0, 2 * tile, 2 * tile)))
+    return Way((part.rect for part in grid(height, width, tile=tile, overlap=overlap)), call, found)
 
 
 def found(result: Result) -> Iterator[Found]:
