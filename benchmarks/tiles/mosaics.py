@@ -191,13 +191,10 @@ def _found(stage: Stage, number: int, result: Result) -> Iterator[Found]:
 
 FIGURES = {
     "ap": "AP",
-    "instances": "instances",
     "seam_once": "at seams: once",
     "seam_several_times": "several times",
     "seam_not": "not",
     "elsewhere_once": "elsewhere: once",
-    "elsewhere_several_times": "several times",
-    "elsewhere_not": "not",
     "seconds": "s",
     "cpu_s": "processor s",
     "memory_mb": "memory, MB",
@@ -219,9 +216,11 @@ def _table(key: tuple[Any, ...], ways: Mapping[str, Sequence[Row]]) -> Table:
     lines = [[way, *(_median(measured, name) for name in FIGURES)] for way, measured in ways.items()]
     caption = (
         f"{picture}, {side} x {side} scenes, {first['objects']} objects, {first['at_seams']} of them at seams; "
+        f"{first['elsewhere_once'] + first['elsewhere_several_times'] + first['elsewhere_not']} elsewhere; "
         f"{first['tiles']} tiles, overlap {overlap}, lowest score {threshold}:"
     )
-    return Table("-".join(map(str, key)).replace(" ", "_"), ["", *FIGURES.values()], lines, caption)
+    name = f"{picture.replace(' ', '-')}-{side}-{overlap:.0%}-{threshold:.0%}".replace("%", "")
+    return Table(name, ["", *FIGURES.values()], lines, caption)
 
 
 def _median(rows: Sequence[Row], name: str) -> Any:

@@ -23,7 +23,7 @@ from m2f_client.pictures.picture import Pixels, reduced
 
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _TYPES = ("uint8", "uint16")
-_CACHE = 1 << 26  # bytes of GDAL's cache, besides the rows that a window touches
+_CACHE = 1 << 22  # bytes of GDAL's cache, besides the rows that a window touches; more makes no tile faster
 _SETTINGS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}  # a JPEG that is cut off is an error, and not grey
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # most pictures are no maps
