@@ -96,7 +96,7 @@ def predict(
     in the order of the images.
 
     With --tile, a picture larger than a tile becomes several requests. Its overlay is reduced if the picture has more
-    than 64 megapixels.
+    than 32 megapixels.
 
     Images that fail, and files that are skipped, are reported on standard error. To resume a run with --out or
     --jsonl that was stopped, repeat the command: it does the remaining images, and of a picture the remaining tiles,

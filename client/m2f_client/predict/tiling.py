@@ -27,7 +27,7 @@ from m2f_client.result import Result
 from m2f_client.scaled import scaled
 from m2f_client.tiled import TiledPicture, Tiling, tiled
 
-DRAWN_PIXELS = 64_000_000
+DRAWN_PIXELS = 32_000_000
 """Most pixels of an overlay; that of a larger picture is reduced by a whole number along both sides."""
 
 _AT_ONCE = 2  # pictures: while the last tiles of one are on their way, the next begins
