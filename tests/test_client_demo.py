@@ -312,6 +312,14 @@ def test_a_tile_that_the_server_refuses_is_named_in_the_notice(page, tmp_path):
     assert "tile 1 of 2 (x 0 to 512, y 0 to 300): &#x27;min_score&#x27;" in problem.value
 
 
+def test_a_notice_does_not_name_the_upload(page, tmp_path):
+    (tmp_path / "a.png").write_bytes(SCENE.read_bytes()[:20000])
+    question = Question(0.5, tiling=Tiling(256))
+    problem, *_ = page.answer(Models(Told(), first="m", timeout=1), "m", tmp_path / "a.png", question)
+    assert "the image is damaged" in problem.value
+    assert str(tmp_path) not in problem.value
+
+
 def test_an_upload_that_has_expired_gives_a_notice(page):
     problem, *_ = page.answer(Models(Told(), first="m", timeout=1), "m", IMAGES / "gone.jpg", Question(0.5))
     assert "choose it again" in problem.value

@@ -117,7 +117,7 @@ def _controls(client: TimedClient) -> tuple[gr.Slider, gr.Dropdown]:
 def _tiling_controls() -> tuple[gr.Dropdown, gr.Slider, gr.Checkbox]:
     """Return the controls of the tiles: their side, their overlap, and the picture as a whole."""
     sides = [("Off", _OFF), *((f"{side} x {side} pixels", side) for side in _SIDES)]
-    side = gr.Dropdown(sides, value=_OFF, label="Tiles", info="For pictures that are larger than the network")
+    side = gr.Dropdown(sides, value=_OFF, label="Tiles", info="For pictures too large for the network or the server")
     default = Tiling()
     overlap = gr.Slider(0, 0.5, default.overlap, step=0.05, label="Overlap", visible=False)
     whole = gr.Checkbox(default.whole, label="Also the picture as a whole", visible=False)
@@ -155,7 +155,7 @@ def answer(models: Models, name: str, path: Path, question: Question, *, progres
         found = client.ask(path, question, progress=progress)
         picture = draw(path, found.result, client.class_names)
     except M2FError as error:
-        return _refused(str(error))
+        return _refused(str(error).removeprefix(f"{path}: "))  # the name that Gradio has given to the upload
     table = instances_table(found.result, client.class_names)
     return gr.HTML(visible=False), picture, table, latency_table(found, client.model)
 
