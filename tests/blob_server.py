@@ -53,6 +53,8 @@ class Crowd(FakeTransport):
         self._changed = threading.Condition()
 
     async def infer(self, request):
+        if request.outputs == ("class_names",):
+            return await super().infer(request)
         with self._changed:
             self._begun += 1
             self._now += 1

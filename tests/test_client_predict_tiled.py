@@ -45,6 +45,12 @@ class Server:
         self._gate, self._life, self._error, self._lock = threading.Event(), life, error, threading.Lock()
         self.answered = []
 
+    def release(self):
+        """Answer the requests that are held, and all others."""
+        with self._lock:
+            self._life = 10**9
+        self._gate.set()
+
     def answer(self, request):
         with self._lock:
             self._life -= 1
@@ -74,12 +80,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def m2f(folder, *arguments, life=10**9, error=None, command="predict"):
+def m2f(folder, *arguments, life=10**9, error=None, command="predict", url=None):
     server.reset(life=life, error=error)
     before = Path.cwd()
     os.chdir(folder)
     try:
-        return CliRunner().invoke(main, [command, *map(str, arguments), "--url", server.fake.url])
+        return CliRunner().invoke(main, [command, *map(str, arguments), "--url", url or server.fake.url])
     finally:
         os.chdir(before)
 
@@ -167,7 +173,7 @@ def test_a_run_resumes_by_tile(folder, stop, code):
     running.send_signal(stop)
     if stop == signal.SIGINT:
         assert "finishing the requests in flight" in running.stderr.readline() + running.stderr.readline()
-        server.reset()  # the held requests are answered
+        server.release()
         _, said = running.communicate(timeout=60)
         assert "stopped; 0 images done, kept in lines: the same command resumes from there" in said
         assert 5 < len(answered) < TILES
@@ -216,6 +222,21 @@ def test_a_server_that_goes_in_the_middle_loses_nothing(folder, capsys):
     assert code == 0
     assert set(Counter([*before, *after]).values()) == {1}
     assert len([*before, *after]) == TILES + 1
+
+
+def test_a_wrong_answer_is_not_kept(folder):
+    arguments = ("large.png", "--jsonl", "lines", *TILE, "--concurrency", "1")
+
+    def damaged(request):
+        rows = answer(request)
+        return rows | {"rle": np.full_like(rows["rle"], b"no")}
+
+    with serving(damaged) as broken:
+        refused = m2f(folder, *arguments, url=broken.url)
+    assert refused.exit_code == 1
+    assert "a mask from the server cannot be decoded" in refused.stderr
+    after = m2f(folder, *arguments)
+    assert (after.exit_code, len(server.answered)) == (0, TILES)
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"tile": 3, "scor', b"\0" * 40, b'{"tile": 1}\n', b"[]\n", b'{"tile": "x"'])

@@ -141,14 +141,12 @@ class Tiles:
         total = len(picture.tiles)
 
         def ask(index: int) -> None:
-            answer = kept.get(index) if kept is not None else None
-            if answer is None:
-                with picture.named(index):
-                    answer = self._ask(picture.window(index), picture.of_each)
-                if kept is not None:
-                    kept.add(index, answer)
+            known = kept.get(index) if kept is not None else None
             with picture.named(index):
-                picture.take(index, answer)
+                answer = self._ask(picture.window(index), picture.of_each) if known is None else known
+                picture.take(index, answer)  # checks it
+            if kept is not None and known is None:
+                kept.add(index, answer)
 
         done = 0
         with in_order(ask, range(total), concurrency=self._concurrency, stop=self._stop) as ends:
