@@ -263,6 +263,7 @@ def test_other_settings_are_refused_and_another_picture_starts_again(folder):
     Image.fromarray(PICTURE.transpose(1, 0, 2)).save(folder / "large.png")
     os.utime(folder / "large.png", ns=(1, 1))
     after = m2f(folder, *arguments, *TILE)
+    assert after.stderr == "m2f: large.png: the picture has changed since its tiles were kept; it starts again\n"
     assert (after.exit_code, len(server.answered)) == (0, TILES)
 
 

@@ -34,6 +34,9 @@ class KeptTiles:
         path: the file. What it has of another picture is dropped.
         head: tells the picture and the settings of the run.
 
+    Attributes:
+        dropped: whether the file had tiles of another picture, as if the file of the picture was changed.
+
     Raises:
         M2FError: the file cannot be read or written, or comes from a run with other settings.
     """
@@ -41,6 +44,7 @@ class KeptTiles:
     def __init__(self, path: Path, head: Head) -> None:
         self._path, self._lock = path, Lock()
         self._places: dict[int, int] = {}  # tile -> where its line starts
+        self.dropped = False
         try:
             path.parent.mkdir(exist_ok=True)
             self._file = path.open("a+b")
@@ -89,6 +93,7 @@ class KeptTiles:
         self._file.seek(0)
         first = _parsed(self._file.readline())
         if first is None or any(first.get(name) != head[name] for name in _PICTURE):
+            self.dropped = first is not None
             self._file.truncate(0)
             self._append(head)
             return

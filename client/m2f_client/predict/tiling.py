@@ -133,6 +133,8 @@ class Tiles:
             self._ask_all(name, picture, None)
             return
         with closing(KeptTiles(self._file(name), self._head(name, source))) as kept:
+            if kept.dropped:
+                complain(f"{name}: the picture has changed since its tiles were kept; it starts again")
             if kept:
                 complain(f"{name}: {len(kept)} of {len(picture.tiles)} tiles done already")
             self._ask_all(name, picture, kept)
