@@ -23,6 +23,7 @@ from m2f.rle import encode_mask
 from m2f_cli.main import main
 from m2f_client import Client, ServerError, ServerUnavailable
 from m2f_client.predict.run import PredictOptions, run
+from m2f_client.predict.screen import Screen
 from m2f_client.tiled import Tiling
 
 PICTURE = picture_of(90, 130, (3, 4, 12, 20), (35, 30, 48, 44), (100, 25, 110, 40), (60, 70, 75, 90), (90, 60, 104, 66))
@@ -136,6 +137,15 @@ def test_a_damaged_picture_is_named_once_and_the_others_are_done(folder):
     assert missing == "m2f: missing.png: No such file or directory"
     assert summary == "m2f: 2 images failed, 1 image done: the same command retries only the failed ones"
     assert instances(folder) == {"large.png": expected(PICTURE)}
+
+
+@pytest.mark.parametrize(("silent", "said"), [(False, [2, 5]), (True, [])])
+def test_a_log_has_a_line_about_tiles_each_minute(capsys, silent, said):
+    now = [0.0]
+    screen = Screen(1, None, silent=silent, tiled=True, clock=lambda: now[0])
+    for done, now[0] in enumerate((59, 60, 61, 119, 120, 121), 1):
+        screen.tiles("a.tif", done, 9)
+    assert capsys.readouterr().err.splitlines() == [f"m2f: a.tif: {done} of 9 tiles done" for done in said]
 
 
 def test_the_overlay_of_a_very_large_picture_is_reduced(folder, monkeypatch):

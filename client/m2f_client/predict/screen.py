@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -22,11 +23,13 @@ from rich.table import Table
 from rich.text import Text
 
 from m2f_client.converters.draw import colour
-from m2f_client.printable import printable
+from m2f_client.printable import complain, printable
 from m2f_client.result import Result
 
 FEW = 10
 """Up to this many images, each gets a table."""
+
+_LOG_S = 60.0  # from one line about tiles to the next, if there is no terminal
 
 
 class _Rate(ProgressColumn):
@@ -43,9 +46,18 @@ class Screen:
         names: the model's class names.
         silent: print neither results nor progress, because standard output carries JSON.
         tiled: whether large pictures are done in tiles, so that few pictures may take long.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, total: int | None, names: Sequence[str] | None, *, silent: bool, tiled: bool = False) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        names: Sequence[str] | None,
+        *,
+        silent: bool,
+        tiled: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._names = names
         self._console = Console(quiet=silent)
         self._tables = total is not None and total <= FEW
@@ -57,6 +69,7 @@ class Screen:
         self._progress = Progress(*columns, console=on, transient=True, disable=not wanted)
         self._task = self._progress.add_task("", total=total, unit="images")
         self._tiles: dict[str, TaskID] = {}  # of the pictures in work
+        self._logs, self._clock, self._logged = not silent and not sys.stderr.isatty(), clock, clock()
 
     def __enter__(self) -> Screen:
         self._progress.start()
@@ -70,10 +83,16 @@ class Screen:
         self._progress.advance(self._task)
 
     def tiles(self, name: str, done: int, total: int) -> None:
-        """Show how many tiles of a picture are done. Safe to call from several threads, one for each picture."""
+        """Show how many tiles of a picture are done, in a log once a minute.
+
+        Safe to call from several threads, one for each picture.
+        """
         if name not in self._tiles:
             self._tiles[name] = self._progress.add_task(printable(name), total=total, unit="tiles")
         self._progress.update(self._tiles[name], completed=done)
+        if self._logs and self._clock() - self._logged >= _LOG_S:
+            self._logged = self._clock()
+            complain(f"{name}: {done} of {total} tiles done")
 
     def no_tiles(self, name: str) -> None:
         """Show the tiles of a picture no longer."""
