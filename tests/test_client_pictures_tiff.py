@@ -2,11 +2,13 @@
 
 import io
 import itertools
+import sys
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiffs import picture_tags, tiff
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -14,10 +16,13 @@ from rasterio.enums import ColorInterp  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 from rasterio.windows import Window  # noqa: E402
 
+from m2f.errors import M2FError  # noqa: E402
 from m2f.runs import Rect  # noqa: E402
+from m2f_client import Client  # noqa: E402
 from m2f_client.client_errors import UnreadableImage  # noqa: E402
+from m2f_client.fake import FakeTransport, result_of, stacked  # noqa: E402
 from m2f_client.images import decoded  # noqa: E402
-from m2f_client.pictures.opening import open_picture  # noqa: E402
+from m2f_client.pictures.opening import open_picture, read_geo  # noqa: E402
 from m2f_client.pictures.tiff import TiffPicture  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -171,9 +176,26 @@ UNCLEAR = {
         ),
         "the TIFF has 3 pictures; allowed is 1",
     ),
+    "large strips": (
+        lambda path: two_strips(path, 60_000),
+        "strips or tiles of 1716 MiB, each of which is read as a whole; allowed are 1024 MiB.*gdal_translate -co TILED",
+    ),
+    "side": (lambda path: by_hand(path, **{"256": 5_000_000, "257": 1}), "5000000 x 1 pixels; allowed are 4194303"),
     "cut off in its tags": (lambda path: cut(write(path), 90), "the TIFF cannot be opened"),
     "only a beginning": (lambda path: cut(write(path), 6), "the TIFF cannot be opened"),
 }  # fmt: skip
+
+
+def by_hand(path, **tags):
+    path.write_bytes(tiff(picture_tags(**tags)))
+    return path
+
+
+def two_strips(path, side):
+    tags = {tag: value for tag, _, _, value in picture_tags(**{"256": side, "257": side, "278": side // 2, "259": 8})}
+    counts = {273: 2, 279: 2}  # both strips are left out: their positions are zeros
+    path.write_bytes(tiff([(tag, 4, counts.get(tag, 1), 8 if tag in counts else tags[tag]) for tag in sorted(tags)]))
+    return path
 
 
 def cut(path, size):
@@ -213,6 +235,32 @@ def test_a_picture_closed_twice_and_used_in_two_blocks(tmp_path):
     with TiffPicture(str(write(tmp_path / "a.tif"))) as picture:
         pass
     picture.close()
+
+
+def test_without_rasterio_a_tiff_is_decoded_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "m2f_client.pictures.tiff", None)
+    path = write(tmp_path / "a.tif", **PLACE)
+    with open_picture(path) as picture:
+        np.testing.assert_array_equal(picture.window(Rect(3, 4, 50, 60)), PHOTO[4:60, 3:50])
+        assert picture.geo is None
+    large = r"windows of a TIFF of any size are read with rasterio: pip install 'm2f\[large\]'"
+    with pytest.raises(UnreadableImage, match=rf"^{tmp_path}/large.tif: .*40000 x 40000; allowed are .*; {large}$"):
+        open_picture(by_hand(tmp_path / "large.tif", **{"256": 40_000, "257": 40_000}))
+    with pytest.raises(M2FError, match=rf"^{path}: .*pip install 'm2f\[large\]'"):
+        read_geo(path)
+
+
+def test_one_tile_of_a_file_that_only_rasterio_reads(tmp_path):
+    sent = []
+
+    def handle(request):
+        sent.append(request.inputs["image"].item())
+        return stacked([result_of(np.ones((1, HEIGHT, WIDTH), bool))])
+
+    path = write(tmp_path / "a.tif", **TILED, BIGTIFF="YES", ENDIANNESS="BIG", compress="lzw")
+    with Client(transport=FakeTransport(handle)) as client:
+        assert len(client.predict_tiled(path, tile=300)) == 1
+    np.testing.assert_array_equal(decoded(sent[0], max_pixels=10**6, max_side=10**6, max_bytes=10**7), PHOTO)
 
 
 def test_where_a_picture_is_on_earth(tmp_path):

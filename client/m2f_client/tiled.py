@@ -19,7 +19,7 @@ from m2f.tiles import Part, Tile, grid, merge
 from m2f_client.client_errors import ClientError, InvalidRequest, ServerError
 from m2f_client.images import ImageSource, readable_again
 from m2f_client.pictures.opening import open_picture
-from m2f_client.pictures.picture import Picture, Pixels
+from m2f_client.pictures.picture import Picture, PictureInMemory, Pixels
 from m2f_client.result import Result
 from m2f_client.tiled_outputs import SEMANTIC, SemanticMap, check_outputs, outputs_of_tile, wants_instances
 
@@ -201,5 +201,7 @@ def tiled(
     picture = open_picture(source)
     if max(picture.height, picture.width) > tiling.tile:
         return TiledPicture(picture, tiling, outputs)
-    picture.close()
-    return source
+    with picture:
+        if isinstance(picture, PictureInMemory):
+            return source
+        return picture.window(Rect(0, 0, picture.width, picture.height))  # the server may not read such a file

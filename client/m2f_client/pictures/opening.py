@@ -12,10 +12,7 @@ from m2f.tiff import BEGINNINGS, ORIENTATION, number_of
 from m2f_client.client_errors import UnreadableImage
 from m2f_client.images import ImageSource, decoded, named, path_of
 from m2f_client.pictures.geo import Geo
-from m2f_client.pictures.picture import Picture, PictureInMemory
-
-MAX_SIDE = (1 << 22) - 1
-"""Longest side of a picture in pixels: RLE counts pixels below 2^44, and boxes in float32 are exact up to 2^24."""
+from m2f_client.pictures.picture import MAX_SIDE, Picture, PictureInMemory
 
 MAX_DECODED_PIXELS = 1 << 30
 """Most pixels of a picture that is decoded into memory, such as a JPEG: 3 GiB."""

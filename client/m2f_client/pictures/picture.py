@@ -13,6 +13,9 @@ from m2f_client.pictures.geo import Geo
 Pixels = npt.NDArray[np.uint8]
 """uint8 [h, w, 3] RGB, or [h, w] grey."""
 
+MAX_SIDE = (1 << 22) - 1
+"""Longest side of a picture in pixels: RLE counts pixels below 2^44, and boxes in float32 are exact up to 2^24."""
+
 _BAND_BYTES = 1 << 22  # of the pixels that are read at once to be reduced; their sums take eight times as much
 
 

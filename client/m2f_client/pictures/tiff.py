@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
@@ -19,11 +21,12 @@ from rasterio.windows import Window
 from m2f.runs import Rect
 from m2f_client.client_errors import UnreadableImage
 from m2f_client.pictures.geo import Geo
-from m2f_client.pictures.picture import Pixels, reduced
+from m2f_client.pictures.picture import MAX_SIDE, Pixels, reduced
 
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _TYPES = ("uint8", "uint16")
 _CACHE = 1 << 22  # bytes of GDAL's cache, besides the rows that a window touches; more makes no tile faster
+_MAX_BLOCK = 1 << 30  # bytes of a strip or tile
 _SETTINGS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}  # a JPEG that is cut off is an error, and not grey
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # most pictures are no maps
@@ -48,6 +51,7 @@ class TiffPicture:
         with _reported("the TIFF cannot be opened"):
             self._file = rasterio.open(Path(path).absolute(), driver="GTiff")
         self.height, self.width = self._file.height, self._file.width
+        self._bytes = sum(np.dtype(name).itemsize for name in self._file.dtypes)  # of a pixel
         try:
             self._check()
             self._bands = self._colours()
@@ -64,7 +68,7 @@ class TiffPicture:
         """Return the pixels of a part of the picture."""
         where = f"the part at x {rect.x1} to {rect.x2}, y {rect.y1} to {rect.y2} is damaged or missing"
         rows = rect.y2 - rect.y1 + 2 * self._file.block_shapes[0][0]
-        touched = rows * self.width * self._file.count * np.dtype(self._file.dtypes[0]).itemsize
+        touched = rows * self.width * self._bytes
         window = Window(rect.x1, rect.y1, rect.x2 - rect.x1, rect.y2 - rect.y1)
         with self._reading, _reported(where), rasterio.Env(GDAL_CACHEMAX=_CACHE + touched, **_SETTINGS):
             bands = self._file.read(self._bands, window=window)  # [bands, h, w]
@@ -85,12 +89,20 @@ class TiffPicture:
         self.close()
 
     def _check(self) -> None:
-        """Refuse files of which it is not clear what their picture is."""
+        """Refuse files of which it is not clear what their picture is, or whose windows take too much memory."""
+        if max(self.height, self.width) > MAX_SIDE:
+            raise UnreadableImage(f"{self.width} x {self.height} pixels; allowed are {MAX_SIDE} along a side")
         types = set(self._file.dtypes)
         if len(types) > 1 or not types <= set(_TYPES):
             raise UnreadableImage(
                 f"the TIFF has values of type {', '.join(sorted(types))}, which state no value for white; allowed are "
                 "8 and 16 bits without sign (uint8, uint16)"
+            )
+        block = math.prod(self._file.block_shapes[0]) * self._bytes
+        if block > _MAX_BLOCK:
+            raise UnreadableImage(
+                f"the TIFF has strips or tiles of {block >> 20} MiB, each of which is read as a whole; allowed are "
+                f"{_MAX_BLOCK >> 20} MiB. Write tiles: gdal_translate -co TILED=YES -co BIGTIFF=YES IN.tif OUT.tif"
             )
         for name in self._file.subdatasets[1:]:  # of a whole slide: the levels of the pyramid, a label
             with _reported("the TIFF cannot be opened"), rasterio.open(name) as other:
@@ -114,10 +126,10 @@ class TiffPicture:
         return bands
 
     def _read_palette(self) -> Pixels | None:
-        """Return the palette, uint8 [256, 3]; None if there is none."""
+        """Return the palette, uint8 [65536, 3]; None if there is none."""
         if self._file.colorinterp[0] != ColorInterp.palette:
             return None
-        palette = np.zeros((256, 3), np.uint8)
+        palette = np.zeros((1 << 16, 3), np.uint8)
         for index, colour in self._file.colormap(1).items():
             palette[index] = colour[:3]
         return palette
@@ -162,7 +174,7 @@ def _reported(what: str) -> Iterator[None]:
     """Turn rasterio's and GDAL's errors into an UnreadableImage."""
     try:
         yield
-    except RasterioError as error:
+    except (RasterioError, CPLE_BaseError) as error:
         raise UnreadableImage(f"{what}: {error.__cause__ or error}") from error
 
 

@@ -188,7 +188,7 @@ def _opened(source: str | bytes, tiling: Tiling) -> TiledPicture | bytes:
     """Return a picture in tiles, or the encoded image if one tile holds it."""
     with _without_path(source):
         picture = tiled(source, tiling, STRUCTURED_OUTPUTS)
-        return picture if isinstance(picture, TiledPicture) else encoded(source)
+        return picture if isinstance(picture, TiledPicture) else encoded(picture)
 
 
 @contextmanager
