@@ -164,6 +164,38 @@ def test_a_part_that_was_taken_for_something_else_is_dropped():
     assert same(merge(tiles, parts), [(0, square)])
 
 
+def test_a_part_that_two_tiles_take_for_something_else_is_dropped():
+    tiles = grid(60, 60, tile=40, overlap=0.5)
+    square = rectangle(60, 60, 8, 8, 34, 34)
+    corner = rectangle(60, 60, 20, 20, 24, 34)  # cut by the tiles on the right, below, and on the right below
+    seen = parts_of(tiles, [(0, square), (1, corner)], score=lambda tile, number: 0.9 if (tile == 0) != number else 0)
+    assert sum(part.label == 1 for part in seen) == 3
+    assert same(merge(tiles, seen), [(0, square)])
+
+
+def test_a_part_that_its_tile_finds_twice_is_dropped():
+    tiles = grid(32, 56, tile=32, overlap=0.25)
+    bar = (0, rectangle(32, 56, 2, 8, 54, 16))
+    again = _at(0, tiles, rectangle(32, 56, 6, 8, 54, 15), 0.8)
+    assert same(merge(tiles, [*parts_of(tiles, [bar]), *again]), [bar])
+
+
+def test_a_smaller_object_of_another_class_on_a_cut_one_stays():
+    tiles = grid(32, 56, tile=32, overlap=0.25)
+    bar, spot = (0, rectangle(32, 56, 2, 8, 54, 16)), (1, rectangle(32, 56, 20, 10, 40, 14))
+    assert same(merge(tiles, parts_of(tiles, [bar, spot])), [bar, spot])
+
+
+def test_what_a_tile_finds_twice_is_not_an_arm(tiles):
+    """Two views of one tile that cover each other are two findings, not two arms of what the next tile sees."""
+    bar = rectangle(HEIGHT, WIDTH, 5, 8, 75, 16)
+    half = rectangle(HEIGHT, WIDTH, 5, 8, 75, 11)
+    left = [*_at(0, tiles, half, 0.8), *_at(0, tiles, rectangle(HEIGHT, WIDTH, 5, 8, 75, 10), 0.7)]
+    left = [Part(part.tile, part.label, part.score, number, part.mask) for number, part in enumerate(left)]
+    found = merge(tiles, [*left, *(part for part in parts_of(tiles, [(0, bar)]) if part.tile == 1)])
+    assert len(found) == 3
+
+
 def test_the_score_of_an_object_put_together_is_the_mean_by_area():
     tiles = grid(32, 56, tile=32, overlap=0.25)
     bar = (0, rectangle(32, 56, 2, 8, 54, 16))

@@ -7,14 +7,15 @@ applied:
 2. Two views of two tiles are **one object** if their masks agree where both tiles see: an IoU of 0.5 there, whatever
    the classes. The surest agreement counts first, and an object has one view of each tile, so that two objects that
    touch stay two.
-3. A cut view that is left alone joins a cut view of its class that covers 0.8 of it where both tiles see: two arms of
-   a U, in one tile, are one object in the next.
+3. Cut views of one tile that cover each other to less than 0.2 join the cut view of another tile, of their class, that
+   covers 0.8 of each and with which they agree together: two arms of a U, in one tile, are one object in the next.
 4. An object that a tile sees **whole** is taken from there, from the best score; its score is the mean over all tiles
    that see the place whole, of which one that does not find it counts as 0, as in weighted boxes fusion.
 5. Other objects are put together. A pixel is decided by the tile that has it farthest from its edges, if that tile is
    one of the object's, and is inside otherwise if it is inside any. The score is the mean, weighted by area.
-6. A cut view that stays alone and lies, to 0.8, in a view that another tile sees whole, is dropped: a part was taken
-   for something else.
+6. Dropped are an object whose views are all cut and lie, to 0.8, in views that other tiles see whole: a part was taken
+   for something else; and a cut view that stays alone and lies, to 0.8, in a better view of its tile and class that
+   another tile confirms: a part was found twice.
 
 A tile that is the picture as a whole shows what is larger than the tiles. Only its views that no tile sees whole count;
 such a view takes in all cut views of its class that it covers to 0.8.
@@ -26,13 +27,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from m2f.errors import InputError
 from m2f.kernels import BEST
 from m2f.runs import Rect, Runs, union
+from m2f.sampling import Edges
 
 MAX_TILES = 250_000
 """Largest number of tiles of a picture."""
@@ -131,13 +133,12 @@ def merge(tiles: Sequence[Tile], parts: Iterable[Part]) -> list[Part]:
     places = _Places(tiles)
     views = _views(places, parts)
     meetings = list(_meetings(tiles, views))
+    sides = [side for meeting in meetings for side in (meeting, meeting.swapped())]
     objects = _Objects(views)
-    for meeting in sorted(meetings, key=lambda meeting: (-meeting.certainty, meeting.pair)):
-        if meeting.agreement >= _SAME:
-            objects.join(*meeting.pair, one_of_each_tile=True)
-    _join_arms(places, views, objects, meetings)
-    dropped = _taken_for_something_else(views, objects, meetings)
-    groups = ([views[index] for index in group] for group in objects.groups() if dropped.isdisjoint(group))
+    _join_same(views, objects, meetings)
+    _join_arms(places, views, objects, sides)
+    mistaken = _taken_for_something_else(views, sides) | _found_twice(places, views, objects)
+    groups = ([views[index] for index in group] for group in objects.groups() if not mistaken.issuperset(group))
     found = [part for group in groups for part in _instances(places, group)]
     return sorted(found, key=lambda part: (-part.score, part.mask.box, part.label))
 
@@ -215,32 +216,40 @@ def _views(places: _Places, parts: Iterable[Part]) -> list[_View]:
     return [view for view in views if places.counts(view)]
 
 
-@dataclass(frozen=True)
-class _Meeting:
-    """Two views of two tiles that have pixels where both tiles see.
+class _Side(NamedTuple):
+    """A view that meets another one, and pixels where both tiles see.
 
     Attributes:
-        pair: their indices.
+        view: its index.
+        other: index of the other one.
         shared: number of pixels that are in both.
-        agreement: IoU where both tiles see.
-        certainty: that, times the lower score.
-        covered: part of each, where both tiles see, that the other one covers.
+        area: number of pixels of the view.
+        other_area: number of pixels of the other one.
     """
 
-    pair: tuple[int, int]
+    view: int
+    other: int
     shared: int
-    agreement: float
-    certainty: float
-    covered: tuple[float, float]
+    area: int
+    other_area: int
 
-    def sides(self) -> Iterator[tuple[int, int, float]]:
-        """Yield each view, the other one, and the part of the first that the other one covers."""
-        first, second = self.pair
-        yield first, second, self.covered[0]
-        yield second, first, self.covered[1]
+    @property
+    def covered(self) -> float:
+        """The part of the view that the other one covers."""
+        return self.shared / self.area
+
+    @property
+    def agreement(self) -> float:
+        """IoU."""
+        return self.shared / (self.area + self.other_area - self.shared)
+
+    def swapped(self) -> _Side:
+        """Return the same of the other view."""
+        return _Side(self.other, self.view, self.shared, self.other_area, self.area)
 
 
-def _meetings(tiles: Sequence[Tile], views: Sequence[_View]) -> Iterator[_Meeting]:
+def _meetings(tiles: Sequence[Tile], views: Sequence[_View]) -> Iterator[_Side]:
+    """Yield two views of two tiles, once, if they share pixels."""
     of_tile: dict[int, list[int]] = defaultdict(list)
     for index, view in enumerate(views):
         of_tile[view.tile].append(index)
@@ -249,7 +258,8 @@ def _meetings(tiles: Sequence[Tile], views: Sequence[_View]) -> Iterator[_Meetin
         ours, theirs = ([_Seen.of(views, index, common) for index in of_tile[tile]] for tile in (one, other))
         for first in filter(None, ours):
             for second in filter(None, theirs):
-                yield from first.meet(second, views)
+                if shared := first.shared(second):
+                    yield _Side(first.view, second.view, shared, first.area, second.area)
 
 
 def _neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
@@ -275,7 +285,7 @@ class _Seen:
     view: int
     box: Rect
     area: int
-    edges: npt.NDArray[np.uint32]
+    edges: Edges
 
     @classmethod
     def of(cls, views: Sequence[_View], index: int, part: Rect) -> _Seen | None:
@@ -284,17 +294,9 @@ class _Seen:
         mask = views[index].mask.inside(part)
         return cls(index, mask.box, mask.area, mask.edges(part)) if mask.area else None
 
-    def meet(self, other: _Seen, views: Sequence[_View]) -> Iterator[_Meeting]:
-        if self.box.intersection(other.box).empty or not (shared := BEST.intersection(self.edges, other.edges)):
-            return
-        agreement = shared / (self.area + other.area - shared)
-        yield _Meeting(
-            (self.view, other.view),
-            shared,
-            agreement,
-            agreement * min(views[self.view].best, views[other.view].best),
-            (shared / self.area, shared / other.area),
-        )
+    def shared(self, other: _Seen) -> int:
+        """Return the number of pixels that are in both."""
+        return 0 if self.box.intersection(other.box).empty else BEST.intersection(self.edges, other.edges)
 
 
 class _Objects:
@@ -323,36 +325,78 @@ class _Objects:
         return {id(group): group for group in self._group.values()}.values()
 
 
-def _join_arms(places: _Places, views: Sequence[_View], objects: _Objects, meetings: Iterable[_Meeting]) -> None:
-    """Join the cut views that are left alone to the cut views of their class that cover them.
+def _join_same(views: Sequence[_View], objects: _Objects, meetings: Sequence[_Side]) -> None:
+    """Join views that agree where both tiles see, the surest first."""
 
-    The picture as a whole covers all cut views of its object, alone or not.
+    def certainty(meeting: _Side) -> float:
+        return meeting.agreement * min(views[meeting.view].best, views[meeting.other].best)
+
+    for meeting in sorted(meetings, key=lambda meeting: (-certainty(meeting), meeting)):
+        if meeting.agreement >= _SAME:
+            objects.join(meeting.view, meeting.other, one_of_each_tile=True)
+
+
+def _join_arms(places: _Places, views: Sequence[_View], objects: _Objects, sides: Iterable[_Side]) -> None:
+    """Join cut views of one tile to the cut view of another one that is all of them together.
+
+    The picture as a whole takes in all cut views of its object.
     """
-    arms = [
-        (index, other)
-        for meeting in meetings
-        for index, other, covered in meeting.sides()
-        if covered >= _COVERED
-        and views[index].cut
-        and views[index].label == views[other].label
-        and (places.is_whole(views[other]) or (views[other].cut and objects.alone(index)))
-    ]
-    for index, other in arms:
-        objects.join(other, index)
+    of_tile: dict[tuple[int, int], list[_Side]] = defaultdict(list)
+    for side in sides:
+        view, other = views[side.view], views[side.other]
+        if side.covered < _COVERED or not view.cut or view.label != other.label:
+            continue
+        if places.is_whole(other):
+            objects.join(side.other, side.view)
+        elif other.cut:
+            of_tile[side.other, view.tile].append(side)
+    for (covering, tile), arms in of_tile.items():
+        apart = _apart(views, arms, places.tiles[tile].rect)
+        shared, area = sum(arm.shared for arm in apart), sum(arm.area for arm in apart)
+        if shared >= _SAME * (area + apart[0].other_area - shared):
+            for arm in apart:
+                if objects.alone(arm.view):
+                    objects.join(covering, arm.view)
 
 
-def _taken_for_something_else(views: Sequence[_View], objects: _Objects, meetings: Iterable[_Meeting]) -> set[int]:
-    """Return the cut views that stay alone in a view that another tile sees whole."""
+def _apart(views: Sequence[_View], arms: Iterable[_Side], tile: Rect) -> list[_Side]:
+    """Return the views of one tile that do not cover each other, the best first."""
+    chosen: list[_Side] = []
+    taken: list[Edges] = []
+    for arm in sorted(arms, key=lambda arm: (-views[arm.view].best, arm)):
+        edges = views[arm.view].mask.edges(tile)
+        if all(BEST.intersection(edges, before) <= (1 - _COVERED) * views[arm.view].area for before in taken):
+            chosen.append(arm)
+            taken.append(edges)
+    return chosen
+
+
+def _taken_for_something_else(views: Sequence[_View], sides: Iterable[_Side]) -> set[int]:
+    """Return the cut views that lie in a view that another tile sees whole."""
     return {
-        index
-        for meeting in meetings
-        for index, other, _ in meeting.sides()
-        if views[index].cut
-        and not views[other].cut
-        and objects.alone(index)
-        and meeting.shared >= _COVERED * views[index].area
-        and views[other].best >= _HALF * views[index].best
+        side.view
+        for side in sides
+        if views[side.view].cut
+        and not views[side.other].cut
+        and side.shared >= _COVERED * views[side.view].area
+        and views[side.other].best >= _HALF * views[side.view].best
     }
+
+
+def _found_twice(places: _Places, views: Sequence[_View], objects: _Objects) -> set[int]:
+    """Return the cut views that stay alone in a better view of their tile and class that another tile confirms."""
+    confirmed: dict[tuple[int, int], list[_View]] = defaultdict(list)
+    twice = set()
+    for index, view in enumerate(views):  # the best of each tile first
+        if not objects.alone(index):
+            confirmed[view.tile, view.label].append(view)
+        elif view.cut:
+            tile = places.tiles[view.tile].rect
+            edges = view.mask.edges(tile)
+            better = (other.mask.edges(tile) for other in confirmed[view.tile, view.label])
+            if any(BEST.intersection(edges, other) >= _COVERED * view.area for other in better):
+                twice.add(index)
+    return twice
 
 
 def _instances(places: _Places, group: Sequence[_View]) -> Iterator[Part]:
