@@ -237,6 +237,13 @@ def test_the_picture_as_a_whole_gives_what_no_tile_sees_whole(tiles):
     assert other.mask.area == large[1].sum()
 
 
+def test_what_lies_on_an_object_that_the_picture_as_a_whole_gives_stays(tiles):
+    large = (0, rectangle(HEIGHT, WIDTH, 5, 5, 75, 55))
+    on_it = (1, rectangle(HEIGHT, WIDTH, 20, 12, 58, 44))  # no tile sees it whole, either
+    views = with_whole(tiles, HEIGHT, WIDTH)
+    assert same(merge(views, [*_at(len(tiles), views, large[1], 0.9), *parts_of(tiles, [on_it])]), [large, on_it])
+
+
 def test_the_picture_as_a_whole_does_not_count_as_a_tile_that_does_not_find(tiles):
     small = (1, rectangle(HEIGHT, WIDTH, 2, 2, 12, 12))
     views = with_whole(tiles, HEIGHT, WIDTH)

@@ -17,8 +17,8 @@ applied:
    for something else; and a cut view that stays alone and lies, to 0.8, in a better view of its tile and class that
    another tile confirms: a part was found twice.
 
-A tile that is the picture as a whole shows what is larger than the tiles. Only its views that no tile sees whole count;
-such a view takes in all cut views of its class that it covers to 0.8.
+A tile that is the picture as a whole shows what is larger than the tiles. Only its views that no tile sees whole count,
+and only for views of their class: a tile that lies in a large object may see another one of the same extent.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def merge(tiles: Sequence[Tile], parts: Iterable[Part]) -> list[Part]:
     meetings = list(_meetings(tiles, views))
     sides = [side for meeting in meetings for side in (meeting, meeting.swapped())]
     objects = _Objects(views)
-    _join_same(views, objects, meetings)
+    _join_same(places, views, objects, meetings)
     _join_arms(places, views, objects, sides)
-    mistaken = _taken_for_something_else(views, sides) | _found_twice(places, views, objects)
+    mistaken = _taken_for_something_else(places, views, sides) | _found_twice(places, views, objects)
     groups = ([views[index] for index in group] for group in objects.groups() if not mistaken.issuperset(group))
     found = [part for group in groups for part in _instances(places, group)]
     return sorted(found, key=lambda part: (-part.score, part.mask.box, part.label))
@@ -199,6 +199,10 @@ class _Places:
     def is_whole(self, view: _View) -> bool:
         """Return whether a view is that of the picture as a whole."""
         return self.tiles[view.tile].own.empty
+
+    def comparable(self, view: _View, other: _View) -> bool:
+        """Return whether two views may be of one object; with the picture as a whole the class decides."""
+        return view.label == other.label or not (self.is_whole(view) or self.is_whole(other))
 
 
 def _views(places: _Places, parts: Iterable[Part]) -> list[_View]:
@@ -325,31 +329,25 @@ class _Objects:
         return {id(group): group for group in self._group.values()}.values()
 
 
-def _join_same(views: Sequence[_View], objects: _Objects, meetings: Sequence[_Side]) -> None:
+def _join_same(places: _Places, views: Sequence[_View], objects: _Objects, meetings: Iterable[_Side]) -> None:
     """Join views that agree where both tiles see, the surest first."""
 
     def certainty(meeting: _Side) -> float:
         return meeting.agreement * min(views[meeting.view].best, views[meeting.other].best)
 
     for meeting in sorted(meetings, key=lambda meeting: (-certainty(meeting), meeting)):
-        if meeting.agreement >= _SAME:
+        if meeting.agreement >= _SAME and places.comparable(views[meeting.view], views[meeting.other]):
             objects.join(meeting.view, meeting.other, one_of_each_tile=True)
 
 
 def _join_arms(places: _Places, views: Sequence[_View], objects: _Objects, sides: Iterable[_Side]) -> None:
-    """Join cut views of one tile to the cut view of another one that is all of them together.
-
-    The picture as a whole takes in all cut views of its object.
-    """
+    """Join cut views of one tile to the cut view of another one that is all of them together."""
     of_tile: dict[tuple[int, int], list[_Side]] = defaultdict(list)
     for side in sides:
         view, other = views[side.view], views[side.other]
-        if side.covered < _COVERED or not view.cut or view.label != other.label:
+        if side.covered < _COVERED or not view.cut or not other.cut or view.label != other.label:
             continue
-        if places.is_whole(other):
-            objects.join(side.other, side.view)
-        elif other.cut:
-            of_tile[side.other, view.tile].append(side)
+        of_tile[side.other, view.tile].append(side)
     for (covering, tile), arms in of_tile.items():
         apart = _apart(views, arms, places.tiles[tile].rect)
         shared, area = sum(arm.shared for arm in apart), sum(arm.area for arm in apart)
@@ -371,7 +369,7 @@ def _apart(views: Sequence[_View], arms: Iterable[_Side], tile: Rect) -> list[_S
     return chosen
 
 
-def _taken_for_something_else(views: Sequence[_View], sides: Iterable[_Side]) -> set[int]:
+def _taken_for_something_else(places: _Places, views: Sequence[_View], sides: Iterable[_Side]) -> set[int]:
     """Return the cut views that lie in a view that another tile sees whole."""
     return {
         side.view
@@ -380,6 +378,7 @@ def _taken_for_something_else(views: Sequence[_View], sides: Iterable[_Side]) ->
         and not views[side.other].cut
         and side.shared >= _COVERED * views[side.view].area
         and views[side.other].best >= _HALF * views[side.view].best
+        and places.comparable(views[side.view], views[side.other])
     }
 
 
