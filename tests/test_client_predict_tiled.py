@@ -17,7 +17,6 @@ from click.testing import CliRunner
 from fake_server import serving
 from PIL import Image
 from pyarrow import parquet
-from pycocotools import mask as coco_mask
 
 from m2f.rle import encode_mask
 from m2f_cli.main import main
@@ -326,28 +325,3 @@ def test_wrong_usage(folder, arguments, message):
     refused = m2f(folder, "large.png", *arguments)
     assert (refused.exit_code, server.answered) == (2, [])
     assert message in refused.stderr
-
-
-def test_eval_in_tiles(folder):
-    masks = blobs(PICTURE)
-    rows = [
-        {
-            "id": index, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": int(mask.sum()),
-            "bbox": coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask, np.uint8))).tolist(),
-            "segmentation": {"size": [90, 130], "counts": encode_mask(mask).decode()},
-        }
-        for index, mask in enumerate(masks, 1)
-    ]  # fmt: skip
-    image = {"id": 1, "file_name": "large.png", "width": 130, "height": 90}
-    document = {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "blob"}]}
-    (folder / "truth.json").write_text(json.dumps(document))
-    done = m2f(folder, "truth.json", "--by-index", "--json", *TILE, command="eval")
-    assert done.exit_code == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert (len(server.answered), report["segm"]["AP"]) == (TILES, 1)
-    assert report["tiling"] == {"tile": 50, "overlap": 0.4, "whole": False}
-    assert "with score_threshold=0.0, tile=50, overlap=0.4, whole=False" in " ".join(
-        m2f(folder, "truth.json", "--by-index", *TILE, command="eval").stdout.split()
-    )
-    refused = m2f(folder, "truth.json", "--panoptic", *TILE, command="eval")
-    assert (refused.exit_code, "--panoptic is not available with --tile" in refused.stderr) == (2, True)

@@ -13,7 +13,7 @@ from m2f_client.converters.coco import CocoDict
 from m2f_client.evaluation.collect import Document, Evaluation, instances
 from m2f_client.evaluation.dataset import Dataset
 from m2f_client.evaluation.fields import InvalidDataset, read_json, rows
-from m2f_client.evaluation.precision import FIGURES, Precision, average_precision
+from m2f_client.evaluation.precision import COCO_MOST, FIGURES, Precision, average_precision
 from m2f_client.evaluation.segmentation import checked_rle
 
 Rows = Mapping[int, Sequence[CocoDict]]
@@ -59,7 +59,7 @@ class Evaluated:
         dataset = self.evaluation.dataset
         both = sorted(self.rows.keys() & other.keys())
         mine, theirs = ({i: rows[i] for i in both} for rows in (self.rows, other))
-        before, after = (_score(dataset, rows, "segm").figures for rows in (mine, theirs))
+        before, after = (_score(self.evaluation, rows, "segm").figures for rows in (mine, theirs))
         sizes = {image.id: image.size for image in dataset.images}
         names = {image.id: str(image.path) for image in dataset.images}
         agreement = compare(*({i: _found(rows[i], sizes[i]) for i in both} for rows in (mine, theirs)))
@@ -82,7 +82,7 @@ def evaluate_instances(client: Client, evaluation: Evaluation) -> Evaluated:
     """
     categories = evaluation.categories(client)
     collected = instances(client, evaluation, categories)
-    masks, boxes = (_score(evaluation.dataset, collected.answers, kind) for kind in ("segm", "bbox"))
+    masks, boxes = (_score(evaluation, collected.answers, kind) for kind in ("segm", "bbox"))
     document = evaluation.document(client, collected, categories)
     document |= {"segm": masks.to_dict(), "bbox": boxes.to_dict()}
     return Evaluated(evaluation, document, masks, collected.answers)
@@ -119,8 +119,12 @@ def read_results(path: Path, dataset: Dataset) -> dict[int, list[CocoDict]]:
     return results
 
 
-def _score(dataset: Dataset, rows: Rows, kind: Literal["segm", "bbox"]) -> Precision:
-    return average_precision(dataset, [row for image_id in rows for row in rows[image_id]], list(rows), kind)
+def _score(evaluation: Evaluation, rows: Rows, kind: Literal["segm", "bbox"]) -> Precision:
+    """Score the best 100 instances of each image, as COCO does; in tiles all of them."""
+    every = max((len(found) for found in rows.values()), default=0)
+    most = COCO_MOST if evaluation.tiling is None else max(COCO_MOST, every)
+    found = [row for image_id in rows for row in rows[image_id]]
+    return average_precision(evaluation.dataset, found, list(rows), kind, most=most)
 
 
 def _found(rows: Sequence[CocoDict], size: tuple[int, int]) -> Found:

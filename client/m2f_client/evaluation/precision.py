@@ -33,6 +33,9 @@ _SUMMARY: dict[str, tuple[str, slice | int, int, int]] = {
 FIGURES = tuple(_SUMMARY)
 """The figures of COCO's summary, in its order."""
 
+COCO_MOST = 100
+"""Instances of an image that COCO counts."""
+
 _CATEGORY = 1
 _SILENT = {"print_function": lambda *_: None}
 
@@ -46,7 +49,7 @@ class ClassPrecision:
         objects: number of objects, without crowds.
         ap: AP, the mean over IoU 0.5 to 0.95; None without objects.
         ap50: AP at IoU 0.5; None without objects.
-        recall: share of the objects that the best 100 instances of each image contain, mean over IoU 0.5 to 0.95; None
+        recall: share of the objects that the best instances of each image contain, mean over IoU 0.5 to 0.95; None
             without objects.
         curve: precision at recall 0, 0.01, ... 1 and IoU 0.5, float [101]; None without objects.
     """
@@ -81,9 +84,14 @@ class Precision:
 
 
 def average_precision(
-    dataset: Dataset, rows: Iterable[dict[str, Any]], image_ids: Iterable[int], kind: Literal["segm", "bbox"]
+    dataset: Dataset,
+    rows: Iterable[dict[str, Any]],
+    image_ids: Iterable[int],
+    kind: Literal["segm", "bbox"],
+    *,
+    most: int = COCO_MOST,
 ) -> Precision:
-    """Score COCO results as COCOeval does with its default parameters: 100 instances an image, IoU 0.5 to 0.95.
+    """Score COCO results as COCOeval does with its default parameters: IoU 0.5 to 0.95.
 
     Each category is scored by itself, because COCOeval takes 1 kB of memory for each pair of image and category.
 
@@ -92,6 +100,7 @@ def average_precision(
         rows: COCO results.
         image_ids: ids of the images to score.
         kind: "segm" for masks, "bbox" for boxes.
+        most: the best instances of a category in an image that count.
     """
     scored = set(image_ids)
     truth, found = _by_category(dataset.annotations, scored), _by_category(rows, scored)
@@ -103,7 +112,7 @@ def average_precision(
         if not objects[number]:
             classes.append(ClassPrecision(name, 0, None, None, None, None))
             continue
-        judged = _judge(truth[number], found[number], sizes, kind)
+        judged = _judge(truth[number], found[number], sizes, kind, most)
         one = {figure: _mean(judged, *where) for figure, where in _SUMMARY.items()}
         curve = judged["precision"][0, :, 0, 0, -1].copy()  # not the whole array
         classes.append(ClassPrecision(name, objects[number], one["AP"], one["AP50"], one["AR100"], curve))
@@ -126,6 +135,7 @@ def _judge(
     found: Sequence[dict[str, Any]],
     sizes: Mapping[int, tuple[int, int]],
     kind: Literal["segm", "bbox"],
+    most: int,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Return COCOeval's precision [IoU, recall, 1, area, instances] and recall [IoU, 1, area, instances] of a category.
 
@@ -140,6 +150,7 @@ def _judge(
     rows = [{"score": row["score"], geometry: row[geometry], **_numbered(row, numbers)} for row in found]
     coco = COCO({"images": images, "categories": [{"id": _CATEGORY}], "annotations": objects})
     judge = COCOeval_faster(coco, coco.loadRes(rows), kind, **_SILENT)
+    judge.params.maxDets = [1, 10, most]
     judge.evaluate()
     judge.accumulate()
     return judge.eval  # type: ignore[no-any-return]

@@ -91,6 +91,8 @@ def summary(document: Document) -> list[str | Table]:
     settings = {**document["parameters"], **document.get("tiling", {})}
     if sent := ", ".join(f"{name}={value}" for name, value in settings.items()):
         about += f" with {sent}"
+    if "tiling" in document:
+        about += "; all instances of an image count, not only the best 100"
     if "panoptic" in document:
         panoptic = document["panoptic"]
         rows = {name: panoptic[name] for name in ("all", "things", "stuff")}
