@@ -18,7 +18,7 @@ from m2f.rle import encode_mask
 from m2f.runs import Rect, Runs
 from m2f_client import AsyncClient, Client
 from m2f_client.client_errors import InvalidRequest, ServerError, UnreadableImage
-from m2f_client.fake import FakeTransport
+from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.tiled import Tiling
 
 PICTURE = picture_of(90, 130, (3, 4, 12, 20), (35, 30, 48, 44), (100, 25, 110, 40), (60, 70, 75, 90), (90, 60, 104, 66))
@@ -49,6 +49,23 @@ def test_instances_are_those_of_the_picture(ask):
     assert sorted(result.rle) == sorted(encode_mask(mask) for mask in blobs(PICTURE))
     assert set(result.outputs) == set(STRUCTURED_OUTPUTS) | {"size"}
     assert result.areas.tolist() == [int(mask.sum()) for mask in result.masks]
+
+
+@BOTH
+@pytest.mark.parametrize(("threshold", "scores"), [(None, [0.9, 0.45]), (0.5, [0.9])])
+def test_a_score_threshold_holds_for_the_mean_over_the_tiles(ask, threshold, scores):
+    """Two tiles see the blob in the middle whole, and the second one does not find it."""
+    pixels = picture_of(40, 60, (2, 5, 14, 15), (24, 5, 36, 15))
+
+    def handle(request):
+        seen = pixels_of(request)
+        masks = blobs(seen) if seen[5, 2].all() and seen[5, 2, 0] > 127 else []
+        return stacked(
+            [result_of(np.array(masks, bool).reshape(-1, 40, 40), labels=[0] * len(masks), scores=[0.9] * len(masks))]
+        )
+
+    result = ask(FakeTransport(handle), pixels, tile=40, overlap=0.5, score_threshold=threshold)
+    assert result.scores.tolist() == pytest.approx(scores)
 
 
 @BOTH

@@ -108,7 +108,7 @@ class _AnyClient:
 
         with picture.picture:
             await self._waiting.each(ask, range(total), concurrency=checked_concurrency(concurrency), done=count)
-        return await aside(picture.result)
+        return await aside(picture.result, parameters)
 
     async def _read_class_names(self) -> tuple[str, ...] | None:
         request = await self._waiting.aside(class_names_request, model=self._model, timeout=self._timeout)

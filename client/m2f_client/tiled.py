@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from m2f_client.pictures.opening import open_picture
 from m2f_client.pictures.picture import Picture, PictureInMemory, Pixels
 from m2f_client.result import Result
 from m2f_client.tiled_outputs import SEMANTIC, SemanticMap, check_outputs, outputs_of_tile, wants_instances
+from m2f_client.transports.protocol import Parameter
 
 WHOLE_SIDE = 4096
 """Longest side of the picture as a whole when it is sent; a longer picture is reduced by a whole number."""
@@ -150,9 +151,15 @@ class TiledPicture:
                 masks[query] = mask.shifted(tile.rect.x1, tile.rect.y1).inside(tile.rect)
         self._parts += [Part(index, *row, masks[row[2]]) for row in rows if masks[row[2]].area]
 
-    def result(self) -> Result:
-        """Return the outputs of the picture, from the answers about its tiles."""
-        found = merge(self.tiles, self._parts)
+    def result(self, parameters: Mapping[str, Parameter | None]) -> Result:
+        """Return the outputs of the picture, from the answers about its tiles.
+
+        Args:
+            parameters: those of the requests. An instance whose score, a mean over tiles, falls below their
+                `score_threshold` is left out.
+        """
+        lowest = float(parameters.get("score_threshold") or 0.0)
+        found = [part for part in merge(self.tiles, self._parts) if part.score >= lowest]
         rle = np.empty(len(found), np.object_)
         rle[:] = [part.mask.rle(self.height, self.width) for part in found]
         outputs: dict[str, npt.NDArray[Any]] = {

@@ -171,7 +171,7 @@ class Tiles:
         return self._folder / f"{key_of(name):016x}.jsonl"
 
     def _of_tiles(self, picture: TiledPicture) -> Seen:
-        result = picture.result()
+        result = picture.result(self._parameters)
         factor = 1
         while -(-picture.height // factor) * -(-picture.width // factor) > DRAWN_PIXELS:
             factor += 1
