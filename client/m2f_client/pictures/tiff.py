@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,6 +23,7 @@ from m2f_client.client_errors import UnreadableImage
 from m2f_client.pictures.geo import Geo
 from m2f_client.pictures.picture import MAX_SIDE, Pixels, reduced
 
+_CANNOT = "the TIFF cannot be read"
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _TYPES = ("uint8", "uint16")
 _CACHE = 1 << 22  # bytes of GDAL's cache, besides the rows that a window touches; more makes no tile faster
@@ -48,21 +49,26 @@ class TiffPicture:
 
     def __init__(self, path: str) -> None:
         self._reading = Lock()  # GDAL reads a file in one thread at a time
-        with _reported("the TIFF cannot be opened"):
-            self._file = rasterio.open(Path(path).absolute(), driver="GTiff")
-        self.height, self.width = self._file.height, self._file.width
-        self._bytes = sum(np.dtype(name).itemsize for name in self._file.dtypes)  # of a pixel
+        self._file = _opened(path)
         try:
-            self._check()
-            self._bands = self._colours()
+            with _reported(_CANNOT), rasterio.Env(**_SETTINGS):
+                self._read_head()
         except BaseException:
             self.close()
             raise
-        self._palette = self._read_palette()
-        tags = self._file.tags(1, ns="IMAGE_STRUCTURE") | self._file.tags(ns="IMAGE_STRUCTURE")
-        self._bits = int(tags.get("NBITS", 8 * np.dtype(self._file.dtypes[0]).itemsize))
+
+    def _read_head(self) -> None:
+        file = self._file
+        self.height, self.width = file.height, file.width
+        self._bytes = sum(np.dtype(name).itemsize for name in file.dtypes)  # of a pixel
+        self._check()
+        meanings = _meanings(file)
+        self._bands = _colours(meanings)
+        self._palette = _palette(file) if meanings[0] == ColorInterp.palette else None
+        tags = file.tags(1, ns="IMAGE_STRUCTURE") | file.tags(ns="IMAGE_STRUCTURE")
+        self._bits = int(tags.get("NBITS", 8 * np.dtype(file.dtypes[0]).itemsize))
         self._white_is_zero = self._palette is None and tags.get("MINISWHITE") == "YES"
-        self.geo = None if _missing(self._file) else _place(self._file)
+        self.geo = None if _missing(file) else _place(file)
 
     def window(self, rect: Rect) -> Pixels:
         """Return the pixels of a part of the picture."""
@@ -105,34 +111,12 @@ class TiffPicture:
                 f"{_MAX_BLOCK >> 20} MiB. Write tiles: gdal_translate -co TILED=YES -co BIGTIFF=YES IN.tif OUT.tif"
             )
         for name in self._file.subdatasets[1:]:  # of a whole slide: the levels of the pyramid, a label
-            with _reported("the TIFF cannot be opened"), rasterio.open(name) as other:
+            with rasterio.open(name) as other:
                 if other.width * other.height >= self.width * self.height:
                     raise UnreadableImage(
                         f"the TIFF has {len(self._file.subdatasets)} pictures; allowed is 1, and smaller ones behind "
                         "it: split the file"
                     )
-
-    def _colours(self) -> list[int]:
-        """Return the numbers of the bands that are red, green and blue, or of the one that is grey or a palette."""
-        meanings = self._file.colorinterp
-        if set(_COLOURS) <= set(meanings):
-            return [meanings.index(colour) + 1 for colour in _COLOURS]
-        bands = [number for number, meaning in enumerate(meanings, 1) if meaning != ColorInterp.alpha]
-        if len(bands) not in (1, 3):
-            raise UnreadableImage(
-                f"the TIFF has {len(meanings)} bands ({_listed(meanings)}); allowed are red, green and blue, or one of "
-                "grey. Choose bands: gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN.tif OUT.tif"
-            )
-        return bands
-
-    def _read_palette(self) -> Pixels | None:
-        """Return the palette, uint8 [65536, 3]; None if there is none."""
-        if self._file.colorinterp[0] != ColorInterp.palette:
-            return None
-        palette = np.zeros((1 << 16, 3), np.uint8)
-        for index, colour in self._file.colormap(1).items():
-            palette[index] = colour[:3]
-        return palette
 
     def _pixels(self, bands: npt.NDArray[Any]) -> Pixels:
         """Return bands [1 or 3, h, w] as pixels."""
@@ -145,13 +129,47 @@ class TiffPicture:
         return np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
+def _opened(path: str) -> rasterio.DatasetReader:
+    with _reported(_CANNOT), rasterio.Env(**_SETTINGS):
+        return rasterio.open(Path(path).absolute(), driver="GTiff")
+
+
+def _meanings(file: rasterio.DatasetReader) -> Sequence[ColorInterp]:
+    """Return what the bands are."""
+    with suppress(CPLE_BaseError):  # rasterio may raise here what GDAL found odd in the file, and read nevertheless
+        return file.colorinterp
+    return file.colorinterp
+
+
+def _colours(meanings: Sequence[ColorInterp]) -> list[int]:
+    """Return the numbers of the bands that are red, green and blue, or of the one that is grey or a palette."""
+    if set(_COLOURS) <= set(meanings):
+        return [meanings.index(colour) + 1 for colour in _COLOURS]
+    bands = [number for number, meaning in enumerate(meanings, 1) if meaning != ColorInterp.alpha]
+    if len(bands) not in (1, 3):
+        names = ", ".join(meaning.name for meaning in meanings)
+        raise UnreadableImage(
+            f"the TIFF has {len(meanings)} bands ({names}); allowed are red, green and blue, or one of grey. Choose "
+            "bands: gdal_translate -b 3 -b 2 -b 1 -colorinterp red,green,blue IN.tif OUT.tif"
+        )
+    return bands
+
+
+def _palette(file: rasterio.DatasetReader) -> Pixels:
+    """Return the palette, uint8 [65536, 3]."""
+    palette = np.zeros((1 << 16, 3), np.uint8)
+    for index, colour in file.colormap(1).items():
+        palette[index] = colour[:3]
+    return palette
+
+
 def read_place(path: str) -> Geo:
     """Return where on earth the picture in a TIFF is.
 
     Raises:
         UnreadableImage: the file is damaged, or does not say it. The message does not name the file.
     """
-    with _reported("the TIFF cannot be opened"), rasterio.open(Path(path).absolute(), driver="GTiff") as file:
+    with _opened(path) as file, _reported(_CANNOT), rasterio.Env(**_SETTINGS):
         missing = _missing(file)
         if missing:
             raise UnreadableImage(f"the TIFF does not say where on earth it is: it has {missing}")
@@ -176,7 +194,3 @@ def _reported(what: str) -> Iterator[None]:
         yield
     except (RasterioError, CPLE_BaseError) as error:
         raise UnreadableImage(f"{what}: {error.__cause__ or error}") from error
-
-
-def _listed(meanings: Sequence[ColorInterp]) -> str:
-    return ", ".join(meaning.name for meaning in meanings)
