@@ -1,6 +1,7 @@
 """GeoJSON on earth, held against rasterio's own features, shapely and pyproj."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -142,3 +143,9 @@ def test_the_box_of_two_pieces_on_both_sides_of_the_antimeridian():
 def test_what_has_no_place_on_earth_is_refused(crs, transform, message):
     with pytest.raises(M2FError, match=message):
         located(np.ones((1, 100, 100), np.uint8), crs, transform)
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "m2f_client.converters.earth", None)
+    with pytest.raises(M2FError, match=r"need rasterio and shapely: pip install 'm2f\[large\]'"):
+        located(np.ones((1, 4, 4), np.uint8), "EPSG:32633", UTM)

@@ -5,13 +5,16 @@ rasterio (with PROJ) transforms the corners, and shapely cuts polygons at the an
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform
 
 from m2f.errors import M2FError
 from m2f_client.converters.polygons import Points, Polygon
@@ -48,7 +51,7 @@ def place(polygons: Sequence[Polygon], geo: Geo) -> Place:
     The area is that of Lambert's cylindrical equal-area projection of the ellipsoid.
 
     Raises:
-        M2FError: rasterio or shapely is not installed; PROJ cannot transform a corner; a polygon has a pole inside.
+        M2FError: PROJ cannot transform a corner, or a polygon has a pole inside.
     """
     on_earth = [[_degrees(ring, geo) for ring in (polygon.exterior, *polygon.holes)] for polygon in polygons]
     on_earth = [_oriented(rings) for rings in on_earth]
@@ -88,10 +91,9 @@ def _with_steps(ring: Points) -> npt.NDArray[np.float64]:
 
 
 def _transform(crs: str, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> Any:
-    warp, errors, gdal = (_import(f"rasterio.{name}") for name in ("warp", "errors", "_err"))
     try:
-        return warp.transform(crs, "OGC:CRS84", x, y)
-    except (errors.RasterioError, errors.CRSError, gdal.CPLE_BaseError) as error:
+        return transform(crs, "OGC:CRS84", x, y)
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
         raise M2FError(f"no place on earth for {_short(crs)}: {_short(str(error))}") from error
 
 
@@ -122,14 +124,13 @@ def _cut(rings: Sequence[Degrees]) -> list[list[Degrees]]:
     west, east = rings[0][:, 0].min(), rings[0][:, 0].max()
     if west >= -180 and east <= 180:
         return [list(rings)]
-    shapely = _import("shapely")
     whole = shapely.Polygon(rings[0], rings[1:])
     pieces = []
     for turn in range(int((west + 180) // 360), int((east + 180) // 360) + 1):
         part = shapely.intersection(whole, shapely.box(360 * turn - 180, -90, 360 * turn + 180, 90))
         for piece in shapely.get_parts(part):
             if piece.area > 0:
-                upright = shapely.geometry.polygon.orient(piece)
+                upright = shapely.orient_polygons(piece)
                 found = [np.asarray(ring.coords)[:-1] for ring in (upright.exterior, *upright.interiors)]
                 pieces.append([_turned(ring, -turn) for ring in found])
     return pieces
@@ -143,10 +144,3 @@ def _turned(ring: Degrees, turns: int) -> Degrees:
 def _wrapped(longitude: float) -> float:
     """Return a longitude from -180 to 180."""
     return float(longitude if -180 <= longitude <= 180 else (longitude + 180) % 360 - 180)
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise M2FError(f"coordinates on earth need rasterio and shapely: pip install 'm2f[large]' ({error})") from error

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2f_client.converters.earth import place
+from m2f.errors import M2FError
 from m2f_client.converters.polygons import Polygon, trace
 from m2f_client.converters.result_like import ResultLike
 from m2f_client.pictures.geo import Geo
@@ -39,7 +39,7 @@ def feature_collection(
 
     Raises:
         OutputNotRequested: one of the needed outputs is missing.
-        M2FError: the picture's coordinates cannot be transformed to longitude and latitude; see `earth.place`.
+        M2FError: the extra `large` is not installed, or an instance has no place on earth; see `earth.place`.
     """
     features = []
     for index, name in enumerate(result.names(class_names)):
@@ -60,6 +60,10 @@ def _on_earth(polygons: Sequence[Polygon], geo: Geo) -> tuple[dict[str, Any], fl
     """Return the bbox and geometry of a feature, and its area in square metres."""
     if not polygons:
         return {"geometry": None}, 0.0
+    try:
+        from m2f_client.converters.earth import place  # noqa: PLC0415 (an extra)
+    except ModuleNotFoundError as error:
+        raise M2FError(f"coordinates on earth need rasterio and shapely: pip install 'm2f[large]' ({error})") from error
     found = place(polygons, geo)
     box = [round(degrees, _DIGITS) for degrees in found.box]
     return {"bbox": box, "geometry": _multi_polygon(found.polygons)}, found.area

@@ -44,7 +44,9 @@ def open_picture(image: ImageSource, *, timeout: float | None = None) -> Picture
             image, max_pixels=MAX_DECODED_PIXELS, max_side=MAX_SIDE, max_bytes=_MAX_BYTES, timeout=timeout
         )  # fmt: skip
     except UnreadableImage as error:
-        raise UnreadableImage(f"{error}; {_LARGE}") if in_windows else error from error.__cause__
+        if in_windows or getattr(error.__cause__, "kind", None) == "image_too_large":
+            raise UnreadableImage(f"{error}; {_LARGE}") from error
+        raise
     return PictureInMemory(pixels)
 
 
