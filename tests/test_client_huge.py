@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import shapely
 
@@ -92,6 +91,7 @@ def test_crops_and_polygons():
 
 
 def test_a_journal_and_its_table(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
     line = line_of("a.tif", result(), None)
     text = json.dumps({**line, "model": "m", "parameters": {}}).encode() + b"\n"
     again = result_of(parsed(text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -205,10 +205,12 @@ def tiled(
     """
     check_outputs(outputs)
     source = readable_again(image, timeout=timeout)
-    picture = open_picture(source)
-    if max(picture.height, picture.width) > tiling.tile:
-        return TiledPicture(picture, tiling, outputs)
-    with picture:
+    with ExitStack() as unless_cut:
+        picture = unless_cut.enter_context(open_picture(source))
+        if max(picture.height, picture.width) > tiling.tile:
+            cut = TiledPicture(picture, tiling, outputs)
+            unless_cut.pop_all()
+            return cut
         if isinstance(picture, PictureInMemory):
             return source
         return picture.window(Rect(0, 0, picture.width, picture.height))  # the server may not read such a file
