@@ -3,8 +3,8 @@
 import numpy as np
 
 from m2f import rle
+from m2f.joining import Part
 from m2f.runs import Runs
-from m2f.tiles import Part
 
 
 def rectangle(height, width, *box):

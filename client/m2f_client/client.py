@@ -223,8 +223,8 @@ class Client(_AnyClient):
     ) -> Result:
         """Find the instances of a picture that is larger than the network, in overlapping tiles.
 
-        Each tile is a request. An object that lies in several tiles is one instance with one mask; `m2f.tiles` has the
-        rule. A picture that one tile holds is sent as it is, as `predict` does.
+        Each tile is a request. An object that lies in several tiles is one instance with one mask, by the rule of
+        `m2f.joining`. A picture that one tile holds is sent as it is, as `predict` does.
 
         Args:
             image: as for `predict`.

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from m2f.contract import CLASS_NAMES
 from m2f.errors import InputError
 from m2f.geometry import SizeHW
+from m2f.joining import Part, merge
 from m2f.runs import Rect, Runs
-from m2f.tiles import Part, Tile, grid, merge
+from m2f.tiles import Tile, grid
 from m2f_client.client_errors import ClientError, InvalidRequest, ServerError
 from m2f_client.images import ImageSource, readable_again
 from m2f_client.pictures.opening import open_picture
