@@ -105,9 +105,27 @@ def reduced(picture: Picture, factor: int) -> Pixels:
 
 def _reduced(pixels: Pixels, factor: int) -> Pixels:
     """Return the means of squares of pixels."""
-    height, width = (-(-side // factor) for side in pixels.shape[:2])
-    sums = np.add.reduceat(pixels, np.arange(0, pixels.shape[0], factor), axis=0, dtype=np.uint32)
-    sums = np.add.reduceat(sums, np.arange(0, pixels.shape[1], factor), axis=1)
-    rows, columns = (np.minimum(factor, side - np.arange(0, side, factor)) for side in pixels.shape[:2])
-    counts = (rows[:, None] * columns).reshape(height, width, *[1] * (pixels.ndim - 2))
-    return ((sums + counts // 2) // counts).astype(np.uint8)
+    import cv2  # noqa: PLC0415 (slow)
+
+    rows, columns = (_parts(side, factor) for side in pixels.shape[:2])
+    return np.concatenate(
+        [
+            np.concatenate(
+                [
+                    cv2.resize(
+                        pixels[y1:y2, x1:x2], (width, height), interpolation=cv2.INTER_AREA
+                    )  # [h, w] or [h, w, 3]
+                    for x1, x2, width in columns
+                ],
+                axis=1,
+            )
+            for y1, y2, height in rows
+        ]
+    )
+
+
+def _parts(side: int, factor: int) -> list[tuple[int, int, int]]:
+    """Return the part of a side that is whole squares and the rest: begin, end, and number of squares of each."""
+    whole = side // factor
+    parts = [(0, whole * factor, whole), (whole * factor, side, 1)]
+    return [part for part in parts if part[0] < part[1]]
