@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -105,3 +106,34 @@ def test_geo_needs_a_folder(folder, url):
     done = m2f(folder, url, "map.tif", "--geo")
     assert done.exit_code == 2
     assert "--geo needs --out DIR" in done.stderr
+
+
+def test_a_truncated_tiff_names_the_tile_and_keeps_the_others(folder, url):
+    path = folder / "cut.tif"
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=90,
+        width=130,
+        count=3,
+        dtype="uint8",
+        tiled=True,
+        blockxsize=32,
+        blockysize=32,
+    ) as file:
+        file.write(PICTURE.transpose(2, 0, 1))
+    path.write_bytes(path.read_bytes()[:-4000])
+    arguments = ("cut.tif", "plain.png", "--out", "out", "--jsonl", "lines", "--tile", "50", "--overlap", "0.4")
+    done = m2f(folder, url, *arguments, "--concurrency", "1")
+    assert done.exit_code == 1
+    first, *_ = done.stderr.splitlines()
+    place = r"x \d+ to \d+, y \d+ to \d+"
+    assert re.match(rf"m2f: cut.tif: tile (\d+) of 12 \({place}\): the part at {place} is damaged or missing: ", first)
+    assert done.stderr.count("cut.tif: tile") == 1
+    kept = len(requests) - 12  # plain.png has 12
+    assert 1 <= kept < 12
+    again = m2f(folder, url, *arguments, "--concurrency", "1")
+    assert again.exit_code == 1
+    assert f"cut.tif: {kept} of 12 tiles done already" in again.stderr
+    assert len(requests) == kept + 12
