@@ -39,7 +39,7 @@ def masks():
     found[0, 5:40, 10:50] = 1
     found[0, 15:25, 20:30] = 0
     found[0, 50:55, 60:75] = 1
-    found[1] = np.random.default_rng(0).random((60, 80)) < 0.4
+    found[1, :24, :30] = np.random.default_rng(0).random((24, 30)) < 0.4
     return found  # the third is empty
 
 
@@ -121,6 +121,13 @@ def test_a_polygon_across_the_antimeridian_is_cut_there(crs, transform):
         assert polygon.exterior.is_ccw
     expected = sum(abs(WGS84.geometry_area_perimeter(piece)[0]) for piece in whole.geoms)
     assert feature["properties"]["area_m2"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("west", [-180, 0])
+def test_the_whole_earth(west):
+    (feature,) = located(np.ones((1, 180, 360), np.uint8), "EPSG:4326", Affine(1, 0, west, 0, -1, 90))
+    assert feature["bbox"] == [-180, -90, 180, 90]
+    assert feature["properties"]["area_m2"] == pytest.approx(510_065_621_724_088, rel=1e-12)  # WGS 84's
 
 
 def test_the_box_of_two_pieces_on_both_sides_of_the_antimeridian():

@@ -60,6 +60,8 @@ def place(polygons: Sequence[Polygon], geo: Geo) -> Place:
     longitudes = np.concatenate([rings[0][:, 0] for rings in on_earth])
     latitudes = np.concatenate([rings[0][:, 1] for rings in on_earth])
     west, east = longitudes.min(), longitudes.max()
+    if east - west >= 360:
+        west, east = -180.0, 180.0
     return Place(
         [piece for rings in on_earth for piece in _cut(rings)],
         (_wrapped(west), float(latitudes.min()), _wrapped(east), float(latitudes.max())),
