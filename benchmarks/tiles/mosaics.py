@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -97,7 +98,7 @@ def part(*, quick: bool) -> Part:
             f"grounds that blend (`one ground`). Tiles have {CELL} pixels, and {IN_FLIGHT} requests are in flight. "
             "SAHI has a model class that sends its slices to the same server; its tiles are the same ones. Each way "
             "has a process of its own, and reads the picture from a TIFF. Memory is the peak above what the process "
-            "has before the call."
+            f"has before the call. {_version()}."
         ),
         cells=[
             dict(zip(("picture", "side", "overlap", "threshold", "round", "way"), (picture, side, *run), strict=True))
@@ -111,6 +112,13 @@ def part(*, quick: bool) -> Part:
         limit_s=600,
         tables=tables,
         draw=draw,
+    )
+
+
+def _version() -> str:
+    folders = [str(folder) for folder in SAHI_PYTHON.parents[1].glob("lib/python*/site-packages")]
+    return next(
+        (f"SAHI {found.version}" for found in distributions(name="sahi", path=folders)), "SAHI is not installed"
     )
 
 
