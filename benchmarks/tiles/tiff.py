@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
 from .mosaic import Pixels
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # these pictures are no maps
 
 
 def write_tiff(
