@@ -28,7 +28,7 @@ PLACES = {
     "UTM, mirrored": ("EPSG:32633", Affine(-0.5, 0, 500_000, 0, -0.5, 5_400_000)),
     "degrees": ("EPSG:4326", Affine(1e-4, 0, 13.4, 0, -1e-4, 52.5)),
     "Web Mercator": ("EPSG:3857", Affine(10, 0, -8_000_000, 0, -10, -4_000_000)),
-    "south pole": ("EPSG:3031", Affine(500, 0, 1_000_000, 0, -500, 1_000_000)),
+    "south pole": ("EPSG:3031", Affine(100, 0, 1_000_000, 0, -100, 1_000_000)),
     "feet": ("EPSG:2263", Affine(1, 0, 1_000_000, 0, -1, 200_000)),
     "WKT": (pyproj.CRS("EPSG:25832").to_wkt(), Affine(2, 0, 600_000, 0, -2, 5_600_000)),
 }  # fmt: skip
