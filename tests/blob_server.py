@@ -69,7 +69,7 @@ class Crowd(FakeTransport):
 
     async def _gathered(self):
         with self._changed:
-            self._changed.wait_for(lambda: self.most >= self.size or self._begun == self.total, timeout=60)
+            self._changed.wait_for(lambda: self.most >= self.size or self._begun == self.total)
 
 
 class AsyncCrowd(Crowd):
