@@ -28,7 +28,6 @@ _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _TYPES = ("uint8", "uint16")
 _CACHE = 1 << 22  # bytes of GDAL's cache, besides the rows that a window touches; more makes no tile faster
 _MAX_BLOCK = 1 << 30  # bytes of a strip or tile
-_SETTINGS = {"GDAL_ERROR_ON_LIBJPEG_WARNING": "YES"}  # a JPEG that is cut off is an error, and not grey
 
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)  # most pictures are no maps
 
@@ -51,7 +50,7 @@ class TiffPicture:
         self._reading = Lock()  # GDAL reads a file in one thread at a time
         self._file = _opened(path)
         try:
-            with _reported(_CANNOT), rasterio.Env(**_SETTINGS):
+            with _reported(_CANNOT), rasterio.Env():  # which keeps warnings off standard error
                 self._read_head()
         except BaseException:
             self.close()
@@ -76,7 +75,7 @@ class TiffPicture:
         rows = rect.y2 - rect.y1 + 2 * self._file.block_shapes[0][0]
         touched = rows * self.width * self._bytes
         window = Window(rect.x1, rect.y1, rect.x2 - rect.x1, rect.y2 - rect.y1)
-        with self._reading, _reported(where), rasterio.Env(GDAL_CACHEMAX=_CACHE + touched, **_SETTINGS):
+        with self._reading, _reported(where), rasterio.Env(GDAL_CACHEMAX=_CACHE + touched):
             bands = self._file.read(self._bands, window=window)  # [bands, h, w]
         return self._pixels(bands)
 
@@ -130,7 +129,7 @@ class TiffPicture:
 
 
 def _opened(path: str) -> rasterio.DatasetReader:
-    with _reported(_CANNOT), rasterio.Env(**_SETTINGS):
+    with _reported(_CANNOT), rasterio.Env():
         return rasterio.open(Path(path).absolute(), driver="GTiff")
 
 
@@ -169,7 +168,7 @@ def read_place(path: str) -> Geo:
     Raises:
         UnreadableImage: the file is damaged, or does not say it. The message does not name the file.
     """
-    with _opened(path) as file, _reported(_CANNOT), rasterio.Env(**_SETTINGS):
+    with _opened(path) as file, _reported(_CANNOT), rasterio.Env():
         missing = _missing(file)
         if missing:
             raise UnreadableImage(f"the TIFF does not say where on earth it is: it has {missing}")
