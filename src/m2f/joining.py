@@ -218,22 +218,35 @@ class _Seen:
 
     Attributes:
         view: index of the view.
+        part: the part of the picture.
+        mask: the pixels.
         box: of the pixels.
-        area: number of pixels.
-        edges: uint32 [2 R], where their runs start and end down the columns of the part.
     """
 
     view: int
+    part: Rect
+    mask: Runs
     box: Rect
-    area: int
-    edges: Edges
 
     @classmethod
     def of(cls, views: Sequence[_View], index: int, part: Rect) -> _Seen | None:
-        if views[index].box.intersection(part).empty:
+        box = views[index].box.intersection(part)
+        if box.empty:
             return None
-        mask = views[index].mask.inside(part)
-        return cls(index, mask.box, mask.area, mask.edges(part)) if mask.area else None
+        mask = views[index].mask
+        if box != views[index].box:
+            mask = mask.inside(part)
+            box = mask.box
+        return None if box.empty else cls(index, part, mask, box)
+
+    @cached_property
+    def area(self) -> int:
+        return self.mask.area
+
+    @cached_property
+    def edges(self) -> Edges:
+        """Where the runs of the pixels start and end down the columns of the part."""
+        return self.mask.edges(self.part)
 
     def shared(self, other: _Seen) -> int:
         """Return the number of pixels that are in both."""
