@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from page_tables import cells
 from PIL import Image
 
 from m2f.image import decode_image
@@ -23,9 +24,7 @@ from m2f_client.client_errors import InvalidRequest, ModelNotFound, ServerUnavai
 from m2f_client.fake import FakeTransport, result_of, stacked
 from m2f_client.page.models import Models
 from m2f_client.page.picture import draw
-from m2f_client.page.tables import instances_table, latency_table, notice
-from m2f_client.page.timed_client import Question, TimedAnswer, TimedClient
-from m2f_client.step_times import StepTime
+from m2f_client.page.timed_client import Question, TimedClient
 from m2f_client.tiled import Tiling
 from m2f_client.transports.address import Endpoint
 from m2f_client.transports.connect import connect
@@ -56,12 +55,6 @@ def page_server(server, request):
 def truth(server):
     with Client(f"grpc://{server.grpc_url}") as client:
         return client.predict(SCENE, score_threshold=0.95), client.class_names
-
-
-def cells(table):
-    """The texts of a table's body, a list a row."""
-    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table.partition("<tbody>")[2])
-    return [re.findall(r"<td[^>]*>([^<]*)", row) for row in rows]
 
 
 def rows_of(result, class_names):
@@ -108,57 +101,6 @@ def test_a_server_that_keeps_its_statistics_to_itself_is_no_obstacle():
     assert server.model == "parts"
     assert (server.class_names, server.score_threshold) == (None, 0)
     assert server.ask(SCENE, Question(0)).steps == ()
-
-
-class TestTables:
-    result = result_of(np.ones((2, 4, 6), bool), labels=[1, 0], scores=[0.9, 0.5])
-
-    def test_a_row_an_instance(self):
-        table = instances_table(self.result, ["dog", "<b>cat"])
-        assert cells(table) == [
-            ["&lt;b&gt;cat", "0.900", "0", "0", "6", "4", "24"],
-            ["dog", "0.500", "0", "0", "6", "4", "24"],
-        ]
-        assert re.findall(r"<th [^>]*>([^<]*)", table) == ["class", "score", "x1", "y1", "x2", "y2", "area"]
-        assert "2 instances" in table
-        assert "in 6 x 4 pixels" in table
-
-    def test_nothing_found(self):
-        table = instances_table(result_of(np.zeros((0, 4, 6), bool)), None)
-        assert "0 instances" in table
-        assert cells(table) == []
-
-    def test_what_no_step_has_spent_is_the_rest(self):
-        steps = (StepTime("mask2former_engine", 30.0, 1.0), StepTime("other", 10.0, 0.5))
-        assert cells(latency_table(TimedAnswer(self.result, 50.0, steps), "mask2former")) == [
-            ["engine", "30.0", ""],
-            ["other", "10.0", ""],
-            ["waiting for a step", "1.5", ""],
-            ["network, rest", "8.5", ""],
-            ["total", "50.0", ""],
-        ]
-
-    def test_without_statistics_there_is_the_total(self):
-        assert cells(latency_table(TimedAnswer(self.result, 50.0, ()), "parts")) == [["total", "50.0", ""]]
-
-    def test_the_steps_of_tiles_are_means_and_do_not_add_up(self):
-        steps = (StepTime("mask2former_engine", 30.0, 1.0),)
-        table = latency_table(TimedAnswer(self.result, 100.0, steps, requests=12), "mask2former")
-        assert "by step for a tile" in table
-        assert cells(table) == [
-            ["engine", "30.0", ""],
-            ["waiting for a step", "1.0", ""],
-            ["total of 12 tiles", "100.0", ""],
-        ]
-
-    def test_of_many_instances_the_best_are_listed(self):
-        table = instances_table(result_of(np.zeros((1002, 1, 1), bool), labels=[0] * 1002), None)
-        assert "1002 instances" in table
-        assert "the best 1000 are listed" in table
-        assert len(cells(table)) == 1000
-
-    def test_a_notice_is_text(self):
-        assert "&lt;script&gt;" in notice("<script>")
 
 
 def test_the_picture_is_no_larger_than_a_screen(tmp_path):
