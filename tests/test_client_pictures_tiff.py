@@ -12,6 +12,7 @@ from tiffs import picture_tags, tiff
 
 rasterio = pytest.importorskip("rasterio")
 
+from rasterio.control import GroundControlPoint  # noqa: E402
 from rasterio.enums import ColorInterp  # noqa: E402
 from rasterio.transform import from_origin  # noqa: E402
 from rasterio.windows import Window  # noqa: E402
@@ -279,3 +280,10 @@ def test_where_a_picture_is_on_earth(tmp_path):
     for half in ("crs", "transform"):
         with open_picture(write(tmp_path / f"{half}.tif", **{half: PLACE[half]})) as picture:
             assert picture.geo is None
+
+
+def test_control_points_are_no_place(tmp_path):
+    points = [GroundControlPoint(y, x, 15 + x / 1e4, 50 - y / 1e4) for y in (0, HEIGHT) for x in (0, WIDTH)]
+    path = write(tmp_path / "a.tif", gcps=points, crs="EPSG:4326")
+    with pytest.raises(UnreadableImage, match="it has no transform, only control points; gdalwarp makes one of them"):
+        read_geo(path)
