@@ -45,7 +45,7 @@ except ImportError:  # no wheel for this machine: Pillow decodes JPEG, too, at h
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _BASE64 = (b"/9j/", b"iVBORw0KGgo", b"UklGR")  # beginnings of JPEG, PNG and WebP in base64
-_STRIP_ROWS = 64
+_STRIP_ROWS, _STRIP_PIXELS = 64, 1 << 22  # at most, unless a row has more; Pillow has a limit for what is cut out, too
 _MAX_SCANS = 64  # of a JPEG: encoders make about 10, and each is a pass over all pixels
 _MAX_PASSES = 20  # over `max_pixels`: libjpeg makes 10 scans of colour, 18 of CMYK, mozjpeg up to 16
 _MAX_COPIES = 8  # Pillow reads the pixels of a sound file once, the tags of a TIFF up to 4 times
@@ -212,9 +212,10 @@ def _decode_with_pillow(image: Image.Image, grey: bool) -> Pixels:
         image.draft("L", image.size)  # libjpeg hands out the luma
     image.load()
     pixels = np.empty((image.height, image.width) if grey else (image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _STRIP_ROWS):
-        strip = np.asarray(_to_rgb(image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))))
-        pixels[top : top + _STRIP_ROWS] = to_grey(strip, image) if grey else strip
+    rows = max(1, min(_STRIP_ROWS, _STRIP_PIXELS // image.width))
+    for top in range(0, image.height, rows):
+        strip = np.asarray(_to_rgb(image.crop((0, top, image.width, min(top + rows, image.height)))))
+        pixels[top : top + rows] = to_grey(strip, image) if grey else strip
     return pixels
 
 
@@ -254,5 +255,7 @@ def _reported(data: bytes, formats: tuple[str, ...]) -> Iterator[None]:
         if formats is not FORMATS:  # the file has the beginning of one of them
             told = f"the image is damaged, or a kind of {names} that this Pillow does not read"
         raise InputError(told, kind="image_format") from None
+    except Image.DecompressionBombError as error:  # of a GIF, whose frames Pillow checks
+        raise InputError(f"the image is too large: {error}", kind="image_too_large") from None
     except _PILLOWS_ERRORS as error:
         raise InputError(f"the image is damaged: {error}", kind="image_damaged") from None
