@@ -165,6 +165,27 @@ def test_what_a_tile_finds_twice_is_not_an_arm(tiles):
     assert len(found) == 3
 
 
+def test_a_tile_that_takes_several_objects_for_one_does_not_join_them():
+    """Two tiles see an object whole each; the tile between them has both in one view, with more than either."""
+    tiles = grid(40, 80, tile=40, overlap=0.5)
+    first, second = rectangle(40, 80, 24, 10, 33, 22), rectangle(40, 80, 47, 10, 56, 22)
+    wrong = first | second | rectangle(40, 80, 24, 24, 56, 30)
+    parts = [*_at(0, tiles, first, 0.9), *_at(2, tiles, second, 0.8), *_at(1, tiles, wrong, 0.7)]
+    assert same(merge(tiles, parts), [(0, first), (0, second), (0, wrong)])
+
+
+def test_views_that_each_see_another_object_whole_stay_apart():
+    """A cut view may agree with both where it sees them; an object cannot be whole in two places."""
+    tiles = grid(40, 120, tile=40, overlap=0.5)
+    first, second = rectangle(40, 120, 22, 10, 39, 22), rectangle(40, 120, 62, 10, 78, 22)
+    both = first | second | rectangle(40, 120, 39, 14, 62, 18)
+    middle = [*_at(1, tiles, both, 0.7), *_at(2, tiles, both, 0.7)]
+    found = merge(tiles, [*_at(0, tiles, first, 0.9), *_at(3, tiles, second, 0.8), *middle])
+    boxes = [part.mask.box for part in found]
+    assert (22, 10, 39, 22) in boxes
+    assert (62, 10, 78, 22) in boxes
+
+
 def test_the_score_of_an_object_put_together_is_the_mean_by_area():
     tiles = grid(32, 56, tile=32, overlap=0.25)
     bar = (0, rectangle(32, 56, 2, 8, 54, 16))

@@ -5,8 +5,8 @@ applied:
 
 1. A view is **cut** if its mask comes within a 256th of the tile's side of an edge that has picture beyond it.
 2. Two views of two tiles are **one object** if their masks agree where both tiles see: an IoU of 0.5 there, whatever
-   the classes. The surest agreement counts first, and an object has one view of each tile, so that two objects that
-   touch stay two.
+   the classes. If one of them is whole, all pixels of the other count. The surest agreement counts first. An object has
+   one view of each tile, so that two objects that touch stay two, and all its whole views agree with each other.
 3. Cut views of one tile that cover each other to less than 0.2 join the cut view of another tile, of their class, that
    covers 0.8 of each and with which they agree together: two arms of a U, in one tile, are one object in the next.
 4. An object that a tile sees **whole** is taken from there, from the best score; its score is the mean over all tiles
@@ -71,7 +71,7 @@ def merge(tiles: Sequence[Tile], parts: Iterable[Part]) -> list[Part]:
     views = _views(places, parts)
     meetings = list(_meetings(tiles, views))
     sides = [side for meeting in meetings for side in (meeting, meeting.swapped())]
-    objects = _Objects(views)
+    objects = _Objects(views, meetings)
     _join_same(places, views, objects, meetings)
     _join_arms(places, views, objects, sides)
     mistaken = _taken_for_something_else(places, views, sides) | _found_twice(places, views, objects)
@@ -164,8 +164,8 @@ class _Side(NamedTuple):
         view: its index.
         other: index of the other one.
         shared: number of pixels that are in both.
-        area: number of pixels of the view.
-        other_area: number of pixels of the other one.
+        area: number of pixels of the view; all of them, if the other one is not cut.
+        other_area: the same of the other one.
     """
 
     view: int
@@ -200,7 +200,7 @@ def _meetings(tiles: Sequence[Tile], views: Sequence[_View]) -> Iterator[_Side]:
         for first in filter(None, ours):
             for second in filter(None, theirs):
                 if shared := first.shared(second):
-                    yield _Side(first.view, second.view, shared, first.area, second.area)
+                    yield _Side(first.view, second.view, shared, first.area_beside(second), second.area_beside(first))
 
 
 def _neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
@@ -221,12 +221,14 @@ class _Seen:
         part: the part of the picture.
         mask: the pixels.
         box: of the pixels.
+        whole: the view, all of its pixels.
     """
 
     view: int
     part: Rect
     mask: Runs
     box: Rect
+    whole: _View
 
     @classmethod
     def of(cls, views: Sequence[_View], index: int, part: Rect) -> _Seen | None:
@@ -237,11 +239,18 @@ class _Seen:
         if box != views[index].box:
             mask = mask.inside(part)
             box = mask.box
-        return None if box.empty else cls(index, part, mask, box)
+        return None if box.empty else cls(index, part, mask, box, views[index])
 
     @cached_property
     def area(self) -> int:
         return self.mask.area
+
+    def area_beside(self, other: _Seen) -> int:
+        """Return the number of pixels that a view must share with another one to be the same.
+
+        A view that is not cut is all of its object: pixels beyond what both tiles see count against the other view.
+        """
+        return self.area if other.whole.cut else self.whole.area
 
     @cached_property
     def edges(self) -> Edges:
@@ -256,19 +265,28 @@ class _Seen:
 class _Objects:
     """Which views are of one object."""
 
-    def __init__(self, views: Sequence[_View]) -> None:
+    def __init__(self, views: Sequence[_View], meetings: Iterable[_Side]) -> None:
+        self._views = views
         self._group = {index: [index] for index in range(len(views))}
-        self._tile = [view.tile for view in views]
+        self._same = {frozenset((side.view, side.other)) for side in meetings if side.agreement >= _SAME}
 
-    def join(self, first: int, second: int, *, one_of_each_tile: bool = False) -> None:
-        """Make one object of those of two views, unless a tile would have two views of it."""
+    def join(self, first: int, second: int) -> None:
+        """Make one object of those of two views, unless two views of it are whole and not the same."""
         group, other = self._group[first], self._group[second]
-        if group is other:
-            return
-        if one_of_each_tile and {self._tile[i] for i in group} & {self._tile[i] for i in other}:
+        if group is other or not self._agree(group, other):
             return
         group += other
         self._group.update(dict.fromkeys(other, group))
+
+    def join_one_of_each_tile(self, first: int, second: int) -> None:
+        """Do so unless a tile would have two views of it, too."""
+        tiles = [{self._views[index].tile for index in self._group[side]} for side in (first, second)]
+        if tiles[0].isdisjoint(tiles[1]):
+            self.join(first, second)
+
+    def _agree(self, group: Iterable[int], other: Iterable[int]) -> bool:
+        wholes = [[index for index in side if not self._views[index].cut] for side in (group, other)]
+        return all(frozenset((one, two)) in self._same for one in wholes[0] for two in wholes[1])
 
     def alone(self, index: int) -> bool:
         """Return whether a view is the only one of its object."""
@@ -287,7 +305,7 @@ def _join_same(places: _Places, views: Sequence[_View], objects: _Objects, meeti
 
     for meeting in sorted(meetings, key=lambda meeting: (-certainty(meeting), meeting)):
         if meeting.agreement >= _SAME and places.comparable(views[meeting.view], views[meeting.other]):
-            objects.join(meeting.view, meeting.other, one_of_each_tile=True)
+            objects.join_one_of_each_tile(meeting.view, meeting.other)
 
 
 def _join_arms(places: _Places, views: Sequence[_View], objects: _Objects, sides: Iterable[_Side]) -> None:
