@@ -54,11 +54,19 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Return the commit, with `-dirty` if files differ from it; the results, which a run writes, are none of them."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+    return "unknown" if commit is None else commit + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says; None in an archive of the sources, or without git."""
     try:
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # an archive of the sources
-        return "unknown"
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(package: str) -> str:
