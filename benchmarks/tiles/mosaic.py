@@ -6,11 +6,11 @@ as in its scene, and what tiles find can be compared with what the scenes by the
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -103,11 +103,15 @@ def held_out() -> Iterator[tuple[Pixels, Sequence[int], Sequence[Mask]]]:
         number += 1
 
 
+@cache
 def scenes_module() -> ModuleType:
     """Return the module that draws the scenes that the embedded model was trained on."""
-    if (folder := str(ROOT / "examples/shapes")) not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module("scenes")
+    spec = importlib.util.spec_from_file_location("examples_shapes_scenes", ROOT / "examples/shapes/scenes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
 
 
 def _square(image: Any) -> Any:
