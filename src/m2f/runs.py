@@ -122,8 +122,8 @@ class Runs:
         Returns:
             uint32 [2 R], ascending, as `m2f.rle` and the kernels have them.
         """
-        moved = self.shifted(-rect.x1, -rect.y1)
-        return _flat(moved, rect.y2 - rect.y1).astype(np.uint32)
+        height = rect.y2 - rect.y1
+        return (_flat(self, height) - (rect.x1 * height + rect.y1)).astype(np.uint32)
 
     def rle(self, height: int, width: int) -> bytes:
         """Return the COCO compressed RLE `counts` of the mask in a picture of height x width pixels.
@@ -159,9 +159,11 @@ def _chosen(columns: Ints, begins: Ints, ends: Ints, wanted: npt.NDArray[np.bool
 def _flat(mask: Runs, height: int) -> Ints:
     """Return where the runs of a mask start and end, in turn, counted down the columns of a picture."""
     tops = mask.columns * height
-    edges = np.stack([tops + mask.begins, tops + mask.ends], axis=1).reshape(-1)
+    edges = np.empty(2 * len(tops), np.int64)
+    np.add(tops, mask.begins, out=edges[0::2])
+    np.add(tops, mask.ends, out=edges[1::2])
     apart = edges[1:-1:2] != edges[2::2]  # a run that ends at the bottom goes on at the top of the next column
-    return edges[np.concatenate([[True], np.repeat(apart, 2), [True]])] if len(edges) else edges
+    return edges if apart.all() else edges[np.concatenate([[True], np.repeat(apart, 2), [True]])]
 
 
 def _split(begins: Ints, ends: Ints, height: int) -> Runs:
