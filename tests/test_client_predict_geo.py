@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_an_image_that_is_nowhere_fails_before_any_request(folder, url, name, me
     assert done.stderr.splitlines()[0].startswith(f"m2f: {name}: ")
     assert message in done.stderr
     assert done.stderr.count(name) == 1 or name == "-"
+    assert requests == []
+
+
+def test_without_rasterio_the_message_says_what_to_install(folder, url, monkeypatch):
+    monkeypatch.setitem(sys.modules, "m2f_client.pictures.tiff", None)  # as if it could not be imported
+    done = m2f(folder, url, "map.tif", "--out", "out", "--geo")
+    assert done.exit_code == 1
+    message = "m2f: map.tif: a GeoTIFF is read with rasterio: pip install 'm2f[large]'"
+    assert done.stderr.splitlines()[0] == message
     assert requests == []
 
 

@@ -7,7 +7,6 @@ import os
 import struct
 from pathlib import Path
 
-from m2f.errors import M2FError
 from m2f.tiff import BEGINNINGS, ORIENTATION, number_of
 from m2f_client.client_errors import UnreadableImage
 from m2f_client.images import ImageSource, decoded, named, path_of
@@ -54,8 +53,8 @@ def read_geo(path: str | os.PathLike[str]) -> Geo:
     """Return where on earth the picture in a GeoTIFF is.
 
     Raises:
-        UnreadableImage: the file is not an upright TIFF, or does not say where it is; the message begins with its path.
-        M2FError: rasterio is not installed.
+        UnreadableImage: the file is not an upright TIFF, or does not say where it is, or rasterio is not installed; the
+            message begins with its path.
     """
     with named(path):
         if not _is_upright_tiff(os.fsdecode(path)):
@@ -63,7 +62,7 @@ def read_geo(path: str | os.PathLike[str]) -> Geo:
         try:
             from m2f_client.pictures.tiff import read_place  # noqa: PLC0415 (an extra)
         except ModuleNotFoundError as error:
-            raise M2FError(f"{os.fsdecode(path)}: a GeoTIFF is read with rasterio: pip install 'm2f[large]'") from error
+            raise UnreadableImage("a GeoTIFF is read with rasterio: pip install 'm2f[large]'") from error
         return read_place(os.fsdecode(path))
 
 
