@@ -50,8 +50,8 @@ def placed(mask: npt.NDArray[np.bool_], x: int, y: int, height: int, width: int)
         mask: bool [h, w].
         x: column of its left edge in the picture.
         y: row of its upper edge in the picture.
-        height: of the picture.
-        width: of the picture.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
     """
     changes = np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
     columns, rows = np.nonzero(changes.T)  # down the columns: where a run begins, where it ends, where the next begins

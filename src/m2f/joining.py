@@ -220,7 +220,7 @@ class _Seen:
         view: index of the view.
         part: the part of the picture.
         mask: the pixels.
-        box: of the pixels.
+        box: the smallest part of the picture that holds these pixels.
         whole: the view, all of its pixels.
     """
 

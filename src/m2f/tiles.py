@@ -45,8 +45,8 @@ def grid(height: int, width: int, *, tile: int, overlap: float) -> list[Tile]:
     """Cut a picture into tiles of one size, row by row; neighbours overlap by at least a part of the side.
 
     Args:
-        height: of the picture.
-        width: of the picture.
+        height: height of the picture in pixels.
+        width: width of the picture in pixels.
         tile: side of a tile. A picture with a shorter side has tiles of that side.
         overlap: 0 to less than 1.
 
